@@ -1,0 +1,73 @@
+# `make` alone lists the targets.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON := .venv/bin/python
+SEEDS ?= 1000
+
+export PYTHONPATH := $(CURDIR)/include:$(CURDIR)/plugins
+
+.PHONY: help
+help:
+	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+.PHONY: demo
+demo: .venv/ready  ## play a whole migration on this machine: STORES=real for real servers, AUTO=1 to press no key
+	STORES="$(STORES)" AUTO="$(AUTO)" $(PYTHON) -m billing.demo
+
+.PHONY: test
+test: .venv/ready  ## run the tests, on real servers where they can be had: ARGS="-k fence" goes to pytest
+	$(PYTHON) -m tests.servers around $(PYTHON) -m pytest $(ARGS)
+
+.PHONY: check
+check: .venv/ready  ## ruff, mypy and import-linter: what CI checks besides the tests
+	$(PYTHON) -m ruff check
+	$(PYTHON) -m ruff format --check
+	$(PYTHON) -m mypy include tests/servers $(sort $(dir $(wildcard plugins/*.py plugins/*/*.py dags/*.py)))
+	.venv/bin/lint-imports
+
+.PHONY: stores
+stores: .venv/ready  ## start the servers that the tests use, and print where they are
+	$(PYTHON) -m tests.servers start
+
+.PHONY: stores-stop
+stores-stop:  ## stop them and remove their files; downloads stay until make clean
+	@if [ -d .stores ]; then $(firstword $(wildcard $(PYTHON)) python3.11) -m tests.servers stop; fi
+
+.PHONY: bench
+bench: .venv/ready  ## measure
+	$(PYTHON) -m benchmarks
+
+.PHONY: simulate
+simulate: .venv/ready  ## run the simulated world: SEEDS=1000
+	$(PYTHON) -m tests.simulation --seeds $(SEEDS)
+
+.PHONY: constraints
+constraints: .venv/bin/uv  ## pin what requirements.txt brings along, in constraints.txt
+	.venv/bin/uv pip compile requirements.txt --quiet --python-version 3.11 --no-header \
+		--no-emit-index-url --no-emit-find-links --output-file constraints.txt
+
+.PHONY: clean
+clean: stores-stop  ## stop the servers and remove everything that these targets made
+	rm -rf .stores .demo .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp of a complete installation: older than what it was installed from, it is made again.
+.venv/ready: requirements.txt constraints.txt | .venv/bin/uv
+	@if ! { command -v pkg-config && pkg-config --exists libmariadb && command -v gcc; } >/dev/null 2>&1; then \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			apt-get update && \
+			DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends libmariadb-dev pkg-config gcc; \
+		else \
+			echo "mysqlclient compiles, and needs: apt-get install libmariadb-dev pkg-config gcc" >&2; exit 1; \
+		fi; \
+	fi
+	.venv/bin/uv pip install --python $(PYTHON) -r requirements.txt -c constraints.txt
+	@touch $@
+
+.venv/bin/uv:
+	@command -v python3.11 >/dev/null || { echo "Python 3.11 is needed, as python3.11 in the PATH" >&2; exit 1; }
+	python3.11 -m venv .venv
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints.txt uv

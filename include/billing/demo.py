@@ -1,0 +1,297 @@
+"""``make demo``: a billing database with live traffic moves to another store inside Airflow, every row accounted for.
+
+``STORES=real`` moves it to a real MySQL, ``AUTO=1`` ends by itself, ``CUSTOMERS=n`` sets the size. The demo is a user
+of fishladder: it triggers DAGs by Airflow's REST API and believes only its own comparison.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from billing import invariants, schema
+from billing.airflow import Airflow, DemoError
+from billing.database import connect
+
+ROOT = Path(__file__).parents[2]
+HOME = ROOT / ".demo"
+DATABASE = "fishladder_demo"
+TRAFFIC_RATE = 25
+TRAFFIC_SECONDS = 3600
+DRAIN_SECONDS = 120.0
+
+
+class Demo:
+    def __init__(self, *, real: bool, customers: int) -> None:
+        self.real = real
+        self.customers = customers
+        self.began = time.monotonic()
+        self.source = f"sqlite:///{HOME / 'source.db'}"
+        self.target = f"sqlite:///{HOME / 'target.db'}"
+        self.applications = {"billing_source_app": self.source, "billing_target_app": self.target}
+        self.ledger = f"sqlite:///{HOME / 'ledger.db'}"
+        self.facts: dict[str, str] = {}
+        self.traffic: subprocess.Popen[str] | None = None
+        self.airflow: Airflow | None = None
+        self.server_started = False
+
+    # Steps
+
+    def prepare_stores(self) -> None:
+        """A source with customers, an empty target."""
+        if self.real:
+            self._create_mysql()
+        schema.create(self.source)
+        self._python("billing.seed", self.source, "--customers", str(self.customers), "--seed", "7")
+        environment = self._environment()
+        self._python("fishladder", "ledger", "upgrade", environment=environment)
+
+    def _create_mysql(self) -> None:
+        known = self._python("tests.servers", "status").strip() if not os.environ.get("MYSQL_DSN") else ""
+        self.server_started = not os.environ.get("MYSQL_DSN") and "running" not in known
+        self._python("tests.servers", "start")
+        dsn = self._mysql_dsn()
+        import MySQLdb
+
+        address = urlsplit(dsn)
+        root = MySQLdb.connect(
+            host=address.hostname, port=address.port or 3306, user=address.username or "", passwd=address.password or ""
+        )
+        password = "demo"
+        with root.cursor() as cursor:
+            cursor.execute(f"DROP DATABASE IF EXISTS {DATABASE}")
+            cursor.execute(f"CREATE DATABASE {DATABASE} CHARACTER SET utf8mb4")
+            for user in ("demo_copier", "demo_app"):
+                cursor.execute("CREATE USER IF NOT EXISTS %s@'%%' IDENTIFIED BY %s", (user, password))
+            cursor.execute("GRANT PROCESS ON *.* TO demo_copier@'%'")
+            cursor.execute(f"GRANT ALL ON {DATABASE}.* TO demo_copier@'%'")
+            cursor.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {DATABASE}.* TO demo_app@'%'")
+        root.close()
+        place = f"{quote(password)}@{address.hostname}:{address.port or 3306}/{DATABASE}"
+        self.target = f"mysql://demo_copier:{place}"
+        self.applications["billing_target_app"] = f"mysql://demo_app:{place}"
+
+    def _mysql_dsn(self) -> str:
+        if os.environ.get("MYSQL_DSN"):
+            return os.environ["MYSQL_DSN"]
+        lines = self._python("tests.servers", "env").splitlines()
+        found = [line.split("=", 1)[1].strip("'\"") for line in lines if "MYSQL_DSN=" in line]
+        if not found:
+            raise DemoError("no MySQL: `make stores` says why")
+        return found[0]
+
+    def _environment(self) -> dict[str, str]:
+        connections = {"billing_source": self.source, "billing_target": self.target, **self.applications}
+        return {
+            "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "include", ROOT / "plugins", ROOT))),
+            "FISHLADDER_LEDGER": self.ledger,
+            "BILLING_TARGET_KIND": "mysql" if self.real else "sqlite",
+            **{f"AIRFLOW_CONN_{name.upper()}": url for name, url in connections.items()},
+            **{f"FISHLADDER_{name.upper()}": url for name, url in connections.items()},
+        }
+
+    def start_traffic(self) -> None:
+        """Customers: one process that goes on until the demo stops it."""
+        command = [sys.executable, "-m", "billing.traffic", self.source, "--rate", str(TRAFFIC_RATE)]
+        command += ["--seconds", str(TRAFFIC_SECONDS), "--log", str(HOME / "traffic.jsonl")]
+        environment = {**os.environ, **self._environment()}
+        self.traffic = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+    def start_airflow(self) -> None:
+        self.airflow = Airflow(HOME / "airflow", ROOT / "dags", self._environment())
+        self.airflow.start()
+        for step in ("prepare", "load", "replicate", "reconcile"):
+            self.airflow.wait_for_dag(f"billing_{step}")
+        for connection in ("billing_source", "billing_target"):
+            self.airflow.pool(f"fishladder_{connection}", 8)
+        say(f"Airflow is at {self.airflow.url} (user admin, password {self.airflow.password})")
+
+    def migrate(self) -> None:
+        """Prepare, load and follow, with traffic on."""
+        assert self.airflow is not None
+        for step in ("prepare", "load"):
+            began = time.monotonic()
+            if step == "load":
+                self.airflow.unpause("billing_replicate")
+            self._expect(f"billing_{step}", "success")
+            say(f"billing_{step} took {time.monotonic() - began:.0f} s")
+            if step == "load":
+                rows = sum(table["rows"] for table in self._status()["tables"].values())
+                seconds = time.monotonic() - began
+                self.facts["rows moved"] = f"{rows:,} by the load, in {seconds:.0f} s with Airflow's own time"
+
+    def plant_and_repair(self) -> None:
+        """Damage the target behind everybody's back; reconciliation finds it, the applier repairs it."""
+        planted = self._plant()
+        self._expect("billing_reconcile", "failed")
+        status = self._status()
+        found = self._mismatches()
+        self._wait("the applier to repair them", lambda: not self._status()["mismatches"])
+        self._expect("billing_reconcile", "success")
+        self.facts["differences"] = f"{planted} planted, {found} found, {found - self._status()['mismatches']} repaired"
+        if found != planted or status["paused"]:
+            raise DemoError(f"{planted} differences were planted and {found} found")
+
+    def _plant(self) -> int:
+        rng = random.Random(11)
+        with connect(self.target) as db, db.transaction():
+            if not self.real:
+                db.execute("INSERT INTO fishladder_copying VALUES (1)")  # as the copier itself would
+            lines = [row[0] for row in db.query("SELECT id FROM invoice_line ORDER BY id LIMIT 200")]
+            gone, changed = rng.sample(lines, 4)[:2], rng.sample(lines[100:], 2)
+            gone = [line for line in gone if line not in changed]
+            for line in gone:
+                db.execute("DELETE FROM invoice_line WHERE id = ?", (line,))
+            for line in changed:
+                db.execute("UPDATE invoice_line SET amount = '0.01' WHERE id = ?", (line,))
+            db.execute(
+                "INSERT INTO plan (id, code, name, monthly_price, yearly_price, on_sale, updated_at)"
+                " VALUES (9999, 'GHOST', 'Nobody sells this', '1.00', '10.00', 0, '2026-01-01 00:00:00.000000')"
+            )
+            if not self.real:
+                db.execute("DELETE FROM fishladder_copying")
+        return len(gone) + len(changed) + 1
+
+    def finish(self) -> None:
+        """Stop the customers, wait until nothing is on its way, and compare without fishladder."""
+        assert self.traffic is not None
+        self.traffic.send_signal(signal.SIGTERM)
+        printed, _ = self.traffic.communicate(timeout=60)
+        summary = json.loads(printed)
+        self.traffic = None
+        self._wait("the last changes", lambda: not self._journal() and not self._status()["dirty"])
+        acknowledged = sum(summary["acknowledged"].values())
+        failed = sum(sum(summary[kind].values()) for kind in ("failed", "refused", "unknown"))
+        self.facts["customers"] = (
+            f"{acknowledged:,} operations while it ran, {failed} failed, longest {summary['max_latency_ms']:.0f} ms"
+        )
+        applied = self._status()["applier"] or {}
+        self.facts["changes followed"] = f"{self._changes():,}, lag {applied.get('lag') or 0:.1f} s at the end"
+        problems = self._python("tests.independent", self.source, self.target, check=False).strip()
+        broken = invariants.check(self.source) + invariants.check(self.target)
+        if problems or broken:
+            raise DemoError("the copies are not what they must be:\n" + "\n".join([problems, *broken]))
+        equal = invariants.totals(self.source) == invariants.totals(self.target)
+        if not equal:
+            raise DemoError("the totals per country differ")
+        self.facts["compared"] = "every row, by code that shares nothing with fishladder: equal, totals per country too"
+        self._python("fishladder", "audit", "verify", environment=self._environment())
+        self.facts["audit"] = "the chain is whole"
+
+    # Questions
+
+    def _status(self) -> dict[str, Any]:
+        file = str(ROOT / "include" / "migrations" / "billing.yaml")
+        found: dict[str, Any] = json.loads(self._python("fishladder", "status", file, "--json", environment=self._environment()))
+        return found
+
+    def _mismatches(self) -> int:
+        return int(self._status()["found"])
+
+    def _changes(self) -> int:
+        return int(self._status()["changes"])
+
+    def _journal(self) -> int:
+        with connect(self.source) as db:
+            return int(db.query("SELECT count(*) FROM fishladder_journal")[0][0])
+
+    def _expect(self, dag: str, state: str) -> None:
+        assert self.airflow is not None
+        say(f"{dag} …")
+        found = self.airflow.run(dag)
+        if found != state:
+            failed = ", ".join(self.airflow.failures(dag)) or "no task"
+            raise DemoError(f"{dag} ended in {found}, not {state} (failed: {failed}); its log is in {HOME}/airflow/logs")
+
+    def _wait(self, what: str, done: Callable[[], bool]) -> None:
+        end = time.monotonic() + DRAIN_SECONDS
+        while not done():
+            if time.monotonic() > end:
+                raise DemoError(f"waited {DRAIN_SECONDS:.0f} s for {what}, in vain")
+            time.sleep(1.0)
+
+    def _python(self, module: str, *arguments: str, environment: dict[str, str] | None = None, check: bool = True) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            cwd=ROOT,
+            env={**os.environ, **self._environment(), **(environment or {})},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if check and done.returncode:
+            raise DemoError(f"python -m {module} {arguments[0] if arguments else ''} failed:\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+    def stop(self) -> None:
+        """End everything that the demo started."""
+        if self.traffic is not None:
+            self.traffic.terminate()
+            self.traffic.communicate()
+        if self.airflow is not None:
+            self.airflow.stop()
+        if self.server_started:
+            self._python("tests.servers", "stop", check=False)
+
+    def summary(self) -> str:
+        kind = "MySQL" if self.real else "SQLite"
+        lines = [f"billing: {self.customers:,} customers from SQLite to {kind}, {time.monotonic() - self.began:.0f} s in all"]
+        return "\n".join([*lines, *(f"  {name:<18} {fact}" for name, fact in self.facts.items())])
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def main() -> int:
+    automatic, real = bool(os.environ.get("AUTO")), os.environ.get("STORES") == "real"
+    HOME.mkdir(exist_ok=True)
+    with (HOME / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("another demo is running in this folder; end it first")
+            return 1
+        for path in HOME.iterdir():
+            if path.name != "lock":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        demo = Demo(real=real, customers=int(os.environ.get("CUSTOMERS") or 2000))
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        try:
+            for step in (
+                demo.prepare_stores,
+                demo.start_traffic,
+                demo.start_airflow,
+                demo.migrate,
+                demo.plant_and_repair,
+                demo.finish,
+            ):
+                step()
+            say("\n" + demo.summary())
+            if not automatic:
+                assert demo.airflow is not None
+                say(f"\nAirflow stays up at {demo.airflow.url}: user admin, password {demo.airflow.password}. Ctrl-C ends it.")
+                signal.pause()
+        except DemoError as error:
+            say(f"the demo failed: {error}")
+            return 1
+        except KeyboardInterrupt:
+            say("ending")
+        finally:
+            demo.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

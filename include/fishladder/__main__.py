@@ -1,0 +1,3 @@
+from fishladder.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,401 @@
+"""The applier: makes dirty keys right, whoever marked them dirty (design §7).
+
+A dirty key is made right by reading the owner's current row and writing or deleting the other side's. So the same
+batch may be applied twice, late or in any order, as long as two rules hold: a key's row is read while its shard is
+locked in the destination, and exactly the entries that were read before that are forgotten after the commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+from fishladder.cells import SHARDS, Row, row_key
+from fishladder.clock import Clock
+from fishladder.errors import AmbiguousError, CoverageError, RowError, TransientError
+from fishladder.ledger import Ledger
+from fishladder.load import Refusal, fitting_rows, rejects_of
+from fishladder.plan import Plan, PlanTable, Side
+from fishladder.spec import digest
+from fishladder.stores.base import Fenced, Fence, Found, LoadState, Relation, Store, Transaction
+
+BATCH = 2_000
+POLL = 0.2
+"""Seconds between looks at an empty journal."""
+LONGEST_PAUSE = 30.0
+"""Seconds that the applier backs off at most after failures."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dirty:
+    """One reason to doubt a key: a journal entry (``journal`` is its id) or a line of the ledger (``ledger``)."""
+
+    table: str
+    key: bytes
+    entity: bytes | None
+    cohort: str
+    journal: int | None = None
+    ledger: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ends:
+    """The two stores of a copy. ``owner`` says which of them the rows come from; they go to the other."""
+
+    owner: Side
+    origin: Store
+    destination: Store
+
+
+@dataclass(slots=True, kw_only=True)
+class Applied:
+    """What a batch did. ``wide``: reasons left because their keys need every shard; ``left``: because of a fence."""
+
+    written: int = 0
+    deleted: int = 0
+    equal: int = 0
+    rejected: int = 0
+    forgotten: int = 0
+    wide: list[Dirty] = field(default_factory=list)
+    left: list[Dirty] = field(default_factory=list)
+
+    def add(self, other: Applied) -> None:
+        for name in ("written", "deleted", "equal", "rejected", "forgotten"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.wide += other.wide
+        self.left += other.left
+
+
+def read_dirty(plan: Plan, ends: Ends, ledger: Ledger, limit: int = BATCH) -> list[Dirty]:
+    """The oldest reasons to doubt keys of tables whose load is closed: the ledger's, then the journal's."""
+    assert isinstance(ends.destination, Fenced)
+    states = ends.destination.load_states()
+    closed = [table.name for table in plan.tables if table.name in states and not states[table.name].open]
+    found = [
+        Dirty(table=line.table, key=line.key, entity=line.entity, cohort=line.cohort or "", ledger=line.id)
+        for line in ledger.dirty(limit)
+        if line.table in closed
+    ]
+    with ends.origin.read() as origin:
+        entries = origin.entries(closed, limit)
+    found += [Dirty(table=e.table, key=e.key, entity=e.entity, cohort=e.cohort, journal=e.id) for e in entries]
+    return found
+
+
+def check_coverage(plan: Plan, store: Store, side: Side, ledger: Ledger) -> str:
+    """A digest of the store's coverage. Raises CoverageError naming the tables that are not what they were."""
+    assert isinstance(store, Fenced)
+    recorded = ledger.coverage(side)
+    relations = [relation for relation in plan.relations(side) if relation.table in recorded]
+    now = store.coverage(relations)
+    changed = sorted(table for table, digest in now.items() if digest != recorded[table])
+    if changed:
+        why = f"{side}: table or triggers changed behind the journal"
+        ledger.void_checks(changed, why)
+        raise CoverageError(
+            f"{', '.join(changed)}: the {side}'s table or its fishladder triggers are not what prepare installed"
+            " (truncated, altered, swapped, or a trigger dropped), so changes may be unrecorded. Find out which, run"
+            " prepare, then restart the table"
+        )
+    return digest(recorded)
+
+
+def apply_batch(
+    plan: Plan,
+    ends: Ends,
+    ledger: Ledger,
+    dirty: Sequence[Dirty],
+    *,
+    every_shard: bool = False,
+    attempts: Mapping[str, str] | None = None,
+) -> Applied:
+    """Make these keys right in one destination transaction, then forget exactly these reasons.
+
+    ``every_shard``: lock all shards and fences, for keys whose entity changed or is not known. ``attempts``: the
+    open attempt of each cohort that is being flipped; keys written meanwhile are noted in ``fishladder_touched``.
+    """
+    batch = _Batch(plan, ends, every_shard)
+    with ends.destination.begin() as copy:
+        states = {table: copy.lock_load(table) for table in sorted({line.table for line in dirty})}
+        dirty = [line for line in dirty if _closed(states[line.table])]
+        batch.lock(copy, dirty)
+        batch.read(copy, dirty)
+        batch.write(copy)
+        if attempts:
+            touched = ((t, key, cohort) for (t, key), cohort in batch.changed.items() if cohort in attempts)
+            for table, key, cohort in touched:
+                copy.touch([(table, key, cohort)], attempts[cohort])
+        batch.record(ledger)
+        copy.commit()
+    batch.forget(ledger, dirty)
+    return batch.applied
+
+
+def _closed(state: LoadState | None) -> bool:
+    return state is not None and not state.open
+
+
+class _Batch:
+    """One transaction of the applier, step by step as in ``apply_batch``."""
+
+    def __init__(self, plan: Plan, ends: Ends, every_shard: bool) -> None:
+        self.plan = plan
+        self.ends = ends
+        self.every_shard = every_shard
+        self.applied = Applied()
+        self.shards: frozenset[int] = frozenset()
+        self.fences: dict[str, Fence] = {}
+        self.homes: dict[bytes, str] = {}
+        self.keys: dict[str, dict[bytes, list[Dirty]]] = {}
+        self.owner: dict[str, dict[bytes, Found]] = {}
+        self.there: dict[str, dict[bytes, Found]] = {}
+        self.refused: dict[str, list[Refusal]] = {}
+        self.changed: dict[tuple[str, bytes], str] = {}
+        self.kept: set[tuple[str, bytes]] = set()
+
+    def lock(self, copy: Transaction, dirty: Sequence[Dirty]) -> None:
+        """Shards in ascending order, then the fences, shared: raising a fence waits for this transaction."""
+        if self.every_shard:
+            self.shards = frozenset(range(SHARDS))
+        else:
+            self.shards = frozenset().union(*(self.plan.shards(d.table, d.key, d.entity) for d in dirty))
+        copy.lock_shards(self.shards)
+        self.fences = copy.lock_fences(None)
+
+    def read(self, copy: Transaction, dirty: Sequence[Dirty]) -> None:
+        """The owner's rows as they are now, and what the destination has."""
+        for line in dirty:
+            self.keys.setdefault(line.table, {}).setdefault(line.key, []).append(line)
+        with self.ends.origin.read() as origin:
+            for table, keys in self.keys.items():
+                self.owner[table] = origin.rows_by_key(self._owner(table), list(keys))
+            entities = {line.entity for line in dirty if line.entity is not None}
+            entities |= {found.entity for rows in self.owner.values() for found in rows.values() if found.entity}
+            self.homes = origin.homes(entities)
+        for table, keys in self.keys.items():
+            self.there[table] = copy.rows_by_key(self._copy(table), list(keys))
+        self.homes |= copy.homes({f.entity for rows in self.there.values() for f in rows.values() if f.entity})
+
+    def write(self, copy: Transaction) -> None:
+        """Parents before children, then deletes, children first."""
+        ordered = [table for table in self.plan.tables if table.name in self.keys]
+        gone: list[tuple[PlanTable, list[bytes]]] = []
+        for table in ordered:
+            keys = [key for key in self.keys[table.name] if self._may(table, key)]
+            owner, there = self.owner[table.name], self.there[table.name]
+            rows = {key: owner[key].row for key in keys if key in owner}
+            changed = {key: row for key, row in rows.items() if key not in there or there[key].row != row}
+            self.applied.equal += len(rows) - len(changed)
+            self._write_rows(copy, table, changed)
+            gone.append((table, [key for key in keys if key not in owner and key in there]))
+        for table, keys in reversed(gone):
+            copy.delete(self._copy(table.name), keys)
+            self.applied.deleted += len(keys)
+            self._note(table, keys)
+
+    def record(self, ledger: Ledger) -> None:
+        """Rejects, and doubts that are over, into the ledger while the shards are still locked.
+
+        If the commit then fails, the reasons are not forgotten and the keys stay dirty.
+        """
+        refused = [
+            reject
+            for name, refusals in self.refused.items()
+            for reject in rejects_of(self.ends.origin, self._owner(name), self.plan.table(name), refusals)
+        ]
+        wrong = {(reject.table, reject.key) for reject in refused} | self.kept
+        right = {table: [key for key in keys if (table, key) not in wrong] for table, keys in self.keys.items()}
+        ledger.record_outcome(right, refused)
+        self.applied.rejected = len(refused)
+
+    def forget(self, ledger: Ledger, dirty: Sequence[Dirty]) -> None:
+        """After the commit: delete exactly the reasons that were read, but those of keys that were left."""
+        done = [line for line in dirty if (line.table, line.key) not in self.kept]
+        ledger.forget([line.ledger for line in done if line.ledger is not None])
+        journal = [line.journal for line in done if line.journal is not None]
+        if journal:
+            with self.ends.origin.begin() as origin:
+                origin.forget(journal)
+                origin.commit()
+        self.applied.forgotten = len(done)
+
+    # Which keys this batch may write
+
+    def _may(self, table: PlanTable, key: bytes) -> bool:
+        reasons = self.keys[table.name][key]
+        entities = {line.entity for line in reasons}
+        for found in (self.owner[table.name].get(key), self.there[table.name].get(key)):
+            if found is not None:
+                entities.add(found.entity)
+        if not all(self.plan.shards(table.name, key, entity) <= self.shards for entity in entities):
+            # The row moved to another entity, whose shard somebody else may hold right now.
+            return self._keep(table, key, self.applied.wide)
+        cohorts = {table.cohort(entity, self.homes) for entity in entities}
+        if any(cohort not in self.fences or self.fences[cohort].writer != "copier" for cohort in cohorts):
+            return self._keep(table, key, self.applied.left)
+        return True
+
+    def _keep(self, table: PlanTable, key: bytes, where: list[Dirty]) -> bool:
+        self.kept.add((table.name, key))
+        where += self.keys[table.name][key]
+        return False
+
+    # Writing rows
+
+    def _write_rows(self, copy: Transaction, table: PlanTable, changed: Mapping[bytes, Row]) -> None:
+        relation, there = self._copy(table.name), self.there[table.name]
+        fitting, refused = fitting_rows(self._owner(table.name), relation, list(changed.values()))
+        new = [row for row in fitting if self._key(table.name, row) not in there]
+        old = [row for row in fitting if self._key(table.name, row) in there]
+        try:
+            with copy.savepoint():
+                copy.insert(relation, new)
+                copy.update(relation, old)
+        except RowError:
+            for row in fitting:
+                refused += self._write_row(copy, table, row)
+        self.refused[table.name] = refused
+        bad = {self._key(table.name, refusal.row) for refusal in refused}
+        written = [key for key in changed if key not in bad]
+        self.applied.written += len(written)
+        self._note(table, written)
+
+    def _write_row(self, copy: Transaction, table: PlanTable, row: Row) -> list[Refusal]:
+        relation, key = self._copy(table.name), self._key(table.name, row)
+        try:
+            with copy.savepoint():
+                if key in copy.rows_by_key(relation, [key]):
+                    copy.update(relation, [row])
+                else:
+                    copy.insert(relation, [row])
+            return []
+        except RowError as error:
+            if error.unique and table.serial and self._displace(copy, table, {key: row}):
+                return []
+            return [Refusal(row=row, column=error.column, error=str(error))]
+
+    def _displace(self, copy: Transaction, table: PlanTable, rows: dict[bytes, Row]) -> bool:
+        """Another row holds a unique value. Write it and everyone it displaces as the owner has them now.
+
+        Values may be swapped or rotated, so holders are followed until the circle closes; then all are deleted and
+        inserted again. Cascades do not fire: the copier's session has foreign key checks off.
+        """
+        relation, wanted = self._copy(table.name), dict(rows)
+        present = set(copy.rows_by_key(relation, list(wanted)))
+        while more := copy.holders(relation, list(wanted.values())) - wanted.keys() - present:
+            found = copy.rows_by_key(relation, list(more))
+            homes = copy.homes(f.entity for f in found.values() if f.entity is not None)
+            cohorts = {table.cohort(f.entity, homes) for f in found.values()}
+            if any(cohort not in self.fences or self.fences[cohort].writer != "copier" for cohort in cohorts):
+                return False
+            present |= more
+            with self.ends.origin.read() as origin:
+                owned = origin.rows_by_key(self._owner(table.name), list(more))
+            wanted |= {key: found.row for key, found in owned.items()}
+        try:
+            with copy.savepoint():
+                copy.delete(relation, sorted(present))
+                copy.insert(relation, list(wanted.values()))
+        except RowError:
+            return False
+        self._note(table, [*present, *wanted])
+        return True
+
+    def _note(self, table: PlanTable, keys: Iterable[bytes]) -> None:
+        owner, there = self.owner[table.name], self.there[table.name]
+        for key in keys:
+            found = owner.get(key) or there.get(key)
+            self.changed[table.name, key] = table.cohort(found.entity if found else None, self.homes)
+
+    def _owner(self, table: str) -> Relation:
+        return self.plan.table(table).at(self.ends.owner)
+
+    def _copy(self, table: str) -> Relation:
+        return self.plan.table(table).at("target" if self.ends.owner == "source" else "source")
+
+    def _key(self, table: str, row: Row) -> bytes:
+        return row_key(row, self._owner(table).key)
+
+
+def apply_round(plan: Plan, workers: Sequence[Ends], ledger: Ledger, limit: int = BATCH) -> Applied:
+    """One look at the oldest reasons, applied by shard in parallel; what needs every shard comes last, alone."""
+    ends = workers[0]
+    check_coverage(plan, ends.origin, ends.owner, ledger)
+    dirty = read_dirty(plan, ends, ledger, limit)
+    narrow: list[list[Dirty]] = [[] for _ in workers]
+    total = Applied()
+    for line in dirty:
+        shards = plan.shards(line.table, line.key, line.entity)
+        if len(shards) > 1:
+            total.wide.append(line)
+        else:
+            narrow[min(shards) % len(workers)].append(line)
+    busy = [(end, lines) for end, lines in zip(workers, narrow, strict=True) if lines]
+    if len(busy) > 1:
+        with ThreadPoolExecutor(len(busy)) as pool:
+            for applied in pool.map(lambda work: apply_batch(plan, work[0], ledger, work[1]), busy):
+                total.add(applied)
+    else:
+        for end, lines in busy:
+            total.add(apply_batch(plan, end, ledger, lines))
+    if total.wide:
+        wide, total.wide = total.wide, []
+        total.add(apply_batch(plan, ends, ledger, wide, every_shard=True))
+    return total
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Followed:
+    """What an applier did in its time: changes made right, rejects, seconds of lag at the end and at worst."""
+
+    applied: int = 0
+    rejected: int = 0
+    failures: int = 0
+    lag: float | None = None
+    worst_lag: float = 0.0
+
+
+def follow(
+    plan: Plan,
+    workers: Sequence[Ends],
+    ledger: Ledger,
+    clock: Clock,
+    *,
+    seconds: float,
+    until_idle: bool = False,
+    progress: Callable[[Followed], None] = lambda report: None,
+) -> Followed:
+    """Apply dirty keys until the time is up (or nothing is dirty), polling when idle, backing off after failures.
+
+    Raises CoverageError and other FatalErrors at once; TransientErrors only when the time is up.
+    """
+    assert isinstance(workers[0].origin, Fenced)
+    report, pause, end = Followed(), POLL, clock.monotonic() + seconds
+    while True:
+        applied = Applied()
+        if not ledger.control().paused:
+            try:
+                applied = apply_round(plan, workers, ledger)
+                pause = POLL
+            except (TransientError, AmbiguousError):  # repeating is reading again: nothing was forgotten
+                pause = min(2 * pause, LONGEST_PAUSE)
+                report = replace(report, failures=report.failures + 1)
+                if clock.monotonic() + pause >= end:
+                    raise
+        lag = workers[0].origin.lag()
+        report = replace(
+            report,
+            applied=report.applied + applied.forgotten,
+            rejected=report.rejected + applied.rejected,
+            lag=lag,
+            worst_lag=max(report.worst_lag, lag or 0.0),
+        )
+        ledger.note("applier", {"applied": report.applied, "lag": lag, "worst_lag": report.worst_lag})
+        if applied.forgotten:
+            ledger.add_counts("applied", {"changes": applied.forgotten, "rejects": applied.rejected})
+            progress(report)
+            continue
+        if until_idle or clock.monotonic() + pause >= end:
+            return report
+        clock.sleep(pause)

@@ -1,0 +1,132 @@
+"""``python -m fishladder``: what a person does without Airflow, or beside it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fishladder import tasks
+from fishladder.errors import FishladderError, InputError
+from fishladder.ledger import Ledger, open_ledger, upgrade, verify
+from fishladder.spec import Migration, json_schema, load
+from fishladder.stores import connect_environment, open_store
+from fishladder.stores.base import Store
+
+LEDGER = "FISHLADDER_LEDGER"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code: 0 well, 1 something was found, 2 the input was wrong."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except FishladderError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m fishladder", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def command(name: str, run: object, text: str, *, file: bool = True) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        if file:
+            added.add_argument("file", type=Path, help="the migration file")
+            added.add_argument("--json", action="store_true", help="for machines")
+        added.set_defaults(run=run)
+        return added
+
+    command("preflight", _preflight, "find what would go wrong, and change nothing")
+    command("status", _status, "where the migration stands, from the ledger")
+    command("schema", _schema, "print the JSON schema of migration files, for editors", file=False)
+    ledger = commands.add_parser("ledger", help="the control database").add_subparsers(required=True, metavar="what")
+    added = ledger.add_parser("upgrade", help="create or upgrade the ledger's tables")
+    added.set_defaults(run=_upgrade)
+    audit = commands.add_parser("audit", help="the audit trail").add_subparsers(required=True, metavar="what")
+    added = audit.add_parser("verify", help="check that no event was edited, cut or swapped")
+    added.add_argument("--migration", help="only this one; otherwise all")
+    added.set_defaults(run=_verify)
+    return parser
+
+
+def _ledger_url() -> str:
+    url = os.environ.get(LEDGER)
+    if not url:
+        raise InputError(f"set {LEDGER} to the ledger's URL, for example sqlite:////path/ledger.db or postgresql://…")
+    return url
+
+
+def _ledger(migration: str) -> Ledger:
+    ledger = open_ledger(_ledger_url(), migration=migration)
+    ledger.check_version()
+    return ledger
+
+
+def _desk(spec: Migration) -> tasks.Desk:
+    kinds = {end.connection: end.kind for end in (spec.source, spec.target)}
+
+    def open_(connection: str) -> Store:
+        kind, connect = connect_environment(connection, os.environ)
+        if kind != kinds[connection]:
+            raise InputError(f"connection {connection} is a {kind} URL, but the migration file says {kinds[connection]}")
+        return open_store(kind, connect)
+
+    return tasks.Desk(spec=spec, ledger=_ledger(spec.migration), open=open_, say=lambda line: print(line, file=sys.stderr))
+
+
+def _preflight(options: argparse.Namespace) -> int:
+    findings = tasks.check(_desk(load(options.file)))
+    if options.json:
+        print(json.dumps([{"level": f.level, "where": f.where, "message": f.message} for f in findings], indent=2))
+    else:
+        print(tasks.findings_table(findings))
+    return int(any(finding.level == "fail" for finding in findings))
+
+
+def _status(options: argparse.Namespace) -> int:
+    spec = load(options.file)
+    found = tasks.status(tasks.Desk(spec=spec, ledger=_ledger(spec.migration), open=_no_store))
+    if options.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    applier = found["applier"] or {}
+    print(f"{found['migration']}{' (paused)' if found['paused'] else ''}: {found['dirty']} dirty keys in the ledger,")
+    print(f"  {found['mismatches']} open mismatches, lag of the applier {applier.get('lag') or 0:.1f} s")
+    print(f"{'table':<24}{'phase':<10}{'chunks':>10}{'rows':>12}{'rejects':>9}{'clean passes':>14}")
+    for name, table in found["tables"].items():
+        chunks = f"{table['done']}/{table['chunks']}"
+        line = f"{name:<24}{table['phase']:<10}{chunks:>10}{table['rows']:>12,}{table['rejects']:>9}"
+        print(f"{line}{table['clean_passes']:>14}")
+    return 0
+
+
+def _no_store(connection: str) -> Store:
+    raise InputError(f"status reads the ledger alone, not {connection}")
+
+
+def _schema(_: argparse.Namespace) -> int:
+    sys.stdout.write(json_schema())
+    return 0
+
+
+def _upgrade(_: argparse.Namespace) -> int:
+    upgrade(_ledger_url())
+    print("the ledger's tables are those of this version")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    with _ledger(options.migration or "") as ledger:
+        problems = verify(ledger.engine, options.migration)
+    for problem in problems:
+        print(problem)
+    print("the audit chain is broken" if problems else "the audit chain is whole")
+    return int(bool(problems))

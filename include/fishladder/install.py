@@ -1,0 +1,121 @@
+"""Prepare: target tables, fishladder's tables, fences, the source's triggers, homes (design §5, §13)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from fishladder.apply import check_coverage
+from fishladder.cells import NO_HOME, SHARED
+from fishladder.errors import InputError
+from fishladder.ledger import Ledger
+from fishladder.plan import Plan
+from fishladder.spec import Migration
+from fishladder.spec_parts import OTHERS
+from fishladder.stores.base import Column, Fenced, ForeignKey, Store, TableInfo
+
+BACKFILL_ROWS = 5_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Installed:
+    """The cohorts that have fences now, and roots that have none: NULL or unknown cohorts never flip."""
+
+    cohorts: tuple[str, ...]
+    homeless: int
+
+
+def create_target_tables(spec: Migration, source: Store, target: Store) -> list[str]:
+    """Create the target's missing tables after the source's. Returns their names, parents first."""
+    assert isinstance(target, Fenced)
+    there, ours = target.describe(), source.describe()
+    missing = [name for name, table in spec.tables.items() if (table.target or name) not in there and name in ours]
+    created: list[str] = []
+    while missing:
+        parents = {name: {fk.parent for fk in ours[name].foreign_keys} - {name} for name in missing}
+        name = next((name for name in missing if not parents[name] & set(missing)), missing[0])
+        target.create_table(_translated(spec, ours, name))
+        missing.remove(name)
+        created.append(name)
+    return created
+
+
+def imagined_tables(spec: Migration, ours: Mapping[str, TableInfo], names: Iterable[str]) -> dict[str, TableInfo]:
+    """The target's tables as ``create_target_tables`` would make them, by name, for preflight."""
+    return {info.name: info for info in (_translated(spec, ours, name) for name in names)}
+
+
+def _translated(spec: Migration, ours: Mapping[str, TableInfo], name: str) -> TableInfo:
+    """The source's table in the target's names; foreign keys to tables that are not migrated stay behind."""
+    info, table = ours[name], spec.tables[name]
+
+    def renamed(parent: str, columns: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(spec.tables[parent].rename.get(column, column) for column in columns)
+
+    columns = tuple(
+        Column(
+            name=table.rename.get(column.name, column.name),
+            native=column.native,
+            type=column.type,
+            nullable=column.nullable,
+            generated=column.generated,
+        )
+        for column in info.columns
+        if column.name not in table.drop and not column.computed
+    )
+    return TableInfo(
+        name=table.target or name,
+        columns=columns,
+        key=renamed(name, info.key),
+        uniques=tuple(renamed(name, unique) for unique in info.uniques if not set(unique) & set(table.drop)),
+        foreign_keys=tuple(
+            ForeignKey(
+                columns=renamed(name, fk.columns),
+                parent=spec.tables[fk.parent].target or fk.parent,
+                parent_columns=renamed(fk.parent, fk.parent_columns),
+                on_delete=fk.on_delete,
+                on_update=fk.on_update,
+            )
+            for fk in info.foreign_keys
+            if fk.parent in spec.tables and not set(fk.columns) & set(table.drop)
+        ),
+    )
+
+
+def install(spec: Migration, plan: Plan, source: Store, target: Store, ledger: Ledger, *, actor: str) -> Installed:
+    """Install everything but the target's triggers (the load comes first). Repeatable; changes nothing that stands.
+
+    Raises CoverageError if what an earlier installation recorded is not there any more.
+    """
+    assert isinstance(source, Fenced) and isinstance(target, Fenced)
+    check_coverage(plan, source, "source", ledger)
+    check_coverage(plan, target, "target", ledger)
+    for store in (source, target):
+        store.install_tables()
+    found = source.cohorts(plan.root.source)
+    named = {cohort for wave in spec.cohort.waves for cohort in wave if cohort != OTHERS}
+    cohorts = sorted({cohort for cohort in found if cohort is not None} | named)
+    odd = {NO_HOME, SHARED} & set(cohorts)
+    if odd:
+        raise InputError(
+            f"{plan.root.name}.{spec.cohort.column}: {sorted(odd)[0]!r} is fishladder's own word for rows without a"
+            f" {spec.cohort.label}; it cannot be one"
+        )
+    everyone = [*cohorts, NO_HOME, SHARED]
+    source.install_fences(everyone, "application")
+    target.install_fences(everyone, "copier")
+    names = [table.name for table in plan.tables]
+    source.install_load(names, open=False)
+    target.install_load(names, open=True)
+    source.install_triggers(plan.triggers("source"))
+    # A home is written by the trigger from here on; the backfill gives one to everybody who was there before.
+    after = source.backfill_homes(plan.root.source, None, BACKFILL_ROWS)
+    while after is not None:
+        after = source.backfill_homes(plan.root.source, after, BACKFILL_ROWS)
+    if spec.ids is not None and spec.ids.target_from is not None:
+        for table in plan.tables:
+            if not table.internal and target.generated_from(table.target) is not None:
+                target.generate_from(table.target, spec.ids.target_from)
+    ledger.ensure_routes(everyone, actor)
+    ledger.record_coverage("source", source.coverage(plan.relations("source")))
+    return Installed(cohorts=tuple(cohorts), homeless=found.get(None, 0))

@@ -1,0 +1,157 @@
+"""The audit: events in a hash chain per migration, committed with the change that they describe.
+
+An event's digest is SHA-256 over all its columns, the previous event's digest among them. The head row says which
+event is the last; it is locked until the transaction ends, so events of one migration are numbered without a gap.
+Whoever can rewrite every event *and* the head goes unnoticed here: that is why the head is also anchored elsewhere
+(in the fence rows and approvals).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Engine, Row, insert, select, union, update
+
+from fishladder.errors import FatalError, LedgerError
+from fishladder.ledger import tables
+from fishladder.ledger.database import Transaction, transaction, upsert
+
+MACHINE = "fishladder"
+"""The actor of what nobody in particular asked for."""
+_FIRST = "0" * 64
+_COLUMNS = ("migration", "sequence", "at", "actor", "event", "body", "previous")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """The last event's number and digest; number 0: there is none."""
+
+    sequence: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One line of the audit. ``body``: counts, names, digests; never row values or keys."""
+
+    sequence: int
+    at: datetime
+    actor: str
+    event: str
+    body: dict[str, Any]
+    previous: str
+    digest: str
+
+
+def canonical(data: Any) -> str:
+    """One JSON text per value: keys sorted, no blanks, ASCII. Raises TypeError and ValueError for what JSON lacks."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _digest(fields: Mapping[str, Any]) -> str:
+    # default: SQLite lets anyone put bytes into a text column, and `verify` must survive it
+    text = json.dumps({name: fields[name] for name in _COLUMNS}, sort_keys=True, separators=(",", ":"), default=repr)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def head(tx: Transaction, *, lock: bool = False) -> Head:
+    """Where the chain ends; ``lock``: no other transaction adds to it before this one ends."""
+    columns = tables.audit_head.c
+    query = select(columns.sequence, columns.digest).where(columns.migration == tx.migration)
+    row = tx.connection.execute(query.with_for_update() if lock else query).one_or_none()
+    if row is None and lock:
+        first = {"migration": tx.migration, "sequence": 0, "digest": _FIRST}
+        upsert(tx.connection, tables.audit_head, [first])
+        row = tx.connection.execute(query.with_for_update()).one()
+    return Head(sequence=row.sequence, digest=row.digest) if row else Head(sequence=0, digest=_FIRST)
+
+
+def append(tx: Transaction, actor: str, event: str, body: Mapping[str, Any]) -> None:
+    """Add an event to the chain, in the transaction of what it describes."""
+    last = head(tx, lock=True)
+    fields = {
+        "migration": tx.migration,
+        "sequence": last.sequence + 1,
+        "at": tx.now.astimezone(UTC).isoformat(timespec="microseconds"),
+        "actor": actor,
+        "event": event,
+        "body": canonical(body),
+        "previous": last.digest,
+    }
+    digest = _digest(fields)
+    tx.connection.execute(insert(tables.audit).values(**fields, digest=digest))
+    columns = tables.audit_head.c
+    tx.connection.execute(
+        update(tables.audit_head)
+        .where(columns.migration == tx.migration)
+        .values(sequence=fields["sequence"], digest=digest)
+    )
+
+
+def events(tx: Transaction, limit: int) -> list[Event]:
+    columns = tables.audit.c
+    query = select(tables.audit).where(columns.migration == tx.migration).order_by(columns.sequence.desc()).limit(limit)
+    return [
+        Event(
+            sequence=row.sequence,
+            at=datetime.fromisoformat(row.at),
+            actor=row.actor,
+            event=row.event,
+            body=json.loads(row.body),
+            previous=row.previous,
+            digest=row.digest,
+        )
+        for row in tx.connection.execute(query)
+    ]
+
+
+def verify(engine: Engine, migration: str | None = None) -> list[str]:
+    """What is wrong with the chain of one migration, or of all: one sentence per problem, none when it is intact.
+
+    Finds changed, missing, added and exchanged events and a cut tail. Raises TransientError and LedgerError.
+    """
+    audit, heads = tables.audit, tables.audit_head
+    try:
+        with transaction(engine, writing=False, snapshot=True) as connection:
+            if migration is None:
+                # The spec's table too: it notices a chain that was removed as a whole.
+                sources = (audit, heads, tables.spec)
+                names = list(connection.scalars(union(*(select(source.c.migration) for source in sources))))
+            else:
+                names = [migration]
+            problems: list[str] = []
+            for name in sorted(names, key=str):
+                end = connection.execute(select(heads).where(heads.c.migration == name)).one_or_none()
+                rows = connection.execute(select(audit).where(audit.c.migration == name).order_by(audit.c.sequence))
+                problems += [f"{name}: {problem}" for problem in _problems(rows, end)]
+            return problems
+    except LedgerError:
+        raise
+    except FatalError as error:
+        # Text that is no UTF-8, for instance: a reader that fails must not pass for an intact chain.
+        return [f"the audit cannot be read: {error}"]
+
+
+def _problems(rows: Iterable[Row[Any]], end: Row[Any] | None) -> list[str]:
+    problems = []
+    expected, previous = 1, _FIRST
+    for row in rows:
+        if row.sequence != expected:
+            problems.append(f"event {expected} is missing before event {row.sequence}")
+        if row.digest != _digest(row._asdict()):
+            problems.append(f"event {row.sequence} is not what was written")
+        if row.previous != previous:
+            problems.append(f"event {row.sequence} does not follow the event before it")
+        if not isinstance(row.sequence, int):
+            return [*problems, f"event {row.sequence!r} has no number: what follows it was not looked at"]
+        expected, previous = row.sequence + 1, row.digest
+    if end is None:
+        problems.append("the audit has no head")
+    elif (end.sequence, end.digest) != (expected - 1, previous):
+        problems.append(f"the audit ends at event {expected - 1}, its head says {end.sequence} or another event")
+    return problems

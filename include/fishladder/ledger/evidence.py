@@ -1,0 +1,83 @@
+"""What gates look at: evidence, and the coverage of each store's tables."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import select
+
+from fishladder.ledger import audit, tables
+from fishladder.ledger.database import Transaction, upsert
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """One finding: of which ``kind``, about what, whether it passed, as of when (``began``), stored when (``at``)."""
+
+    kind: str
+    subject: str
+    body: dict[str, Any]
+    passed: bool
+    began: datetime
+    at: datetime
+    digest: str
+
+
+def record(tx: Transaction, kind: str, subject: str, body: Mapping[str, Any], passed: bool, began: datetime) -> str:
+    fields = {
+        "migration": tx.migration,
+        "kind": kind,
+        "subject": subject,
+        "body": body,
+        "passed": passed,
+        "began": began.astimezone(UTC).isoformat(timespec="microseconds"),
+    }
+    digest = hashlib.sha256(audit.canonical(fields).encode()).hexdigest()
+    row = {**fields, "body": audit.canonical(body), "began": began, "at": tx.now, "digest": digest}
+    upsert(tx.connection, tables.evidence, [row])
+    return digest
+
+
+def latest(tx: Transaction, kind: str, subject: str | None) -> Evidence | None:
+    columns = tables.evidence.c
+    query = select(tables.evidence).where(columns.migration == tx.migration, columns.kind == kind)
+    if subject is not None:
+        query = query.where(columns.subject == subject)
+    row = tx.connection.execute(query.order_by(columns.id.desc()).limit(1)).one_or_none()
+    if row is None:
+        return None
+    return Evidence(
+        kind=row.kind,
+        subject=row.subject,
+        body=json.loads(row.body),
+        passed=row.passed,
+        began=row.began,
+        at=row.at,
+        digest=row.digest,
+    )
+
+
+def record_coverage(tx: Transaction, store: str, parts: Mapping[str, str]) -> None:
+    audit.head(tx, lock=True)  # two who record at once take turns
+    known = coverage(tx, store)
+    changed = {table: digest for table, digest in sorted(parts.items()) if known.get(table) != digest}
+    if not changed:
+        return
+    rows = [
+        {"migration": tx.migration, "store": store, "table": table, "digest": digest, "at": tx.now}
+        for table, digest in changed.items()
+    ]
+    upsert(tx.connection, tables.coverage, rows, replace=("digest", "at"))
+    event = "coverage changed" if known.keys() & changed.keys() else "coverage recorded"
+    audit.append(tx, audit.MACHINE, event, {"store": store, "tables": changed})
+
+
+def coverage(tx: Transaction, store: str) -> dict[str, str]:
+    columns = tables.coverage.c
+    query = select(columns.table, columns.digest).where(columns.migration == tx.migration, columns.store == store)
+    return dict(tx.connection.execute(query.order_by(columns.table)).all())

@@ -1,0 +1,365 @@
+"""The ledger of one migration: every public method is exactly one transaction.
+
+All raise TransientError (nothing is done: repeat), AmbiguousError (the connection was lost in the commit: read before
+anything else) and FatalError; LedgerError among them if the tables are missing. Keys and entities are key texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime, timedelta
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from sqlalchemy import Engine
+
+from fishladder.ledger import audit, checks, chunks, control, dirty, evidence, rejects, routes, specs, version
+from fishladder.ledger.audit import Event, Head
+from fishladder.ledger.checks import Check, CheckResult, Mismatch
+from fishladder.ledger.chunks import Bounds, Chunk, ChunkState, Progress, TableState
+from fishladder.ledger.control import Control, Status
+from fishladder.ledger.database import Transaction, open_engine, transaction
+from fishladder.ledger.dirty import DirtyEntry, DirtyKey
+from fishladder.ledger.evidence import Evidence
+from fishladder.ledger.rejects import Reject
+from fishladder.ledger.routes import Route
+from fishladder.ledger.specs import SpecRecord
+
+StoreName = Literal["source", "target"]
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+def open_ledger(url: str, *, migration: str, clock: Callable[[], datetime] = utc_now) -> Ledger:
+    """The ledger at ``sqlite:////path``, ``mysql://…`` or ``postgresql://…``; connects when used. Raises InputError."""
+    return Ledger(open_engine(url), migration=migration, clock=clock)
+
+
+class Ledger:
+    """``engine`` is one of ``open_engine``; ``clock`` gives aware datetimes. Threads may share it; processes not."""
+
+    def __init__(self, engine: Engine, *, migration: str, clock: Callable[[], datetime]) -> None:
+        self.engine = engine
+        self.migration = migration
+        self._clock = clock
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections; the next call opens new ones."""
+        self.engine.dispose()
+
+    def check_version(self) -> None:
+        """Raises LedgerError unless the tables are those of this code."""
+        version.check_version(self.engine)
+
+    @contextmanager
+    def _begin(self, *, writing: bool) -> Iterator[Transaction]:
+        with transaction(self.engine, writing=writing) as connection:
+            # The moment is read after BEGIN, which may have waited.
+            yield Transaction(connection=connection, migration=self.migration, now=self._clock())
+
+    def _read(self) -> AbstractContextManager[Transaction]:
+        return self._begin(writing=False)
+
+    def _write(self) -> AbstractContextManager[Transaction]:
+        return self._begin(writing=True)
+
+    # The migration file --------------------------------------------------------------------------------
+
+    def record_spec(self, spec_json: str, digest: str, code_digest: str, actor: str) -> bool:
+        """Whether it was new: another digest, of the file or of the code, than the last one recorded."""
+        with self._write() as tx:
+            return specs.record(tx, spec_json, digest, code_digest, actor)
+
+    def spec(self) -> SpecRecord | None:
+        """The last one recorded."""
+        with self._read() as tx:
+            return specs.latest(tx)
+
+    # Routes --------------------------------------------------------------------------------------------
+
+    def ensure_routes(self, cohorts: Collection[str], actor: str) -> None:
+        """Add those cohorts that have no route: stage ``off``, owner ``source``, epoch 1."""
+        with self._write() as tx:
+            routes.ensure(tx, cohorts, actor)
+
+    def routes(self) -> dict[str, Route]:
+        """Every cohort's route."""
+        with self._read() as tx:
+            return routes.read(tx)
+
+    # Tables and chunks ---------------------------------------------------------------------------------
+
+    def table_state(self, table: str) -> TableState:
+        """Which generation of the table is loading or closed; one never started is ``new``, generation 0."""
+        with self._read() as tx:
+            return chunks.state(tx, table)
+
+    def start_table(self, table: str) -> int:
+        """Open a new table for loading; its generation, whether or not it was new."""
+        with self._write() as tx:
+            return chunks.start(tx, table)
+
+    def close_table(self, table: str, generation: int) -> None:
+        """End the load. Raises StaleError (another generation), LedgerError (a chunk is not done, or there is none)."""
+        with self._write() as tx:
+            chunks.close(tx, table, generation)
+
+    def cut(self, table: str, generation: int, bounds: Sequence[Bounds]) -> None:
+        """Make chunks 1 to n of ``(lower, upper)`` unless this generation has some.
+
+        Raises ValueError if they leave a gap or an end that is not open, StaleError (another generation).
+        """
+        with self._write() as tx:
+            chunks.cut(tx, table, generation, bounds)
+
+    def claim(self, table: str, generation: int, lane: str, stale: timedelta) -> Chunk | None:
+        """The lane's own unfinished chunk, else a pending one, else one claimed longer ago than ``stale``; else None.
+
+        Its token is raised, so whoever had it before has lost it. Raises StaleError (another generation).
+        """
+        with self._write() as tx:
+            return chunks.claim(tx, table, generation, lane, stale)
+
+    def finish_chunk(self, table: str, no: int, token: int, rows: int, *, done_under: int | None = None) -> bool:
+        """Done, if the token is still mine (else False); drops the rejects that the chunk has under other tokens.
+
+        ``done_under``: the token that the target's chunk row was done with, when that was an earlier one: its rows
+        were not loaded again, so the rejects recorded with it are the ones that stay.
+        """
+        with self._write() as tx:
+            return chunks.finish(tx, table, no, token, rows, done_under)
+
+    def unfinished(self, table: str, generation: int) -> int:
+        """Chunks that are not done. Raises LedgerError if the generation has no chunks."""
+        with self._read() as tx:
+            return chunks.unfinished(tx, table, generation)
+
+    def progress(self, table: str | None = None) -> Progress:
+        """Of one table or all."""
+        with self._read() as tx:
+            return chunks.progress(tx, table)
+
+    def chunks(self, table: str) -> list[ChunkState]:
+        """The chunks of the current generation in order."""
+        with self._read() as tx:
+            return chunks.read(tx, table)
+
+    # Rejects -------------------------------------------------------------------------------------------
+
+    def record_rejects(self, rows: Collection[Reject], *, chunk: int | None = None, token: int | None = None) -> None:
+        """One per key: one that is there counts an attempt more and is open again.
+
+        From a load: with the chunk and its token, before the target's transaction commits. Raises StaleError if
+        the chunk is not mine any more.
+        """
+        with self._write() as tx:
+            if chunk is not None:
+                for table in sorted({row.table for row in rows}):
+                    chunks.hold(tx, table, chunk, token)
+            rejects.record(tx, rows, chunk, token)
+
+    def close_rejects(self, table: str, keys: Collection[bytes]) -> None:
+        """These keys were written after all."""
+        with self._write() as tx:
+            rejects.close(tx, table, keys)
+
+    def open_rejects(self, table: str | None = None, limit: int = 1000) -> list[Reject]:
+        """The oldest ones."""
+        with self._read() as tx:
+            return rejects.read(tx, table, limit)
+
+    def rejected_keys(self, table: str, keys: Collection[bytes]) -> set[bytes]:
+        """Which of these keys have an open reject."""
+        with self._read() as tx:
+            return rejects.among(tx, table, keys)
+
+    def count_rejects(self, *, table: str | None = None, cohort: str | None = None) -> int:
+        """Open ones."""
+        with self._read() as tx:
+            return rejects.count(tx, table=table, cohort=cohort)
+
+    def retry_rejects(self, table: str | None = None, error: str | None = None, *, actor: str = audit.MACHINE) -> int:
+        """Mark open rejects' keys dirty: of this table only, whose error contains this text only; how many it were."""
+        with self._write() as tx:
+            return rejects.retry(tx, table, error, actor)
+
+    # Dirty keys ----------------------------------------------------------------------------------------
+
+    def mark_dirty(self, keys: Collection[DirtyKey]) -> None:
+        """Add one entry per key, also for a key that has some."""
+        with self._write() as tx:
+            dirty.mark(tx, keys)
+
+    def dirty(self, limit: int, after_id: int = 0) -> list[DirtyEntry]:
+        """The oldest entries, in order of ``id``; a lower id may still turn up later."""
+        with self._read() as tx:
+            return dirty.read(tx, limit, after_id)
+
+    def dirty_of(self, table: str, keys: Collection[bytes]) -> list[DirtyEntry]:
+        """All entries of these keys."""
+        with self._read() as tx:
+            return dirty.of(tx, table, keys)
+
+    def record_outcome(self, right: Mapping[str, Collection[bytes]], refused: Collection[Reject]) -> None:
+        """What a batch of the applier found: keys that are right now, by table, and rows that were refused.
+
+        Closes the rejects and mismatches of the one, records the other. Called before the batch commits, while its
+        shards are locked: later, it could close what the next batch has just recorded.
+        """
+        with self._write() as tx:
+            for table, keys in right.items():
+                rejects.close(tx, table, keys)
+                checks.settle_mismatches(tx, table, keys)
+            rejects.record(tx, refused, None, None)
+
+    def forget(self, ids: Collection[int]) -> None:
+        """Delete exactly these entries."""
+        with self._write() as tx:
+            dirty.forget(tx, ids)
+
+    def dirty_keys(self, table: str, keys: Collection[bytes]) -> set[bytes]:
+        """Which of these keys have an entry."""
+        with self._read() as tx:
+            return dirty.among(tx, table, keys)
+
+    def count_dirty(self, cohort: str | None = None) -> int:
+        """Entries, of all cohorts or one."""
+        with self._read() as tx:
+            return dirty.count(tx, cohort)
+
+    def dirty_by_cohort(self) -> dict[str, int]:
+        """Entries of each cohort that has any."""
+        with self._read() as tx:
+            return dirty.by_cohort(tx)
+
+    # Checks --------------------------------------------------------------------------------------------
+
+    def begin_check(self, table: str, coverage: str) -> int:
+        """A new check's id; it started now, under this coverage."""
+        with self._write() as tx:
+            return checks.begin(tx, table, coverage)
+
+    def note_compared(self, check: int, rows_source: int, rows_target: int) -> None:
+        """Add to the rows read. Raises LedgerError (no such check), StaleError (it is finished)."""
+        with self._write() as tx:
+            checks.note_compared(tx, check, rows_source, rows_target)
+
+    def record_mismatches(self, check: int, mismatches: Collection[Mismatch]) -> None:
+        """Record them and mark their keys dirty. Raises LedgerError (no such check), StaleError (it is finished)."""
+        with self._write() as tx:
+            checks.record_mismatches(tx, check, mismatches)
+
+    def finish_check(self, check: int, result: CheckResult) -> bool:
+        """Whether it is clean: no mismatch, nothing deferred, no orphans or duplicates, the same coverage, not void.
+
+        Finishing it again changes nothing. Raises LedgerError (no such check).
+        """
+        with self._write() as tx:
+            return checks.finish(tx, check, result)
+
+    def clean_passes(self, table: str) -> int:
+        """How many clean checks there are since the last one that was not, or was voided."""
+        with self._read() as tx:
+            return checks.clean_passes(tx, table)
+
+    def void_checks(self, tables: Collection[str], why: str) -> int:
+        """The clean and the running checks of these tables do not count any more; how many that were."""
+        with self._write() as tx:
+            return checks.void(tx, tables, why)
+
+    def checks(self, table: str | None = None, limit: int = 100) -> list[Check]:
+        """The newest first."""
+        with self._read() as tx:
+            return checks.read(tx, table, limit)
+
+    def settle_mismatches(self, table: str, keys: Collection[bytes]) -> None:
+        """These keys are right again."""
+        with self._write() as tx:
+            checks.settle_mismatches(tx, table, keys)
+
+    def open_mismatches(self, table: str | None = None, limit: int = 1000) -> list[Mismatch]:
+        """The oldest ones."""
+        with self._read() as tx:
+            return checks.open_mismatches(tx, table, limit)
+
+    def count_mismatches(self, cohort: str | None = None) -> int:
+        """Open ones."""
+        with self._read() as tx:
+            return checks.count_mismatches(tx, cohort)
+
+    # Coverage and evidence -----------------------------------------------------------------------------
+
+    def record_coverage(self, store: StoreName, parts: Mapping[str, str]) -> None:
+        """The digest of each table's coverage in a store; tables that are not named stay as they are."""
+        with self._write() as tx:
+            evidence.record_coverage(tx, store, parts)
+
+    def coverage(self, store: StoreName) -> dict[str, str]:
+        """The digest of each table's coverage, as recorded."""
+        with self._read() as tx:
+            return evidence.coverage(tx, store)
+
+    def record_evidence(self, kind: str, subject: str, body: Mapping[str, Any], passed: bool, began: datetime) -> str:
+        """Its digest; the same evidence twice is one. Raises TypeError or ValueError if ``body`` is no JSON."""
+        with self._write() as tx:
+            return evidence.record(tx, kind, subject, body, passed, began)
+
+    def latest_evidence(self, kind: str, subject: str | None = None) -> Evidence | None:
+        """The one recorded last."""
+        with self._read() as tx:
+            return evidence.latest(tx, kind, subject)
+
+    # Control and status --------------------------------------------------------------------------------
+
+    def control(self) -> Control:
+        """What operators have set."""
+        with self._read() as tx:
+            return control.read(tx)
+
+    def set_control(self, *, paused: bool | None = None, rows_per_second: int | None = None, actor: str) -> Control:
+        """Change what is given and leave the rest; ``rows_per_second`` 0 lifts the limit. Raises ValueError."""
+        with self._write() as tx:
+            return control.change(tx, paused, rows_per_second, actor)
+
+    def note(self, kind: str, data: Mapping[str, Any]) -> None:
+        """Set the last value of ``kind``."""
+        with self._write() as tx:
+            control.note(tx, kind, data)
+
+    def status(self, kind: str) -> Status | None:
+        """The last value of ``kind``."""
+        with self._read() as tx:
+            return control.status(tx, kind)
+
+    def add_counts(self, kind: str, counts: Mapping[str, int]) -> None:
+        """Add to the counters of ``kind``."""
+        with self._write() as tx:
+            control.add_counts(tx, kind, counts)
+
+    def counts(self, kind: str) -> dict[str, int]:
+        """The counters of ``kind``."""
+        with self._read() as tx:
+            return control.counts(tx, kind)
+
+    # Audit ---------------------------------------------------------------------------------------------
+
+    def events(self, limit: int = 100) -> list[Event]:
+        """The newest first."""
+        with self._read() as tx:
+            return audit.events(tx, limit)
+
+    def audit_head(self) -> Head:
+        """Where the chain ends, to be anchored outside the ledger."""
+        with self._read() as tx:
+            return audit.head(tx)

@@ -1,0 +1,189 @@
+"""The bulk load: chunks, each exactly once, whatever dies in between (design §6)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from fishladder.cells import Row, misfit, row_key
+from fishladder.clock import Clock
+from fishladder.errors import FatalError, FenceError, InputError, RowError, StaleError
+from fishladder.ledger import Chunk, Ledger, Reject
+from fishladder.plan import Plan, PlanTable
+from fishladder.stores.base import Fenced, LoadedChunk, LoadState, Relation, Store, Transaction
+
+STALE_CLAIM = timedelta(minutes=10)
+"""After so long an unfinished claim may be claimed again. Only speed depends on it: tokens keep zombies out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """A row that the destination refuses, with the reason in words that hold no value."""
+
+    row: Row
+    column: str | None
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneReport:
+    """What one lane did: chunks and rows it loaded itself, rows it had to reject."""
+
+    chunks: int
+    rows: int
+    rejects: int
+
+
+def cut(plan: Plan, source: Store, ledger: Ledger, chunk_rows: int | None) -> None:
+    """Cut every table into chunks, once per generation; the first and the last are open-ended."""
+    for table in plan.tables:
+        generation = ledger.start_table(table.name)
+        if ledger.chunks(table.name):
+            continue
+        ends = source.chunk_ends(table.source, chunk_rows or source.chunk_rows)
+        bounds = list(zip([None, *ends], [*ends, None], strict=True))
+        ledger.cut(table.name, generation, bounds)
+
+
+def load_lane(
+    table: PlanTable,
+    source: Store,
+    target: Store,
+    ledger: Ledger,
+    *,
+    lane: str,
+    progress: Callable[[LaneReport], None] = lambda report: None,
+) -> LaneReport:
+    """Claim and load chunks until none is left. Several lanes, and repeated ones, may run at once."""
+    assert isinstance(target, Fenced)
+    done = LaneReport(chunks=0, rows=0, rejects=0)
+    generation = ledger.start_table(table.name)
+    while not ledger.control().paused:
+        chunk = ledger.claim(table.name, generation, lane, STALE_CLAIM)
+        if chunk is None:
+            break
+        try:
+            target.raise_token(table.name, chunk.no, chunk.generation, chunk.token)
+            rows, rejects = load_chunk(table, source, target, ledger, chunk)
+        except StaleError:
+            continue  # a later claim has this chunk
+        done = LaneReport(chunks=done.chunks + 1, rows=done.rows + rows, rejects=done.rejects + rejects)
+        progress(done)
+    return done
+
+
+def load_chunk(table: PlanTable, source: Store, target: Store, ledger: Ledger, chunk: Chunk) -> tuple[int, int]:
+    """Copy one chunk in one target transaction. Returns rows written and rows rejected.
+
+    The chunk is done exactly when its rows are there. Raises StaleError, having written nothing, when a later
+    claim, generation or the end of the load came first.
+    """
+    refusals: list[Refusal] = []
+    with target.begin() as copy:
+        state = copy.lock_load(table.name)
+        if state != LoadState(generation=chunk.generation, open=True):
+            raise StaleError(f"{table.name}: the load of generation {chunk.generation} is over; nothing was written")
+        loaded = copy.take_chunk(table.name, chunk.no, chunk.generation, chunk.token)
+        if loaded is None:
+            for cohort, fence in copy.lock_fences(None).items():
+                if fence.writer != "copier":
+                    raise FenceError(f"{table.name}: the target is not open to the copier for {cohort} ({fence.writer})")
+            with source.read() as origin:
+                rows = origin.rows(table.source, chunk.lower, chunk.upper)
+            refusals = insert_all_that_fit(copy, table, rows)
+            if refusals:
+                rejects = rejects_of(source, table.source, table, refusals)
+                ledger.record_rejects(rejects, chunk=chunk.no, token=chunk.token)
+            loaded = LoadedChunk(token=chunk.token, rows=len(rows) - len(refusals))
+            copy.finish_chunk(table.name, chunk.no, loaded.rows)
+            copy.commit()
+    ledger.finish_chunk(table.name, chunk.no, chunk.token, loaded.rows, done_under=loaded.token)
+    return loaded.rows, len(refusals)
+
+
+def insert_all_that_fit(copy: Transaction, table: PlanTable, rows: Sequence[Row]) -> list[Refusal]:
+    """Insert the rows; halve what fails until each row that fails alone is known."""
+    fitting, refused = fitting_rows(table.source, table.target, rows)
+    refused += bisect(table.target, fitting, lambda some: _attempt(copy, lambda: copy.insert(table.target, some)))
+    return refused
+
+
+def fitting_rows(owner: Relation, copy: Relation, rows: Sequence[Row]) -> tuple[list[Row], list[Refusal]]:
+    """Part the rows that the fields can hold exactly from those that they cannot: servers round in silence."""
+    checked = [(at, field.type, copy.fields[at].column) for at, field in enumerate(owner.fields) if field.checked]
+    fitting, refused = [], []
+    for row in rows:
+        wrong = ((column, reason) for at, type_, column in checked if (reason := misfit(row[at], type_)))
+        column, reason = next(wrong, (None, None))
+        if reason is None:
+            fitting.append(row)
+        else:
+            refused.append(Refusal(row=row, column=column, error=f"the value is {reason}"))
+    return fitting, refused
+
+
+def bisect(relation: Relation, rows: Sequence[Row], write: Callable[[Sequence[Row]], None]) -> list[Refusal]:
+    """Write the rows, halving whatever raises RowError; returns the rows that fail alone."""
+    if not rows:
+        return []
+    try:
+        write(rows)
+        return []
+    except RowError as error:
+        if len(rows) == 1:
+            return [Refusal(row=rows[0], column=error.column, error=str(error))]
+    middle = len(rows) // 2
+    return bisect(relation, rows[:middle], write) + bisect(relation, rows[middle:], write)
+
+
+def _attempt(copy: Transaction, write: Callable[[], None]) -> None:
+    with copy.savepoint():
+        write()
+
+
+def rejects_of(origin: Store, owner: Relation, table: PlanTable, refusals: Sequence[Refusal]) -> list[Reject]:
+    """Refused rows as the ledger keeps them: by key, with the cohort that has to wait for them."""
+    if not refusals:
+        return []
+    reasons = {row_key(refusal.row, owner.key): refusal for refusal in refusals}
+    with origin.read() as reader:
+        found = reader.rows_by_key(owner, list(reasons))
+        homes = reader.homes(row.entity for row in found.values() if row.entity is not None)
+    entities = {key: found[key].entity if key in found else None for key in reasons}
+    return [
+        Reject(
+            table=table.name,
+            key=key,
+            entity=entities[key],
+            cohort=table.cohort(entities[key], homes),
+            column=refusal.column,
+            error=refusal.error,
+        )
+        for key, refusal in reasons.items()
+    ]
+
+
+def close_load(plan: Plan, table: PlanTable, target: Store, ledger: Ledger) -> None:
+    """All chunks done: install the target's triggers, then let the applier have the table. Repeatable.
+
+    Raises InputError while chunks are unfinished.
+    """
+    assert isinstance(target, Fenced)
+    generation = ledger.start_table(table.name)
+    unfinished = ledger.unfinished(table.name, generation)
+    if unfinished:
+        raise InputError(f"{table.name}: {unfinished} chunks are not loaded yet; let its lanes finish, then run this again")
+    target.install_triggers([found for found in plan.triggers("target") if found.relation.table == table.name])
+    with target.begin() as copy:
+        state = copy.lock_load(table.name, exclusive=True)
+        if state is None or state.generation != generation:
+            raise FatalError(f"{table.name}: the target's load row is not of generation {generation}; run prepare")
+        if state.open:
+            copy.write_load(table.name, LoadState(generation=generation, open=False))
+        copy.commit()
+    ledger.record_coverage("target", target.coverage([table.target]))
+    ledger.close_table(table.name, generation)
+
+
+__all__ = ["LaneReport", "Refusal", "bisect", "close_load", "cut", "load_chunk", "load_lane"]

@@ -1,0 +1,269 @@
+"""Reconciliation: enumerates both stores itself and believes neither the loader nor the applier (design §8).
+
+A difference is only a candidate while traffic runs. The verdict is given under locks: with every shard held no
+copier writes, with the owner's row held nobody changes it; so a key that differs then and is not dirty will stay
+different for ever. Finding nothing is what proves: a pass that found (and so repaired) something is not clean.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from fishladder.apply import Dirty, Ends, apply_batch, check_coverage
+from fishladder.cells import SHARDS, Row, row_digest, row_key
+from fishladder.errors import InputError
+from fishladder.ledger import CheckResult, DirtyKey, Ledger, Mismatch
+from fishladder.plan import Plan, PlanTable
+from fishladder.stores.base import Fenced, ForeignKey, Found, Relation, Store
+
+VERDICT_KEYS = 200
+"""Keys judged under one set of locks: small, because copiers and the owner's writers of these rows wait."""
+TRIES = 3
+PARTITIONS = 64
+ORPHANS = 1_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """A chunk's outcome: how many keys were compared and which of them look different."""
+
+    keys: int
+    candidates: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """The verdict on candidates. ``dirty``: known to differ, not yet made right; ``rejected``: kept as rejects."""
+
+    mismatches: tuple[Mismatch, ...] = ()
+    dirty: tuple[Dirty, ...] = ()
+    rejected: int = 0
+
+
+def compare_chunk(table: PlanTable, source: Store, target: Store, lower: bytes | None, upper: bytes | None) -> Compared:
+    """Read the same key range from both stores and compare the rows cell by cell."""
+    with source.read() as origin, target.read() as copy:
+        ours = {row_key(row, table.source.key): row for row in origin.rows(table.source, lower, upper)}
+        theirs = {row_key(row, table.target.key): row for row in copy.rows(table.target, lower, upper)}
+    return Compared(keys=len(ours.keys() | theirs.keys()), candidates=tuple(_unequal(ours, theirs)))
+
+
+def _unequal(ours: dict[bytes, Row] | dict[bytes, bytes], theirs: dict[bytes, Row] | dict[bytes, bytes]) -> list[bytes]:
+    different = [key for key, row in ours.items() if theirs.get(key) != row]
+    return different + [key for key in theirs if key not in ours]
+
+
+def compare_partitions(table: PlanTable, source: Store, target: Store, chunk_rows: int) -> Iterator[Compared]:
+    """The same where the two stores order keys differently: each is read in its own ranges, and (key, digest of the
+    row) meet in hash partitions on disk, so that memory holds one partition at a time."""
+    with tempfile.TemporaryDirectory(prefix="fishladder-") as folder:
+        for side, store, relation in (("source", source, table.source), ("target", target, table.target)):
+            _spill(Path(folder), side, store, relation, chunk_rows)
+        for number in range(PARTITIONS):
+            ours, theirs = (dict(_spilled(Path(folder) / f"{side}-{number}")) for side in ("source", "target"))
+            yield Compared(keys=len(ours.keys() | theirs.keys()), candidates=tuple(_unequal(ours, theirs)))
+
+
+def _spill(folder: Path, side: str, store: Store, relation: Relation, chunk_rows: int) -> None:
+    ends = store.chunk_ends(relation, chunk_rows)
+    with ExitStack() as stack:
+        files = [stack.enter_context((folder / f"{side}-{number}").open("wb")) for number in range(PARTITIONS)]
+        for lower, upper in zip([None, *ends], [*ends, None], strict=True):
+            with store.read() as reader:
+                rows = reader.rows(relation, lower, upper)
+            for row in rows:
+                key = row_key(row, relation.key)
+                digest = row_digest((key,))  # spreads keys evenly, whatever they are
+                files[digest[0] % PARTITIONS].write(len(key).to_bytes(4) + key + row_digest(row))
+
+
+def _spilled(path: Path) -> Iterator[tuple[bytes, bytes]]:
+    with path.open("rb") as file:
+        while head := file.read(4):
+            key = file.read(int.from_bytes(head))
+            yield key, file.read(16)
+
+
+def judge(plan: Plan, table: PlanTable, ends: Ends, ledger: Ledger, keys: Sequence[bytes]) -> Judged:
+    """The verdict on these keys, under every shard's lock and the owner's lock on their rows."""
+    owner = table.at(ends.owner)
+    other = table.at("target" if ends.owner == "source" else "source")
+    with ends.destination.begin() as copy, ends.origin.begin() as hold:
+        copy.lock_shards(range(SHARDS))
+        ours = hold.rows_by_key(owner, keys, lock=True)
+        theirs = copy.rows_by_key(other, keys)
+        different = [key for key in keys if _row(ours, key) != _row(theirs, key)]
+        entries = hold.entries_of(table.name, different)
+        dirty = [Dirty(table=e.table, key=e.key, entity=e.entity, cohort=e.cohort, journal=e.id) for e in entries]
+        dirty += [
+            Dirty(table=line.table, key=line.key, entity=line.entity, cohort=line.cohort or "", ledger=line.id)
+            for line in ledger.dirty_of(table.name, different)
+        ]
+        known = {line.key for line in dirty}
+        rejected = ledger.rejected_keys(table.name, different) - known
+        wrong = [key for key in different if key not in known and key not in rejected]
+        entities = {key: found.entity for key in wrong if (found := ours.get(key) or theirs.get(key))}
+        homes = hold.homes(entity for entity in entities.values() if entity is not None)
+    mismatches = tuple(
+        Mismatch(
+            table=table.name,
+            key=key,
+            entity=entities.get(key),
+            cohort=table.cohort(entities.get(key), homes),
+            kind="missing" if key not in theirs else "extra" if key not in ours else "differs",
+        )
+        for key in wrong
+    )
+    return Judged(mismatches=mismatches, dirty=tuple(dirty), rejected=len(rejected))
+
+
+def _row(found: dict[bytes, Found], key: bytes) -> Row | None:
+    return found[key].row if key in found else None
+
+
+def settle(plan: Plan, table: PlanTable, ends: Ends, ledger: Ledger, candidates: Iterable[bytes]) -> tuple[Judged, int]:
+    """Judge candidates; what is dirty is applied and judged again. Returns the verdict and how many stayed dirty."""
+    mismatches: list[Mismatch] = []
+    rejected = deferred = 0
+    wanted = list(candidates)
+    for start in range(0, len(wanted), VERDICT_KEYS):
+        keys = wanted[start : start + VERDICT_KEYS]
+        for _ in range(TRIES):
+            judged = judge(plan, table, ends, ledger, keys)
+            mismatches += judged.mismatches
+            rejected += judged.rejected
+            keys = sorted({line.key for line in judged.dirty})
+            if not keys:
+                break
+            apply_batch(plan, ends, ledger, judged.dirty, every_shard=True)
+        deferred += len(keys)
+    return Judged(mismatches=tuple(mismatches), rejected=rejected), deferred
+
+
+def reconcile_table(
+    plan: Plan,
+    table: PlanTable,
+    ends: Ends,
+    ledger: Ledger,
+    *,
+    chunk_rows: int | None = None,
+    progress: Callable[[int, int], None] = lambda compared, candidates: None,
+) -> CheckResult:
+    """One pass over a table, recorded. Clean only if nothing was found, nothing deferred and coverage never changed.
+
+    Raises InputError while the table is being loaded, CoverageError when changes may have gone unrecorded.
+    """
+    assert isinstance(ends.destination, Fenced) and ends.owner == "source"
+    state = ends.destination.load_states().get(table.name)
+    if state is None or state.open:
+        raise InputError(f"{table.name}: its load is not closed yet; a pass would only find what is still to come")
+    before = _coverage(plan, ends, ledger)
+    check = ledger.begin_check(table.name, before)
+    compared, mismatches, rejected, deferred = 0, list[Mismatch](), 0, 0
+    for chunk in _chunks(table, ends, chunk_rows):
+        compared += chunk.keys
+        judged, hot = settle(plan, table, ends, ledger, chunk.candidates)
+        mismatches += judged.mismatches
+        rejected += judged.rejected
+        deferred += hot
+        progress(compared, len(mismatches))
+    kinds = Counter(mismatch.kind for mismatch in mismatches)
+    result = CheckResult(
+        compared=compared,
+        missing=kinds["missing"],
+        extra=kinds["extra"],
+        differs=kinds["differs"],
+        deferred=deferred,
+        rejected=rejected,
+        orphans=sum(count_orphans(plan, table, ends, ledger, fk) for fk in table.target.foreign_keys),
+        duplicates=_duplicates(table, ends),
+        coverage=_coverage(plan, ends, ledger),
+        by_cohort=dict(Counter(mismatch.cohort for mismatch in mismatches)),
+    )
+    if mismatches:
+        ledger.record_mismatches(check, mismatches)
+        if table.rewrite == "entity":
+            mark_entities(plan, ends, ledger, {m.entity for m in mismatches if m.entity is not None})
+    ledger.finish_check(check, result)
+    return result
+
+
+def _chunks(table: PlanTable, ends: Ends, chunk_rows: int | None) -> Iterator[Compared]:
+    rows = chunk_rows or ends.origin.chunk_rows
+    if not table.alike:
+        yield from compare_partitions(table, ends.origin, ends.destination, rows)
+        return
+    bounds = ends.origin.chunk_ends(table.source, rows)
+    for lower, upper in zip([None, *bounds], [*bounds, None], strict=True):
+        yield compare_chunk(table, ends.origin, ends.destination, lower, upper)
+
+
+def _coverage(plan: Plan, ends: Ends, ledger: Ledger) -> str:
+    return check_coverage(plan, ends.origin, "source", ledger) + check_coverage(plan, ends.destination, "target", ledger)
+
+
+def _duplicates(table: PlanTable, ends: Ends) -> int:
+    """Unique keys that only one of the stores declares, counted in the other, which does not enforce them."""
+    count = 0
+    for relation, other, store in (
+        (table.source, table.target, ends.origin),
+        (table.target, table.source, ends.destination),
+    ):
+        assert isinstance(store, Fenced)
+        lacking = {tuple(sorted(u)) for u in other.uniques} - {tuple(sorted(u)) for u in relation.uniques}
+        count += sum(store.duplicates(relation, unique, ORPHANS) for unique in lacking)
+    return count
+
+
+def count_orphans(plan: Plan, table: PlanTable, ends: Ends, ledger: Ledger, fk: ForeignKey) -> int:
+    """Target rows whose parent is missing, beyond those that the source has too; at most ``ORPHANS`` are counted.
+
+    A child may be there a moment before its parent: only what is found three times, never dirty, counts.
+    """
+    assert isinstance(ends.origin, Fenced) and isinstance(ends.destination, Fenced)
+    parent = next((other for other in plan.tables if other.target.name == fk.parent), None)
+    lost = {(orphan.key, orphan.parent_key) for orphan in ends.destination.orphans(table.target, fk, ORPHANS)}
+    for _ in range(TRIES - 1):
+        if not lost:
+            return 0
+        dirty = _dirty_keys(ends, ledger, table.name, [key for key, _ in lost])
+        above = _dirty_keys(ends, ledger, parent.name, [key for _, key in lost]) if parent else set()
+        lost = {pair for pair in lost if pair[0] not in dirty and pair[1] not in above}
+        again = ends.destination.orphans(table.target, fk, ORPHANS)
+        lost &= {(orphan.key, orphan.parent_key) for orphan in again}
+    for mirror in table.source.foreign_keys:
+        if _same_columns(table, mirror, fk):
+            lost -= {(orphan.key, orphan.parent_key) for orphan in ends.origin.orphans(table.source, mirror, ORPHANS)}
+    return len(lost)
+
+
+def _same_columns(table: PlanTable, source: ForeignKey, target: ForeignKey) -> bool:
+    names = {ours.column: theirs.column for ours, theirs in zip(table.source.fields, table.target.fields, strict=True)}
+    return tuple(names[column] for column in source.columns) == target.columns
+
+
+def _dirty_keys(ends: Ends, ledger: Ledger, table: str, keys: Sequence[bytes]) -> set[bytes]:
+    with ends.origin.read() as origin:
+        journaled = {entry.key for entry in origin.entries_of(table, keys)}
+    return journaled | ledger.dirty_keys(table, keys) | ledger.rejected_keys(table, keys)
+
+
+def mark_entities(plan: Plan, ends: Ends, ledger: Ledger, entities: Iterable[bytes], origin: str = "rewrite") -> int:
+    """Mark every row of these entities dirty, as either store knows them. Returns how many keys."""
+    keys: set[DirtyKey] = set()
+    for entity in entities:
+        for table in plan.tables:
+            if table.shared:
+                continue
+            for store, relation in ((ends.origin, table.source), (ends.destination, table.target)):
+                with store.read() as reader:
+                    found = reader.keys_of_entity(relation, entity)
+                    cohort = table.cohort(entity, reader.homes([entity]))
+                keys |= {DirtyKey(table=table.name, key=key, entity=entity, cohort=cohort, origin=origin) for key in found}
+    ledger.mark_dirty(sorted(keys, key=lambda dirty: (dirty.table, dirty.key)))
+    return len(keys)

@@ -1,0 +1,72 @@
+"""Control totals that finance trusts: the same question asked of both stores (design §8)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from fishladder.clock import Clock
+from fishladder.spec import Migration
+from fishladder.spec_parts import Report
+from fishladder.stores.base import Store
+
+Line = tuple[str | None, ...]
+
+TRIES = 5
+BETWEEN_TRIES = 1.0
+"""Seconds in which a change that is on its way may arrive before two totals count as different."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportResult:
+    """One report for one cohort: the lines of both stores, and whether they are the same text, line by line."""
+
+    name: str
+    cohort: str
+    source: tuple[Line, ...]
+    target: tuple[Line, ...]
+
+    @property
+    def equal(self) -> bool:
+        return self.source == self.target
+
+    def differences(self) -> list[str]:
+        """What differs, a line each, in words for a person."""
+        only = [f"only in the source: {_words(line)}" for line in self.source if line not in self.target]
+        return only + [f"only in the target: {_words(line)}" for line in self.target if line not in self.source]
+
+
+def _words(line: Line) -> str:
+    return " | ".join("NULL" if cell is None else cell for cell in line)
+
+
+def run_reports(
+    spec: Migration, source: Store, target: Store, clock: Clock, *, cohorts: Iterable[str], until: datetime
+) -> list[ReportResult]:
+    """Every report for every cohort over the closed period that ends before ``until`` (UTC)."""
+    period = {"from": "1970-01-01 00:00:00", "until": until.strftime("%Y-%m-%d %H:%M:%S")}
+    return [
+        _run(name, report, cohort, source, target, clock, period)
+        for cohort in cohorts
+        for name, report in spec.reports.items()
+    ]
+
+
+def _run(
+    name: str, report: Report, cohort: str, source: Store, target: Store, clock: Clock, period: dict[str, str]
+) -> ReportResult:
+    tries = 0
+    while True:
+        tries += 1
+        parameters = {"cohort": cohort, **period}
+        ours = tuple(sorted(source.query(report.source, parameters), key=_order))
+        theirs = tuple(sorted(target.query(report.target, parameters), key=_order))
+        result = ReportResult(name=name, cohort=cohort, source=ours, target=theirs)
+        if result.equal or tries == TRIES:
+            return result
+        clock.sleep(BETWEEN_TRIES)
+
+
+def _order(line: Line) -> list[str]:
+    return ["" if cell is None else "=" + cell for cell in line]

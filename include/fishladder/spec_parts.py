@@ -1,0 +1,238 @@
+"""The parts of a migration file, and the words that each of them knows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    StringConstraints,
+    WithJsonSchema,
+    model_validator,
+)
+
+from fishladder.cells import parse_type
+from fishladder.errors import InputError
+from fishladder.yaml_lines import shown
+
+OTHERS = "*"
+"""In the last wave: every cohort that no other wave names."""
+
+_NAME = r"^[a-z][a-z0-9_]{0,39}$"
+_CONNECTION = r"^[A-Za-z0-9_.\-]{1,200}$"
+_WORD = r"^[^\x00-\x1f\x7f]+$"
+_DURATION = r"^[1-9][0-9]{0,5}(ms|s|m|h|d)$"
+PATTERNS = {
+    _NAME: "must start with a small letter, then small letters, digits or _; at most 40 in all",
+    _CONNECTION: "must be the id of a connection (letters, digits, _ . -), not a URL",
+    _WORD: "must not be empty nor hold control characters",
+}
+_UNITS = {
+    "d": timedelta(days=1),
+    "h": timedelta(hours=1),
+    "m": timedelta(minutes=1),
+    "s": timedelta(seconds=1),
+    "ms": timedelta(milliseconds=1),
+}
+
+
+def _duration(value: object) -> timedelta:
+    if isinstance(value, timedelta):
+        return value
+    found = re.match(_DURATION, value) if isinstance(value, str) else None
+    if found is None:
+        raise ValueError("must be a duration such as 200ms, 5s, 90m, 26h or 14d")
+    return int(found[0][: found.start(1)]) * _UNITS[found[1]]
+
+
+def duration_text(value: timedelta) -> str:
+    return next(f"{value // size}{unit}" for unit, size in _UNITS.items() if not value % size)
+
+
+def _type_text(text: str) -> str:
+    try:
+        parse_type(text)
+    except InputError as error:
+        raise ValueError(str(error)) from error
+    return text
+
+
+def _zone(text: str) -> str:
+    try:
+        ZoneInfo(text)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ValueError(f"{shown(text)!r} is no time zone; write a name such as UTC or Europe/Berlin") from error
+    return text
+
+
+def _not_ours(name: str) -> str:
+    if name.rpartition(".")[2].casefold().startswith("fishladder_"):
+        raise ValueError("names that start with fishladder_ are fishladder's own; choose another")
+    return name
+
+
+Word = Annotated[str, StringConstraints(pattern=_WORD, max_length=255)]
+Name = Annotated[str, StringConstraints(pattern=_NAME), AfterValidator(_not_ours)]
+Connection = Annotated[str, StringConstraints(pattern=_CONNECTION)]
+Table = Annotated[Word, AfterValidator(_not_ours)]
+Text = Annotated[str, StringConstraints(min_length=1)]
+Duration = Annotated[
+    timedelta,
+    BeforeValidator(_duration),
+    PlainSerializer(duration_text, return_type=str),
+    WithJsonSchema({"type": "string", "pattern": _DURATION}),
+]
+Strategy = Literal["replicate", "dual_write", "coexist", "reshape"]
+Kind = Literal["oracle", "mysql", "cassandra", "sqlite"]
+
+
+class SpecModel(BaseModel):
+    # The docstrings of the fields become the descriptions that an editor shows.
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class End(SpecModel):
+    """One end of the migration: a store."""
+
+    kind: Kind
+    connection: Connection
+    """The copier's connection."""
+
+    @property
+    def pool(self) -> str:
+        """The pool that bounds the work on this store, whichever migrations use it."""
+        return f"fishladder_{self.connection}"
+
+
+class Application(SpecModel):
+    """The application's own connections, for replay; never the copier's."""
+
+    source: Connection
+    target: Connection
+
+
+class Rehearsal(SpecModel):
+    """A test environment that has only the target's kind of store."""
+
+    connection: Connection
+    command: Text
+    """Runs the test workload; any exit code but 0 is a failed day."""
+
+
+class Cohort(SpecModel):
+    """What flips together."""
+
+    label: Name = "country"
+    """The word for a cohort in task names and pages."""
+    root: Table
+    """The table whose key is the entity."""
+    column: Word
+    """The root's column that holds the cohort."""
+    waves: tuple[Annotated[tuple[Word, ...], Field(min_length=1)], ...] = Field(min_length=1)
+    """Cohorts by wave, in order; ["*"] as the last wave means all others."""
+
+
+def _table_schema(schema: dict[str, Any]) -> None:
+    mapping = dict(schema)
+    del mapping["required"]
+    schema.clear()
+    schema["anyOf"] = [{"enum": ["shared", "root"]}, mapping]
+
+
+class TableSpec(SpecModel):
+    """How one table's rows find their entity, and how its columns change on the way."""
+
+    model_config = ConfigDict(json_schema_extra=_table_schema)
+
+    role: Literal["root", "shared", "entity", "via"]
+    """Needed only for a root or shared table with options; entity: and via: say it themselves."""
+    entity: Word | None = None
+    """The column that holds the root's key."""
+    via: Table | None = None
+    """The parent table whose entity this row has, through the foreign key to it."""
+    target: Table | None = None
+    """The table's name in the target, where it differs."""
+    rename: Mapping[Word, Word] = {}
+    """Source column: target column."""
+    types: Mapping[Word, Annotated[str, AfterValidator(_type_text)]] = {}
+    """Source column: logical type, such as decimal(12,2), where the meet of the two columns is not what is meant."""
+    zone: Mapping[Word, Annotated[str, AfterValidator(_zone)]] = {}
+    """Source column without a time zone: the zone that its values are in."""
+    drop: tuple[Word, ...] = ()
+    """Source columns that are deliberately not migrated."""
+    rewrite: Literal["row", "entity"] = "row"
+    """What a mismatch makes dirty: its row, or all rows of its entity."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_role(cls, raw: object) -> object:
+        if isinstance(raw, str):
+            if raw not in ("root", "shared"):
+                raise ValueError(f"must be shared, root, {{entity: column}} or {{via: table}}, not {shown(raw)!r}")
+            return {"role": raw}
+        if not isinstance(raw, Mapping):
+            return raw
+        ways = [word for word in ("entity", "via") if raw.get(word) is not None]
+        said = {*ways, *(raw[word] for word in ["role"] if isinstance(raw.get(word), str))}
+        if len(said) > 1:
+            raise ValueError(f"{' and '.join(sorted(said))} contradict each other; keep one")
+        if said & {"entity", "via"} and not ways:
+            raise ValueError(f"role: {said.pop()} is not enough; write {{entity: column}} or {{via: table}}")
+        unknown = raw.keys() - cls.model_fields.keys()
+        if not said and "role" not in raw and not unknown:
+            raise ValueError("must say role: root, role: shared, entity: <column> or via: <table>")
+        # An unknown word is reported alone, for it is probably the missing one, misspelt.
+        return raw if "role" in raw else {**raw, "role": said.pop() if said else "shared"}
+
+
+class Report(SpecModel):
+    """A control total: two queries that must return the same rows."""
+
+    source: Text
+    target: Text
+    at_cutover: bool = False
+    """Also run under the fence; it lengthens the window."""
+
+
+class Monitor(SpecModel):
+    """A query that must be zero, or one that must not be, on one side or both."""
+
+    must_be: Literal["zero", "positive"]
+    source: Text | None = None
+    target: Text | None = None
+
+    @model_validator(mode="after")
+    def _asks_somewhere(self) -> Monitor:
+        if self.source is None and self.target is None:
+            raise ValueError("asks nothing; write source: or target: with a query")
+        return self
+
+
+class Gates(SpecModel):
+    """What a flip must have behind it."""
+
+    clean_passes: int = Field(default=3, ge=1)
+    """Reconciliations in a row that found nothing."""
+    max_age: Duration = timedelta(hours=26)
+    """The newest of them began at most so long ago."""
+    max_lag: Duration = timedelta(seconds=5)
+    rehearsal_days: int = Field(default=0, ge=0)
+    """Clean days of rehearsal."""
+    approvals: int = Field(default=1, ge=1)
+    """Different people who must approve."""
+
+
+class Ids(SpecModel):
+    """Generated ids, disjoint from before the first flip."""
+
+    target_from: int = Field(ge=1)
+    """The first id that the target generates; the source stays below it."""

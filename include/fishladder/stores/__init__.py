@@ -1,0 +1,60 @@
+"""Stores, opened by kind; the drivers are imported only then."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from urllib.parse import unquote, urlsplit
+
+from fishladder.errors import InputError
+from fishladder.stores.base import Connect, Store
+
+_STORES = {"sqlite": ("fishladder.stores.sqlite", "SqliteStore"), "mysql": ("fishladder.stores.mysql", "MySqlStore")}
+
+
+def open_store(kind: str, connect: Connect) -> Store:
+    """The store of this kind; ``connect`` opens a new DB-API connection. Connects when it is first used.
+
+    Raises InputError for a kind that cannot be opened.
+    """
+    if kind not in _STORES:
+        raise InputError(f"a store of kind {kind} cannot be opened yet; there are {', '.join(_STORES)}")
+    module, name = _STORES[kind]
+    store: Store = getattr(import_module(module), name)(connect)
+    return store
+
+
+def connect_url(url: str) -> tuple[str, Connect]:
+    """The kind of store that a URL names, and what opens a connection to it.
+
+    ``sqlite:////absolute/path.db`` or ``mysql://user:password@host:port/schema``, special characters in the
+    password percent-encoded. Raises InputError; the message never holds the password.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "sqlite":
+        path = unquote(parts.path)[1:]
+        if not path:
+            raise InputError("a sqlite URL needs a path: sqlite:////absolute/path.db")
+        return "sqlite", lambda: import_module("fishladder.stores.sqlite").connect(path)
+    if parts.scheme == "mysql":
+        schema = unquote(parts.path).lstrip("/")
+        if not parts.hostname or not schema:
+            raise InputError("a mysql URL needs a host and a schema: mysql://user:password@host:3306/schema")
+        options = {
+            "host": parts.hostname,
+            "port": parts.port or 3306,
+            "user": unquote(parts.username or ""),
+            "passwd": unquote(parts.password or ""),
+            "db": schema,
+        }
+        return "mysql", lambda: import_module("fishladder.stores.mysql").connect(**options)
+    raise InputError(f"{parts.scheme or 'nothing'} is no kind of store URL; write sqlite:////path or mysql://user:password@host/schema")
+
+
+def connect_environment(connection: str, environment: Mapping[str, str]) -> tuple[str, Connect]:
+    """The same for a connection id, from ``FISHLADDER_<CONNECTION>``. Raises InputError when it is not set."""
+    name = "FISHLADDER_" + "".join(letter if letter.isalnum() else "_" for letter in connection).upper()
+    url = environment.get(name)
+    if not url:
+        raise InputError(f"connection {connection}: set {name} to its URL, for example sqlite:////path or mysql://…")
+    return connect_url(url)

@@ -1,0 +1,421 @@
+"""What relational stores share: statements over cells, and over fishladder's own tables.
+
+A concrete store brings its spelling (``Dialect``), its connections and its triggers. Statements are written
+with ``?`` for parameters; a store whose driver spells them otherwise translates.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from fishladder.cells import Cell, Row, key_cells, key_text, row_key
+from fishladder.errors import FatalError, StaleError
+from fishladder.stores.base import (
+    Entry,
+    EntityPath,
+    Fence,
+    Field,
+    ForeignKey,
+    Found,
+    LoadedChunk,
+    LoadState,
+    Orphan,
+    Relation,
+    Writer,
+)
+
+KEYS_PER_STATEMENT = 500
+ROWS_PER_STATEMENT = 500
+
+
+class Dialect:
+    """How one database spells what all relational stores do. Pure text; opens nothing."""
+
+    share = ""
+    exclusive = ""
+
+    def quote(self, name: str) -> str:
+        return '"' + name.replace('"', '""') + '"'
+
+    def text(self, column: str, field: Field) -> str:
+        """SQL for the canonical text of a column (``column`` is quoted SQL already)."""
+        raise TypeError("a concrete dialect spells text()")
+
+    def plain_text(self, column: str, field: Field) -> str:
+        """The same for use in triggers, where only what every session knows may appear."""
+        return self.text(column, field)
+
+    def finish(self, field: Field) -> Callable[[bytes], bytes] | None:
+        """What Python still has to do to a cell that SQL rendered; None for most types."""
+        return None
+
+    def bind(self, cell: Cell, field: Field) -> Any:
+        """The driver's parameter for a cell. Raises ValueError when the cell is no such value."""
+        raise TypeError("a concrete dialect spells bind()")
+
+    def key_piece(self, text: str) -> str:
+        """SQL for one column's part of a key text: its length in bytes, ``:`` and the cell."""
+        raise TypeError("a concrete dialect spells key_piece()")
+
+    def concat(self, pieces: Sequence[str]) -> str:
+        return "(" + " || ".join(pieces) + ")"
+
+    def key_in(self, columns: Sequence[str], count: int) -> str:
+        """SQL that holds for rows whose key is one of ``count`` parameter tuples."""
+        if len(columns) == 1:
+            return f"{columns[0]} IN ({', '.join('?' * count)})"
+        one = f"({', '.join('?' * len(columns))})"
+        return f"({', '.join(columns)}) IN ({', '.join([one] * count)})"
+
+    # Built from the above
+
+    def key_sql(self, relation: Relation, alias: str) -> str:
+        """SQL for the key text of the row that ``alias`` names (``NEW``, ``OLD`` or a table alias)."""
+        pieces = [
+            self.key_piece(self.plain_text(f"{alias}.{self.quote(field.column)}", field))
+            for field in (relation.fields[position] for position in relation.key)
+        ]
+        return pieces[0] if len(pieces) == 1 else self.concat(pieces)
+
+    def entity_parts(self, path: EntityPath, alias: str) -> tuple[str, str]:
+        """SQL for the entity text of the row that ``alias`` names, and the ``FROM … WHERE …`` it needs, if any."""
+        if not path.steps:
+            return self._entity_of(path, alias), ""
+        hops = list(reversed(path.steps))
+        source = f"FROM {self.quote(hops[0].parent)} e0"
+        for number, (upper, lower) in enumerate(zip(hops, hops[1:], strict=False)):
+            on = self._on(f"e{number + 1}", upper.columns, f"e{number}", upper.parent_columns)
+            source += f" JOIN {self.quote(lower.parent)} e{number + 1} ON {on}"
+        on = self._on(alias, path.steps[0].columns, f"e{len(hops) - 1}", path.steps[0].parent_columns)
+        return self._entity_of(path, "e0"), f"{source} WHERE {on}"
+
+    def entity_sql(self, path: EntityPath, alias: str) -> str:
+        """The same as one expression; NULL when a parent is not there."""
+        text, source = self.entity_parts(path, alias)
+        return f"(SELECT {text} {source})" if source else text
+
+    def _entity_of(self, path: EntityPath, alias: str) -> str:
+        column = f"{alias}.{self.quote(path.column)}"
+        return column if path.text else self.key_piece(self.plain_text(column, path.field))
+
+    def _on(self, child: str, columns: Sequence[str], parent: str, parent_columns: Sequence[str]) -> str:
+        pairs = zip(columns, parent_columns, strict=True)
+        return " AND ".join(f"{parent}.{self.quote(up)} = {child}.{self.quote(down)}" for down, up in pairs)
+
+    def after(self, columns: Sequence[str]) -> str:
+        """Keys above a tuple, spelled so that an index on the key serves it; takes ``range_parameters``."""
+        first, *rest = columns
+        if not rest:
+            return f"{first} > ?"
+        return f"({first} >= ? AND ({first} > ? OR ({first} = ? AND {self.after(rest)})))"
+
+    def up_to(self, columns: Sequence[str]) -> str:
+        first, *rest = columns
+        if not rest:
+            return f"{first} <= ?"
+        return f"({first} <= ? AND ({first} < ? OR ({first} = ? AND {self.up_to(rest)})))"
+
+
+def range_parameters(values: Sequence[Any]) -> list[Any]:
+    """Parameters for ``Dialect.after`` and ``up_to``, in the order in which they stand there."""
+    first, *rest = values
+    return [first] if not rest else [first, first, first, *range_parameters(rest)]
+
+
+def slices(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+class Session:
+    """A connection for reading, or one transaction: statements that read the same in every relational store."""
+
+    def __init__(self, dialect: Dialect, run: Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]) -> None:
+        self.dialect = dialect
+        self.run = run
+
+    # Migrated tables
+
+    def _select(self, relation: Relation, alias: str = "t") -> str:
+        quote = self.dialect.quote
+        return ", ".join(self.dialect.text(f"{alias}.{quote(field.column)}", field) for field in relation.fields)
+
+    def _rows(self, relation: Relation, found: Iterable[tuple[Any, ...]]) -> list[Row]:
+        finishers = [(at, finish) for at, field in enumerate(relation.fields) if (finish := self.dialect.finish(field))]
+        if not finishers:
+            return list(found)
+        rows = []
+        for row in found:
+            cells = list(row)
+            for at, finish in finishers:
+                if cells[at] is not None:
+                    cells[at] = finish(cells[at])
+            rows.append(tuple(cells))
+        return rows
+
+    def _key_parameters(self, relation: Relation, key: bytes) -> list[Any]:
+        fields = [relation.fields[position] for position in relation.key]
+        return [self.dialect.bind(cell, field) for cell, field in zip(key_cells(key), fields, strict=True)]
+
+    def _key_columns(self, relation: Relation, alias: str) -> list[str]:
+        return [f"{alias}{self.dialect.quote(column)}" for column in relation.key_columns]
+
+    def rows(self, relation: Relation, lower: bytes | None, upper: bytes | None) -> list[Row]:
+        columns = self._key_columns(relation, "t.")
+        where, parameters = [], []
+        if lower is not None:
+            where.append(self.dialect.after(columns))
+            parameters += range_parameters(self._key_parameters(relation, lower))
+        if upper is not None:
+            where.append(self.dialect.up_to(columns))
+            parameters += range_parameters(self._key_parameters(relation, upper))
+        sql = f"SELECT {self._select(relation)} FROM {self.dialect.quote(relation.name)} t"
+        if where:
+            sql += " WHERE " + " AND ".join(where)
+        return self._rows(relation, self.run(f"{sql} ORDER BY {', '.join(columns)}", parameters))
+
+    def rows_by_key(self, relation: Relation, keys: Sequence[bytes], *, lock: bool = False) -> dict[bytes, Found]:
+        columns = self._key_columns(relation, "t.")
+        entity = self.dialect.entity_sql(relation.entity, "t") if relation.entity else "NULL"
+        select = f"SELECT {self._select(relation)}, {entity} FROM {self.dialect.quote(relation.name)} t WHERE "
+        wanted, found = set(keys), {}
+        for some in slices(list(wanted), KEYS_PER_STATEMENT):
+            parameters = [value for key in some for value in self._key_parameters(relation, key)]
+            sql = select + self.dialect.key_in(columns, len(some)) + (self.dialect.share if lock else "")
+            answer = self.run(sql, parameters)
+            rows = self._rows(relation, (line[:-1] for line in answer))
+            for row, line in zip(rows, answer, strict=True):
+                key = row_key(row, relation.key)
+                if key in wanted:  # a store that folds case or pads finds more than was asked for
+                    found[key] = Found(row=row, entity=line[-1])
+        return found
+
+    def keys_of_entity(self, relation: Relation, entity: bytes) -> list[bytes]:
+        assert relation.entity is not None
+        quote, path = self.dialect.quote, relation.entity
+        names = ["t", *(f"a{number}" for number in range(len(path.steps)))]
+        source = f"{quote(relation.name)} t"
+        for step, below, above in zip(path.steps, names, names[1:], strict=False):
+            on = self.dialect._on(below, step.columns, above, step.parent_columns)
+            source += f" JOIN {quote(step.parent)} {above} ON {on}"
+        value = self.key(entity) if path.text else self.dialect.bind(key_cells(entity)[0], path.field)
+        sql = f"SELECT {self.dialect.key_sql(relation, 't')} FROM {source} WHERE {names[-1]}.{quote(path.column)} = ?"
+        return [key for (key,) in self.run(sql, [value])]
+
+    def _values(self, relation: Relation, row: Row) -> list[Any]:
+        return [self.dialect.bind(cell, field) for cell, field in zip(row, relation.fields, strict=True)]
+
+    def write(self, sql: str, values: Sequence[Any]) -> None:
+        """Run a statement that writes migrated rows. Raises RowError."""
+        self.run(sql, values)
+
+    def insert(self, relation: Relation, rows: Sequence[Row]) -> None:
+        quote = self.dialect.quote
+        columns = ", ".join(quote(field.column) for field in relation.fields)
+        one = f"({', '.join('?' * len(relation.fields))})"
+        head = f"INSERT INTO {quote(relation.name)} ({columns}) VALUES "
+        for some in slices(rows, max(1, min(ROWS_PER_STATEMENT, 30_000 // len(relation.fields)))):
+            values = [value for row in some for value in self._values(relation, row)]
+            self.write(head + ", ".join([one] * len(some)), values)
+
+    def update(self, relation: Relation, rows: Sequence[Row]) -> None:
+        quote = self.dialect.quote
+        others = [at for at in range(len(relation.fields)) if at not in relation.key]
+        if not others:
+            return
+        changes = ", ".join(f"{quote(relation.fields[at].column)} = ?" for at in others)
+        where = " AND ".join(f"{column} = ?" for column in self._key_columns(relation, ""))
+        sql = f"UPDATE {quote(relation.name)} SET {changes} WHERE {where}"
+        for row in rows:
+            values = self._values(relation, row)
+            self.write(sql, [values[at] for at in others] + [values[at] for at in relation.key])
+
+    def delete(self, relation: Relation, keys: Sequence[bytes]) -> None:
+        columns = self._key_columns(relation, "")
+        for some in slices(keys, KEYS_PER_STATEMENT):
+            parameters = [value for key in some for value in self._key_parameters(relation, key)]
+            where = self.dialect.key_in(columns, len(some))
+            self.run(f"DELETE FROM {self.dialect.quote(relation.name)} WHERE {where}", parameters)
+
+    def holders(self, relation: Relation, rows: Sequence[Row]) -> set[bytes]:
+        keys = set()
+        key = self.dialect.key_sql(relation, "t")
+        for unique in relation.uniques:
+            columns = [f"t.{self.dialect.quote(relation.fields[at].column)}" for at in unique]
+            for some in slices([row for row in rows if all(row[at] is not None for at in unique)], KEYS_PER_STATEMENT):
+                values = [self.dialect.bind(row[at], relation.fields[at]) for row in some for at in unique]
+                where = self.dialect.key_in(columns, len(some))
+                sql = f"SELECT {key} FROM {self.dialect.quote(relation.name)} t WHERE {where}"
+                keys |= {line[0] for line in self.run(sql, values)}
+        return keys
+
+    # Homes and the journal
+
+    def homes(self, entities: Iterable[bytes]) -> dict[bytes, str]:
+        found = {}
+        for some in slices(list(set(entities)), KEYS_PER_STATEMENT):
+            sql = f"SELECT entity, cohort FROM fishladder_home WHERE entity IN ({', '.join('?' * len(some))})"
+            found |= {entity: cohort.decode() for entity, cohort in self.run(sql, [self.key(key) for key in some])}
+        return found
+
+    def key(self, key: bytes) -> Any:
+        """A key text as the parameter of a column of fishladder's own tables."""
+        return key.decode()
+
+    def _entries(self, where: str, parameters: Sequence[Any]) -> list[Entry]:
+        sql = f"SELECT id, table_name, row_key, entity, cohort, at FROM fishladder_journal {where}"
+        return [
+            Entry(id=int(id_), table=table.decode(), key=key, entity=entity, cohort=cohort.decode(), at=at.decode())
+            for id_, table, key, entity, cohort, at in self.run(sql, parameters)
+        ]
+
+    def entries(self, tables: Sequence[str], limit: int) -> list[Entry]:
+        where = f"WHERE table_name IN ({', '.join('?' * len(tables))}) ORDER BY id LIMIT ?"
+        return self._entries(where, [*tables, limit]) if tables else []
+
+    def entries_of(self, table: str, keys: Sequence[bytes]) -> list[Entry]:
+        found: list[Entry] = []
+        for some in slices(keys, KEYS_PER_STATEMENT):
+            where = f"WHERE table_name = ? AND row_key IN ({', '.join('?' * len(some))})"
+            found += self._entries(where, [table, *map(self.key, some)])
+        return found
+
+    def forget(self, ids: Sequence[int]) -> None:
+        for some in slices(ids, ROWS_PER_STATEMENT):
+            self.run(f"DELETE FROM fishladder_journal WHERE id IN ({', '.join('?' * len(some))})", some)
+
+    # Load, chunks, shards, fences
+
+    def lock_load(self, table: str, *, exclusive: bool = False) -> LoadState | None:
+        lock = self.dialect.exclusive if exclusive else self.dialect.share
+        found = self.run(f"SELECT generation, is_open FROM fishladder_load WHERE table_name = ?{lock}", [table])
+        return LoadState(generation=int(found[0][0]), open=int(found[0][1]) == 1) if found else None
+
+    def write_load(self, table: str, state: LoadState) -> None:
+        sql = "UPDATE fishladder_load SET generation = ?, is_open = ? WHERE table_name = ?"
+        self.run(sql, [state.generation, int(state.open), table])
+
+    def take_chunk(self, table: str, no: int, generation: int, token: int) -> LoadedChunk | None:
+        sql = (
+            f"SELECT generation, token, done, row_count FROM fishladder_chunk"
+            f" WHERE table_name = ? AND no = ?{self.dialect.exclusive}"
+        )
+        found = self.run(sql, [table, no])
+        if not found:
+            raise FatalError(f"{table}: chunk {no} was claimed but is not in fishladder_chunk; run the load again")
+        latest_generation, latest_token, done, rows = (int(value) for value in found[0])
+        if latest_generation != generation or (latest_token != token and not done):
+            raise StaleError(f"{table}: chunk {no} was taken over by a later claim; this one wrote nothing")
+        return LoadedChunk(token=latest_token, rows=rows) if done else None
+
+    def finish_chunk(self, table: str, no: int, rows: int) -> None:
+        sql = "UPDATE fishladder_chunk SET done = 1, row_count = ? WHERE table_name = ? AND no = ?"
+        self.run(sql, [rows, table, no])
+
+    def lock_shards(self, numbers: Iterable[int]) -> None:
+        for number in sorted(set(numbers)):  # ascending: two copiers never wait for each other in a circle
+            self.run(f"SELECT no FROM fishladder_shard WHERE no = ?{self.dialect.exclusive}", [number])
+
+    def lock_fences(self, cohorts: Iterable[str] | None, *, exclusive: bool = False) -> dict[str, Fence]:
+        lock = self.dialect.exclusive if exclusive else self.dialect.share
+        sql = "SELECT cohort, writer, epoch FROM fishladder_fence"
+        parameters: list[Any] = []
+        if cohorts is not None:
+            parameters = sorted(set(cohorts))
+            sql += f" WHERE cohort IN ({', '.join('?' * len(parameters))})"
+        return read_fences(self.run(f"{sql} ORDER BY cohort{lock}", parameters))
+
+    def write_fence(self, cohort: str, fence: Fence) -> None:
+        sql = "UPDATE fishladder_fence SET writer = ?, epoch = ? WHERE cohort = ?"
+        self.run(sql, [fence.writer, fence.epoch, cohort])
+
+    def touch(self, entries: Iterable[tuple[str, bytes, str]], attempt: str) -> None:
+        known = "SELECT 1 FROM fishladder_touched WHERE table_name = ? AND row_key = ? AND attempt = ?"
+        sql = "INSERT INTO fishladder_touched (table_name, row_key, cohort, attempt) VALUES (?, ?, ?, ?)"
+        for table, key, cohort in entries:
+            if not self.run(known, [table, self.key(key), attempt]):
+                self.run(sql, [table, self.key(key), cohort, attempt])
+
+
+def read_fences(found: Iterable[tuple[Any, ...]]) -> dict[str, Fence]:
+    fences = {}
+    for cohort, writer, epoch in found:
+        name: Writer = writer.decode()
+        fences[cohort.decode()] = Fence(writer=name, epoch=int(epoch))
+    return fences
+
+
+class Checks:
+    """Reads that look at whole tables: counts, orphans, duplicates, chunk ends."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.dialect = session.dialect
+
+    def chunk_ends(self, relation: Relation, rows: int) -> list[bytes]:
+        columns = self.session._key_columns(relation, "t.")
+        fields = [relation.fields[position] for position in relation.key]
+        texts = ", ".join(self.dialect.text(column, field) for column, field in zip(columns, fields, strict=True))
+        head = f"SELECT {texts} FROM {self.dialect.quote(relation.name)} t"
+        tail = f" ORDER BY {', '.join(columns)} LIMIT 1 OFFSET ?"
+        ends: list[bytes] = []
+        while True:
+            where, parameters = "", []
+            if ends:
+                where = f" WHERE {self.dialect.after(columns)}"
+                parameters = range_parameters(self.session._key_parameters(relation, ends[-1]))
+            found = self.session.run(head + where + tail, [*parameters, rows - 1])
+            if not found:
+                return ends
+            ends.append(key_text(found[0]))
+
+    def is_empty(self, relation: Relation) -> bool:
+        return not self.session.run(f"SELECT 1 FROM {self.dialect.quote(relation.name)} LIMIT 1", [])
+
+    def count(self, relation: Relation, otherwise: str) -> dict[str, int]:
+        table = f"{self.dialect.quote(relation.name)} t"
+        if relation.entity is None:
+            return {otherwise: int(self.session.run(f"SELECT count(*) FROM {table}", [])[0][0])}
+        home = f"LEFT JOIN fishladder_home h ON h.entity = {self.dialect.entity_sql(relation.entity, 't')}"
+        found = self.session.run(f"SELECT h.cohort, count(*) FROM {table} {home} GROUP BY h.cohort", [])
+        counts: dict[str, int] = {}
+        for cohort, count in found:
+            name = otherwise if cohort is None else cohort.decode()
+            counts[name] = counts.get(name, 0) + int(count)
+        return counts
+
+    def orphans(self, child: Relation, foreign_key: ForeignKey, limit: int) -> list[Orphan]:
+        quote, fields = self.dialect.quote, {field.column: field for field in child.fields}
+        there = self.dialect._on("c", foreign_key.columns, "p", foreign_key.parent_columns)
+        points = " AND ".join(f"c.{quote(column)} IS NOT NULL" for column in foreign_key.columns)
+        pieces = [self.dialect.key_piece(self.dialect.text(f"c.{quote(c)}", fields[c])) for c in foreign_key.columns]
+        parent = pieces[0] if len(pieces) == 1 else self.dialect.concat(pieces)
+        sql = (
+            f"SELECT {self.dialect.key_sql(child, 'c')}, {parent} FROM {quote(child.name)} c WHERE {points}"
+            f" AND NOT EXISTS (SELECT 1 FROM {quote(foreign_key.parent)} p WHERE {there}) LIMIT ?"
+        )
+        return [Orphan(key=key, parent_key=parent_key) for key, parent_key in self.session.run(sql, [limit])]
+
+    def duplicates(self, relation: Relation, unique: Sequence[int], limit: int) -> int:
+        columns = [self.dialect.quote(relation.fields[at].column) for at in unique]
+        known = " AND ".join(f"{column} IS NOT NULL" for column in columns)
+        sql = (
+            f"SELECT 1 FROM {self.dialect.quote(relation.name)} WHERE {known}"
+            f" GROUP BY {', '.join(columns)} HAVING count(*) > 1 LIMIT ?"
+        )
+        return len(self.session.run(sql, [limit]))
+
+
+def named(sql: str, parameters: Mapping[str, object]) -> tuple[str, list[object]]:
+    """``:name`` turned into ``?`` for the names that are known; anything else stays."""
+    values: list[object] = []
+
+    def take(found: re.Match[str]) -> str:
+        if found[1] not in parameters:
+            return found[0]
+        values.append(parameters[found[1]])
+        return "?"
+
+    return re.sub(r"(?<![:\w]):([a-z_]+)\b", take, sql), values

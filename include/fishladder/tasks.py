@@ -1,0 +1,246 @@
+"""What the tasks of a migration do: each function is one task, safe to run twice and at the same time.
+
+The command line and Airflow's operators call these and add nothing but connections and a place to log.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from fishladder import apply, install, load, reconcile, reports
+from fishladder.clock import Clock, SystemClock
+from fishladder.errors import InputError
+from fishladder.ledger import CheckResult, Ledger
+from fishladder.plan import Plan, resolve
+from fishladder.preflight import preflight
+from fishladder.spec import Migration, digest
+from fishladder.stores.base import Finding, Store
+
+Report = Callable[[str], None]
+"""Takes a line about progress, for the log of the task."""
+
+
+def _silent(_: str) -> None:
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Desk:
+    """What every task of a migration needs. ``open`` opens a store by connection id; each call a new one."""
+
+    spec: Migration
+    ledger: Ledger
+    open: Callable[[str], Store]
+    clock: Clock = SystemClock()
+    say: Report = _silent
+
+    @contextmanager
+    def stores(self) -> Iterator[tuple[Store, Store]]:
+        source, target = self.open(self.spec.source.connection), self.open(self.spec.target.connection)
+        try:
+            yield source, target
+        finally:
+            source.close()
+            target.close()
+
+    @contextmanager
+    def ends(self, count: int = 1) -> Iterator[tuple[Plan, list[apply.Ends]]]:
+        """The plan and ``count`` pairs of stores, one for each parallel worker."""
+        opened: list[Store] = []
+        try:
+            workers = []
+            for _ in range(count):
+                pair = self.open(self.spec.source.connection), self.open(self.spec.target.connection)
+                opened += pair
+                workers.append(apply.Ends(owner="source", origin=pair[0], destination=pair[1]))
+            self.check_spec()
+            plan = resolve(self.spec, workers[0].origin.describe(), workers[0].destination.describe())
+            yield plan, workers
+        finally:
+            for store in opened:
+                store.close()
+
+    def check_spec(self) -> None:
+        """Raises InputError unless prepare has taken this very migration file."""
+        record = self.ledger.spec()
+        if record is None:
+            raise InputError(f"{self.spec.migration}: run {self.spec.migration}_prepare first")
+        if Migration.from_json(record.spec_json).data_part() != self.spec.data_part():
+            raise InputError(f"{self.spec.migration}: its file changed since prepare ran; run {self.spec.migration}_prepare")
+
+
+def check(desk: Desk, accounts: dict[str, str] | None = None) -> list[Finding]:
+    """Preflight, kept as evidence. Returns every finding; nothing is changed in the stores."""
+    began = desk.clock.now()
+    with desk.stores() as (source, target):
+        there, ours = target.describe(), source.describe()
+        missing = [name for name, table in desk.spec.tables.items() if (table.target or name) not in there]
+        if missing and all(name in ours for name in missing):
+            desk.say(f"the target lacks {', '.join(missing)}: prepare creates them after the source's")
+            there = {**there, **install.imagined_tables(desk.spec, ours, missing)}
+        findings, _ = preflight(desk.spec, source, target, desk.ledger, ours=ours, theirs=there, accounts=accounts)
+    body = {"findings": [asdict(finding) for finding in findings]}
+    desk.ledger.record_evidence("preflight", desk.spec.migration, body, not _failed(findings), began)
+    return findings
+
+
+def _failed(findings: Sequence[Finding]) -> bool:
+    return any(finding.level == "fail" for finding in findings)
+
+
+def findings_table(findings: Sequence[Finding]) -> str:
+    """Findings as a table for a log, what fails first."""
+    order = {"fail": 0, "warn": 1, "pass": 2}
+    lines = [(f.level, f.where, f.message) for f in sorted(findings, key=lambda f: order[f.level])]
+    width = max((len(where) for _, where, _ in lines), default=0)
+    return "\n".join(f"{level:<4}  {where:<{width}}  {message}" for level, where, message in lines)
+
+
+def prepare(desk: Desk, *, actor: str) -> install.Installed:
+    """Create what is missing, install fishladder's tables, fences, triggers and homes, and take the file as it is.
+
+    Raises InputError when preflight fails.
+    """
+    findings = check(desk)
+    if _failed(findings):
+        raise InputError(f"preflight fails:\n{findings_table([f for f in findings if f.level == 'fail'])}")
+    with desk.stores() as (source, target):
+        created = install.create_target_tables(desk.spec, source, target)
+        if created:
+            desk.say(f"created in the target: {', '.join(created)}")
+        plan = resolve(desk.spec, source.describe(), target.describe())
+        installed = install.install(desk.spec, plan, source, target, desk.ledger, actor=actor)
+    desk.ledger.record_spec(desk.spec.to_json(), digest(desk.spec.data_part()), code_digest(), actor)
+    desk.say(f"fences for {len(installed.cohorts)} {desk.spec.cohort.label} cohorts; triggers and homes are installed")
+    return installed
+
+
+def cut(desk: Desk) -> dict[str, int]:
+    """Cut all tables into chunks. Returns how many each has."""
+    with desk.ends() as (plan, (ends,)):
+        load.cut(plan, ends.origin, desk.ledger, desk.spec.chunk_rows)
+        return {table.name: len(desk.ledger.chunks(table.name)) for table in plan.tables}
+
+
+def load_table(desk: Desk, table: str, lane: str) -> load.LaneReport:
+    """Load chunks of a table as one lane until none is left."""
+    began = desk.clock.monotonic()
+
+    def progress(report: load.LaneReport) -> None:
+        done = desk.ledger.progress(table)
+        seconds = max(desk.clock.monotonic() - began, 1e-6)
+        left = (done.chunks - done.done) * seconds / max(report.chunks, 1)
+        desk.say(
+            f"{table} lane {lane}: chunk {done.done} of {done.chunks}, {report.rows} rows here,"
+            f" {report.rows / seconds:,.0f} rows/s, about {left:.0f} s left, {done.rejects} rejects"
+        )
+
+    with desk.ends() as (plan, (ends,)):
+        found = plan.table(table)
+        return load.load_lane(found, ends.origin, ends.destination, desk.ledger, lane=lane, progress=progress)
+
+
+def close_table(desk: Desk, table: str) -> None:
+    """End the load of a table: install the target's triggers and let the applier have it."""
+    with desk.ends() as (plan, (ends,)):
+        load.close_load(plan, plan.table(table), ends.destination, desk.ledger)
+
+
+def replicate(desk: Desk, *, seconds: float, until_idle: bool = False) -> apply.Followed:
+    """Apply dirty keys for this long."""
+    last = [0.0]
+
+    def progress(report: apply.Followed) -> None:
+        if desk.clock.monotonic() - last[0] >= 10:
+            last[0] = desk.clock.monotonic()
+            desk.say(f"{report.applied} changes applied, lag {report.lag or 0:.1f} s, {report.rejected} rejects")
+
+    with desk.ends(desk.spec.lanes) as (plan, workers):
+        return apply.follow(
+            plan, workers, desk.ledger, desk.clock, seconds=seconds, until_idle=until_idle, progress=progress
+        )
+
+
+def reconcile_table(desk: Desk, table: str) -> CheckResult:
+    """One pass over a table."""
+
+    def progress(compared: int, wrong: int) -> None:
+        desk.say(f"{table}: {compared} keys compared, {wrong} mismatches")
+
+    with desk.ends() as (plan, (ends,)):
+        found = plan.table(table)
+        return reconcile.reconcile_table(
+            plan, found, ends, desk.ledger, chunk_rows=desk.spec.chunk_rows, progress=progress
+        )
+
+
+def report(desk: Desk) -> list[reports.ReportResult]:
+    """All financial reports per cohort over the period that ended at midnight (UTC), kept as evidence."""
+    began = desk.clock.now()
+    until = datetime.combine(began.date(), time(), UTC)
+    with desk.stores() as (source, target):
+        cohorts = [cohort for cohort in desk.ledger.routes() if cohort not in ("*", "shared")]
+        results = reports.run_reports(desk.spec, source, target, desk.clock, cohorts=cohorts, until=until)
+    for result in results:
+        body = {"source": result.source, "target": result.target, "until": until.isoformat()}
+        desk.ledger.record_evidence("report", f"{result.name} {result.cohort}", body, result.equal, began)
+    return results
+
+
+def totals(desk: Desk) -> dict[str, dict[str, tuple[int, int]]]:
+    """Rows per table and cohort in source and target, kept as evidence. Equal only when nothing is on its way."""
+    began = desk.clock.now()
+    with desk.ends() as (plan, (ends,)):
+        found: dict[str, dict[str, tuple[int, int]]] = {}
+        for table in plan.tables:
+            ours, theirs = ends.origin.count(table.source), ends.destination.count(table.target)
+            found[table.name] = {
+                cohort: (ours.get(cohort, 0), theirs.get(cohort, 0)) for cohort in sorted(ours.keys() | theirs.keys())
+            }
+    equal = all(ours == theirs for counts in found.values() for ours, theirs in counts.values())
+    desk.ledger.record_evidence("totals", desk.spec.migration, {"rows": found}, equal, began)
+    return found
+
+
+def status(desk: Desk) -> dict[str, Any]:
+    """Where the migration stands, from the ledger alone: tables, passes, rejects, dirty keys, applier."""
+    ledger = desk.ledger
+    tables = {}
+    for name in ["fishladder_home", "fishladder_applied", *desk.spec.tables]:
+        progress, state = ledger.progress(name), ledger.table_state(name)
+        newest = ledger.checks(name, limit=1)
+        tables[name] = {
+            "phase": state.phase,
+            "chunks": progress.chunks,
+            "done": progress.done,
+            "rows": progress.rows,
+            "rejects": ledger.count_rejects(table=name),
+            "clean_passes": ledger.clean_passes(name),
+            "last_check": newest[0].started_at.isoformat() if newest else None,
+        }
+    applier = ledger.status("applier")
+    return {
+        "migration": desk.spec.migration,
+        "paused": ledger.control().paused,
+        "tables": tables,
+        "dirty": ledger.count_dirty(),
+        "mismatches": ledger.count_mismatches(),
+        "applier": applier.data if applier else None,
+    }
+
+
+@cache
+def code_digest() -> str:
+    """SHA-256 over the core's own files: which code decided something is part of the evidence."""
+    folder = Path(__file__).parent
+    whole = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        whole.update(f"{path.relative_to(folder)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return whole.hexdigest()

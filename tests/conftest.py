@@ -1,0 +1,54 @@
+"""Fixtures on real servers. A server that cannot be had is named at the end of the run, never left out in silence.
+
+``REQUIRE_STORES=1`` (as in CI) makes its tests fail instead of being skipped.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import NoReturn
+
+import pytest
+
+from tests.servers import Unavailable, mysql
+
+UNTESTED = pytest.StashKey[dict[str, str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[UNTESTED] = {}
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if untested := config.stash[UNTESTED]:
+        terminalreporter.section("STORES NOT TESTED", sep="!", red=True, bold=True)
+        for store, reason in untested.items():
+            terminalreporter.line(f"{store}: {reason}", red=True)
+
+
+def not_tested(config: pytest.Config, store: str, reason: object) -> NoReturn:
+    """Leave out a test because a store cannot be had: it is named at the end of the run."""
+    config.stash[UNTESTED][store] = str(reason)
+    if os.environ.get("REQUIRE_STORES") == "1":
+        pytest.fail(f"REQUIRE_STORES=1, and there is no {store}: {reason}", pytrace=False)
+    pytest.skip(f"no {store}: {reason}")
+
+
+@pytest.fixture(scope="session")
+def mysql_server(pytestconfig: pytest.Config) -> str:
+    """The DSN of a MySQL, as an account that may create databases and accounts."""
+    try:
+        dsn = mysql.dsn()
+    except Unavailable as reason:
+        not_tested(pytestconfig, "MySQL", reason)
+    if "MariaDB" in (version := mysql.version(dsn)):
+        pytestconfig.stash[UNTESTED]["MySQL"] = f"{version} took its place"
+    return dsn
+
+
+@pytest.fixture
+def mysql_database(mysql_server: str) -> Iterator[mysql.Database]:
+    """A fresh, empty database for one test."""
+    with mysql.database(mysql_server) as database:
+        yield database

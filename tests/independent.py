@@ -1,0 +1,460 @@
+"""Compares two databases by plain SQL, without a line of fishladder: the witness of the scenario tests.
+
+`compare` looks at every row, `acknowledged` at what clients were told. Both return problems in words; none is good.
+Tables of fishladder's own (`fishladder_…`) are not looked at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sqlite3
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from datetime import date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
+
+import MySQLdb
+import MySQLdb.cursors
+
+NAMED = 5  # how many keys a problem names
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForeignKey:
+    columns: tuple[str, ...]
+    parent: str
+    parent_columns: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """A table as the database describes it. `columns`: name → number, time, date, bytes or text."""
+
+    columns: Mapping[str, str]
+    key: tuple[str, ...]
+    unique: frozenset[tuple[str, ...]]
+    foreign_keys: frozenset[ForeignKey]
+
+
+class Reader(Protocol):
+    quote: str
+
+    def tables(self) -> list[str]: ...
+
+    def shape(self, table: str) -> Shape: ...
+
+    def rows(self, statement: str) -> Iterator[tuple[Any, ...]]: ...
+
+    def close(self) -> None: ...
+
+
+def compare(source_url: str, target_url: str, tables: Sequence[str] | None = None) -> list[str]:
+    """Every row of `tables` (default: all tables of the source) in both databases, one line per problem.
+
+    Columns are matched by name and values by what they mean: 1.50 is 1.5, a time is text with microseconds,
+    'a1' is not 'A1', '' is not NULL. Holds a digest per row of one table in memory.
+    """
+    problems: list[str] = []
+    with ExitStack() as stack:
+        source = stack.enter_context(closing(_open(source_url)))
+        target = stack.enter_context(closing(_open(target_url)))
+        chosen = list(tables) if tables is not None else source.tables()
+        for table in chosen:
+            if table.startswith("fishladder_"):
+                continue
+            absent = [side for side, reader in _sides(source, target) if table not in reader.tables()]
+            if absent:
+                problems.append(f"{table}: the {' and the '.join(absent)} has no such table")
+                continue
+            problems += _compare_rows(table, source, target)
+            # Each side is held to what either schema promises: a target may have been created without a key.
+            shapes = source.shape(table), target.shape(table)
+            for side, reader in _sides(source, target):
+                columns = reader.shape(table).columns
+                for unique in sorted(shapes[0].unique | shapes[1].unique | {shapes[0].key}):
+                    if unique and set(unique) <= set(columns):
+                        problems += _duplicates(side, table, unique, reader)
+                for foreign_key in sorted(shapes[0].foreign_keys | shapes[1].foreign_keys, key=lambda key: key.columns):
+                    if set(foreign_key.columns) <= set(columns) and foreign_key.parent in reader.tables():
+                        problems += _orphans(side, table, foreign_key, reader)
+        if {"customer", "invoice", "payment"} <= set(chosen) and not problems:
+            problems += _compare_totals(source, target)
+    return problems
+
+
+def acknowledged(url: str, logs: Sequence[Path]) -> list[str]:
+    """What billing's clients were told, against what the database holds, one line per lost or altered operation.
+
+    `logs` are those of `billing.traffic --log`, of all clients, put in order by their times. That is exact for one
+    client at a time; two at once may have touched the same row in the other order than they logged it.
+    """
+    lines = sorted(
+        (json.loads(line) for log in logs for line in log.read_text(encoding="utf-8").splitlines()),
+        key=lambda line: line["at"],
+    )
+    payments: dict[str, tuple[str, int, str]] = {}  # key → kind, invoice, amount
+    entries: dict[int, tuple[int, str, str]] = {}  # id → customer, code, amount
+    cards: dict[str, tuple[int, str]] = {}  # code → customer, initial amount
+    owners: dict[int, int] = {}  # invoice → customer
+    countries: dict[int, str | None] = {}
+    emails: dict[int, str | None] = {}
+    plans: dict[int, tuple[str, str]] = {}
+    subscriptions: dict[int, int] = {}  # id → customer
+    deleted: set[int] = set()
+    for line in lines:
+        customer = line.get("customer_id")
+        match line["operation"]:
+            case "sign_up" | "sign_up_again":
+                deleted.discard(customer)
+                countries[customer], emails[customer] = line["country"], line["email"]
+                subscriptions[line["subscription_id"]] = customer
+            case "charge" | "refund" as kind:
+                payments[line["key"]] = (kind, line["invoice_id"], line["amount"])
+                owners[line["invoice_id"]] = customer
+            case "transfer_invoice":
+                owners[line["invoice_id"]] = customer
+            case "buy_gift_card":
+                cards[line["code"]] = (customer, line["amount"])
+            case "redeem":
+                entries[line["entry_id"]] = (customer, line["code"], line["amount"])
+            case "move_country":
+                countries[customer] = line["country"]
+            case "change_plan":
+                subscriptions[line["subscription_id"]] = customer
+            case "change_price":
+                plans[line["plan_id"]] = (line["monthly"], line["yearly"])
+            case "swap_emails":
+                emails[line["first"]], emails[line["second"]] = line["first_email"], line["second_email"]
+            case "delete_customer":
+                deleted.add(customer)
+                countries.pop(customer, None)
+                emails.pop(customer, None)
+                gone = {invoice for invoice, owner in owners.items() if owner == customer}
+                owners = {invoice: owner for invoice, owner in owners.items() if invoice not in gone}
+                payments = {key: payment for key, payment in payments.items() if payment[1] not in gone}
+                cards = {code: card for code, card in cards.items() if card[0] != customer}
+                entries = {number: entry for number, entry in entries.items() if entry[0] != customer}
+                subscriptions = {number: owner for number, owner in subscriptions.items() if owner != customer}
+    with closing(_open(url)) as reader:
+        found = {name: _found(reader, statement) for name, statement in _FOUND.items()}
+    problems = [
+        f"{what} {key}: " + ("lost" if key not in found[what] else "altered")
+        for what, expected in (
+            ("payment", {key: (kind, invoice, Decimal(amount)) for key, (kind, invoice, amount) in payments.items()}),
+            ("invoice", owners),
+            ("gift_card", {code: (owner, Decimal(amount)) for code, (owner, amount) in cards.items()}),
+            ("gift_card_entry", {number: (code, Decimal(sum_)) for number, (_, code, sum_) in entries.items()}),
+            ("country of customer", countries),
+            ("email of customer", emails),
+            ("subscription", subscriptions),
+            ("price of plan", {plan: (Decimal(month), Decimal(year)) for plan, (month, year) in plans.items()}),
+        )
+        for key, value in expected.items()
+        if found[what].get(key, _NOTHING) != value
+    ]
+    problems += [
+        f"customer {each}: deleted, and here again" for each in deleted if each in found["country of customer"]
+    ]
+    return problems
+
+
+_NOTHING = object()
+_FOUND = {
+    "payment": "select idempotency_key, kind, invoice_id, amount from payment",
+    "invoice": "select id, customer_id from invoice",
+    "gift_card": "select code, customer_id, initial_amount from gift_card",
+    "gift_card_entry": "select id, gift_card_code, amount from gift_card_entry",
+    "country of customer": "select id, country_code from customer",
+    "email of customer": "select id, email from customer",
+    "subscription": "select id, customer_id from subscription",
+    "price of plan": "select id, monthly_price, yearly_price from plan",
+}
+
+
+def _found(reader: Reader, statement: str) -> dict[Any, Any]:
+    """First column → the other one, or a tuple of the others, money as Decimal."""
+    money = {
+        number
+        for number, name in enumerate(statement.split(" from ")[0].split(", "))
+        if re.search("amount|price", name)
+    }
+    found: dict[Any, Any] = {}
+    for row in reader.rows(statement):
+        values = [Decimal(str(value)) if number in money else value for number, value in enumerate(row)]
+        found[values[0]] = values[1] if len(values) == 2 else tuple(values[1:])
+    return found
+
+
+def _sides(source: Reader, target: Reader) -> tuple[tuple[str, Reader], tuple[str, Reader]]:
+    return ("source", source), ("target", target)
+
+
+def _compare_rows(table: str, source: Reader, target: Reader) -> list[str]:
+    shape, other = source.shape(table), target.shape(table)
+    if set(shape.columns) != set(other.columns):
+        return [
+            f"{table}: only one side has the column(s) {', '.join(sorted(set(shape.columns) ^ set(other.columns)))}"
+        ]
+    problems = [
+        f"{table}.{column}: {meaning} in the source, {other.columns[column]} in the target"
+        for column, meaning in shape.columns.items()
+        if meaning != other.columns[column]
+    ]
+    if problems:
+        return problems
+    digests: dict[tuple[str | None, ...], bytes] = {}
+    in_source = in_target = 0
+    for key, digest in _digests(table, shape, source):
+        in_source += 1
+        digests[key] = digest
+    extra, different = [], []
+    for key, digest in _digests(table, shape, target):
+        in_target += 1
+        there = digests.pop(key, None)
+        if there is None:
+            extra.append(key)
+        elif there != digest:
+            different.append(key)
+    if in_source != in_target:
+        problems.append(f"{table}: {in_source} row(s) in the source, {in_target} in the target")
+    for word, keys in (("missing", list(digests)), ("extra", extra), ("different", different)):
+        if keys:
+            problems.append(f"{table}: {len(keys)} row(s) {word} in the target: {_name(keys)}")
+    return problems
+
+
+def _digests(table: str, shape: Shape, reader: Reader) -> Iterator[tuple[tuple[str | None, ...], bytes]]:
+    """(key, digest of the row) for each row."""
+    columns = sorted(shape.columns)
+    meanings = [shape.columns[column] for column in columns]
+    key_at = [columns.index(column) for column in shape.key or columns]
+    q = reader.quote
+    selected = ", ".join(f"{q}{column}{q}" for column in columns)
+    for row in reader.rows(f"select {selected} from {q}{table}{q}"):
+        values = [_normal(value, meaning) for value, meaning in zip(row, meanings, strict=True)]
+        digest = hashlib.sha256()
+        for value in values:
+            encoded = b"-" if value is None else value.encode("utf-8", "surrogatepass")
+            # NULL has no length; everything else is preceded by its own.
+            digest.update(b"N" if value is None else b"%d:%b" % (len(encoded), encoded))
+        yield tuple(values[at] for at in key_at), digest.digest()
+
+
+def _normal(value: Any, meaning: str) -> str | None:
+    """One text per value, whatever driver it came through. What is not what its column says stays as it is, marked."""
+    if value is None:
+        return None
+    try:
+        match meaning:
+            case "number":
+                # A float is what SQLite makes of a NUMERIC column: its shortest text is the number that was meant.
+                number = Decimal(repr(value) if isinstance(value, float) else value)
+                return "0" if number == 0 else format(number.normalize(), "f")
+            case "time":
+                at = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+                return at.isoformat(sep=" ", timespec="microseconds")
+            case "date":
+                return (value if isinstance(value, date) else date.fromisoformat(value)).isoformat()
+            case "bytes":
+                return bytes(value).hex()
+            case _:
+                return value.decode() if isinstance(value, bytes) else str(value)
+    except (ArithmeticError, TypeError, ValueError):
+        return f"no {meaning}: {value!r}"
+
+
+def _name(keys: Sequence[tuple[str | None, ...]]) -> str:
+    """The first few of these keys, numbers by size."""
+    ordered = sorted(keys, key=lambda key: [(len(part or ""), part or "") for part in key])
+    named = ", ".join("/".join(part or "NULL" for part in key) for key in ordered[:NAMED])
+    return named + (", …" if len(keys) > NAMED else "")
+
+
+def _duplicates(side: str, table: str, unique: tuple[str, ...], reader: Reader) -> list[str]:
+    q = reader.quote
+    texts = {column for column, meaning in reader.shape(table).columns.items() if meaning == "text"}
+    # As hexadecimal, so that a collation does not take 'a1' and 'A1' for one.
+    grouped = ", ".join(f"hex({q}{column}{q})" if column in texts else f"{q}{column}{q}" for column in unique)
+    present = " and ".join(f"{q}{column}{q} is not null" for column in unique)
+    ((count,),) = reader.rows(
+        f"select count(*) from (select 1 as x from {q}{table}{q} where {present} group by {grouped}"
+        " having count(*) > 1) d"
+    )
+    return [f"{table}: {count} value(s) of {', '.join(unique)} occur more than once in the {side}"] if count else []
+
+
+def _orphans(side: str, table: str, foreign_key: ForeignKey, reader: Reader) -> list[str]:
+    q = reader.quote
+    pairs = list(zip(foreign_key.columns, foreign_key.parent_columns, strict=True))
+    joined = " and ".join(f"p.{q}{parent}{q} = c.{q}{child}{q}" for child, parent in pairs)
+    present = " and ".join(f"c.{q}{child}{q} is not null" for child, _ in pairs)
+    ((count,),) = reader.rows(
+        f"select count(*) from {q}{table}{q} c where {present}"
+        f" and not exists (select 1 from {q}{foreign_key.parent}{q} p where {joined})"
+    )
+    columns = ", ".join(foreign_key.columns)
+    return (
+        [f"{table}: {count} row(s) in the {side} name a {foreign_key.parent} that is not there ({columns})"]
+        if count
+        else []
+    )
+
+
+def _compare_totals(source: Reader, target: Reader) -> list[str]:
+    """Billing's money per country, to the cent: what a person would look at first."""
+    problems = []
+    for table, column in (("invoice", "total"), ("payment", "amount"), ("gift_card", "remaining_amount")):
+        statement = f"select c.country_code, x.{column} from {table} x join customer c on c.id = x.customer_id"
+        sums = []
+        for reader in (source, target):
+            by_country: dict[str, Decimal] = defaultdict(Decimal)
+            for country, amount in reader.rows(statement):
+                by_country[country or "no country"] += Decimal(amount)
+            sums.append(by_country)
+        problems += [
+            f"{table}: {country} adds up to {sums[0][country]} in the source, {sums[1][country]} in the target"
+            for country in sorted(set(sums[0]) | set(sums[1]))
+            if sums[0][country] != sums[1][country]
+        ]
+    return problems
+
+
+def _meaning(declared: str) -> str:
+    declared = declared.lower()
+    for pattern, meaning in (
+        (r"blob|binary", "bytes"),
+        (r"datetime|timestamp", "time"),
+        (r"date", "date"),
+        (r"int|decimal|numeric|bool|real|float|double", "number"),
+    ):
+        if re.search(pattern, declared):
+            return meaning
+    return "text"
+
+
+class _Sqlite:
+    quote = '"'
+
+    def __init__(self, path: str) -> None:
+        self._connection = sqlite3.connect(path, isolation_level=None, timeout=60)
+        self._connection.execute("begin")  # one moment, whatever is written meanwhile
+
+    def tables(self) -> list[str]:
+        return [
+            name
+            for (name,) in self.rows("select name from sqlite_master where type = 'table' order by name")
+            if not name.startswith(("sqlite_", "fishladder_"))
+        ]
+
+    def shape(self, table: str) -> Shape:
+        columns = list(self.rows(f'pragma table_info("{table}")'))
+        unique = {
+            tuple(column for _, _, column in self.rows(f'pragma index_info("{name}")'))
+            for _, name, is_unique, *_ in list(self.rows(f'pragma index_list("{table}")'))
+            if is_unique
+        }
+        references: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
+        for row in self.rows(f'pragma foreign_key_list("{table}")'):
+            references[row[0]].append(row)
+        return Shape(
+            columns={name: _meaning(declared) for _, name, declared, *_ in columns},
+            key=tuple(row[1] for row in sorted(columns, key=lambda row: row[5]) if row[5]),
+            unique=frozenset(unique),
+            foreign_keys=frozenset(
+                ForeignKey(
+                    columns=tuple(row[3] for row in rows),
+                    parent=rows[0][2],
+                    parent_columns=tuple(row[4] or self.shape(row[2]).key[row[1]] for row in rows),
+                )
+                for rows in references.values()
+            ),
+        )
+
+    def rows(self, statement: str) -> Iterator[tuple[Any, ...]]:
+        return self._connection.execute(statement)
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class _Mysql:
+    quote = "`"
+
+    def __init__(self, **login: Any) -> None:
+        self._connection = MySQLdb.connect(charset="utf8mb4", **login)
+        self._connection.cursor().execute("set time_zone = '+00:00'")
+        self._connection.cursor().execute("start transaction with consistent snapshot")
+
+    def tables(self) -> list[str]:
+        return [
+            name
+            for (name,) in self.rows(
+                "select table_name from information_schema.tables"
+                " where table_schema = database() and table_type = 'BASE TABLE' order by table_name"
+            )
+            if not name.startswith("fishladder_")
+        ]
+
+    def shape(self, table: str) -> Shape:
+        here = f"table_schema = database() and table_name = '{table}'"
+        indexes: dict[str, list[str]] = defaultdict(list)
+        for name, column in self.rows(
+            f"select index_name, column_name from information_schema.statistics where {here} and non_unique = 0"
+            " order by index_name, seq_in_index"
+        ):
+            indexes[name].append(column)
+        references: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
+        for name, *row in self.rows(
+            "select constraint_name, column_name, referenced_table_name, referenced_column_name"
+            f" from information_schema.key_column_usage where {here} and referenced_table_name is not null"
+            " order by constraint_name, ordinal_position"
+        ):
+            references[name].append((row[0], row[1], row[2]))
+        return Shape(
+            columns={
+                name: _meaning(declared)
+                for name, declared in self.rows(
+                    f"select column_name, data_type from information_schema.columns where {here}"
+                    " order by ordinal_position"
+                )
+            },
+            key=tuple(indexes.get("PRIMARY", ())),
+            unique=frozenset(tuple(columns) for name, columns in indexes.items() if name != "PRIMARY"),
+            foreign_keys=frozenset(
+                ForeignKey(
+                    columns=tuple(column for column, _, _ in rows),
+                    parent=rows[0][1],
+                    parent_columns=tuple(parent for _, _, parent in rows),
+                )
+                for rows in references.values()
+            ),
+        )
+
+    def rows(self, statement: str) -> Iterator[tuple[Any, ...]]:
+        # Unbuffered: one row at a time from the server. Read to the end before the next statement.
+        with closing(self._connection.cursor(MySQLdb.cursors.SSCursor)) as cursor:
+            cursor.execute(statement)
+            yield from cursor
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def _open(url: str) -> Reader:
+    parts = urlsplit(url)
+    if parts.scheme == "sqlite":
+        return _Sqlite(unquote(parts.path[1:]))
+    return _Mysql(
+        host=parts.hostname or "127.0.0.1",
+        port=parts.port or 3306,
+        user=unquote(parts.username or ""),
+        password=unquote(parts.password or ""),
+        database=unquote(parts.path[1:]),
+    )

@@ -1,0 +1,62 @@
+"""The command line: see ``python -m tests.servers --help``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shlex
+import signal
+import subprocess
+import sys
+
+from tests.servers import Unavailable, mysql
+
+STARTS = {"mysql": mysql.dsn, "mariadb": mysql.mariadb_dsn}
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.servers", description="Private servers for the tests.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    start = commands.add_parser("start", help="start a server unless it runs already, and print its DSN")
+    start.add_argument("name", nargs="?", choices=STARTS, default="mysql")
+    commands.add_parser("stop", help="stop every server and remove its files; downloads stay in .stores/cache")
+    commands.add_parser("env", help="print an export line for each server that runs")
+    around = commands.add_parser("around", help="run a command, then stop the servers that it started")
+    around.add_argument("words", nargs=argparse.REMAINDER, metavar="command")
+    chosen = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        match chosen.command:
+            case "start":
+                print(f"{mysql.SERVERS[chosen.name].variable}={STARTS[chosen.name]()}")
+            case "stop":
+                for kind in mysql.SERVERS.values():
+                    kind().stop()
+            case "env":
+                for kind in mysql.SERVERS.values():
+                    if dsn := os.environ.get(kind.variable) or kind().running():
+                        print(f"export {kind.variable}={shlex.quote(dsn)}")
+            case "around":
+                return _around(chosen.words)
+    except Unavailable as reason:
+        print(f"tests.servers: {reason}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _around(command: list[str]) -> int:
+    idle = [server for kind in mysql.SERVERS.values() if not (server := kind()).running()]
+    process = subprocess.Popen(command)
+    # Ctrl-C reaches the command by itself; the servers are stopped after it has ended, whatever ended it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    code = process.wait()
+    for server in idle:
+        if not server.stop(unless_used=True):
+            print(f"{server.name} was left running: another test run uses it", file=sys.stderr)
+    return code if code >= 0 else 128 - code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,156 @@
+"""The ground that everything stands on: make's targets, pinned packages, the compose file, the tests' own servers."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from MySQLdb import OperationalError
+
+from tests.servers import STORES, Unavailable, mysql
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _pins(file: str) -> dict[str, str]:
+    lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
+    pinned = [line.split("#")[0].split("==") for line in lines if line.strip() and not line.strip().startswith("#")]
+    return {pin[0].strip().lower(): pin[1].strip() for pin in pinned}
+
+
+def test_bare_make_lists_every_target() -> None:
+    shown = subprocess.run(["make"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^\.PHONY: (\S+)$", makefile, re.MULTILINE)) - {"help"}
+    assert set(re.findall(r"^ +make (\S+) +\S", shown, re.MULTILINE)) == targets
+    assert targets >= {"demo", "test", "check", "stores", "stores-stop", "bench", "simulate", "clean"}
+
+
+def test_constraints_pin_what_is_required() -> None:
+    required, constrained = _pins("requirements.txt"), _pins("constraints.txt")
+    assert required.items() <= constrained.items(), "make constraints"
+
+
+def test_constraints_name_no_place() -> None:
+    assert not re.search(r"://|--index|--find-links|^# ", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+
+
+def test_compose_runs_the_real_databases(compose: dict[str, Any]) -> None:
+    images = {service["image"].rsplit(":", 1)[0] for service in compose["services"].values()}
+    assert images == {"fishladder-airflow", "postgres", "redis", "gvenzl/oracle-free", "mysql", "cassandra"}
+
+
+def test_compose_installs_the_versions_that_are_tested(compose: dict[str, Any]) -> None:
+    dockerfile = compose["x-airflow"]["build"]["dockerfile_inline"]
+    pins = dict(re.findall(r"(apache-airflow[a-z-]*)==(\S+)", dockerfile))
+    assert pins.items() <= _pins("requirements.txt").items()
+    assert f"apache/airflow:{pins['apache-airflow']}-" in dockerfile
+
+
+def test_compose_opens_ports_to_this_machine_only(compose: dict[str, Any]) -> None:
+    ports = [port for service in compose["services"].values() for port in service.get("ports", [])]
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_compose_waits_only_for_services_that_can_become_healthy(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    waits = {
+        other
+        for service in services.values()
+        for other, how in service.get("depends_on", {}).items()
+        if how["condition"] == "service_healthy"
+    }
+    assert waits <= {name for name, service in services.items() if "healthcheck" in service}
+
+
+def test_a_dsn_in_the_environment_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MYSQL_DSN", "mysql://somebody:secret@db.example:3307/")
+    assert mysql.dsn() == "mysql://somebody:secret@db.example:3307/"
+
+
+@pytest.mark.mysql
+def test_accounts_of_a_test_database(mysql_database: mysql.Database) -> None:
+    _execute(mysql_database.copier, "SET foreign_key_checks = 0")
+    _execute(mysql_database.copier, "CREATE TABLE plan (id INT PRIMARY KEY)")
+    _execute(mysql_database.copier, "CREATE TRIGGER t BEFORE INSERT ON plan FOR EACH ROW SET NEW.id = NEW.id")
+    _execute(mysql_database.application, "INSERT INTO plan VALUES (1)")
+    with pytest.raises(OperationalError, match="denied"):
+        _execute(mysql_database.application, "DROP TABLE plan")
+
+
+@pytest.mark.mysql
+def test_server_is_as_strict_as_one_in_production(mysql_server: str) -> None:
+    [(modes, isolation)] = _execute(mysql_server, "SELECT @@sql_mode, @@transaction_isolation")
+    assert "STRICT_TRANS_TABLES" in modes
+    assert isolation == "REPEATABLE-READ"
+
+
+@pytest.mark.mysql
+@pytest.mark.usefixtures("mysql_server")  # has downloaded the packages, or says why there are none
+class TestPrivateServer:
+    @pytest.fixture
+    def server(self, tmp_path: Path) -> mysql.MysqlServer:
+        if not (STORES / "cache" / "mysql" / "complete").exists():
+            pytest.skip("the server of this run is not one that tests.servers started")
+        return mysql.MysqlServer(home=tmp_path / "server")
+
+    def test_start_is_idempotent_survives_a_kill_and_stop_leaves_nothing(self, server: mysql.MysqlServer) -> None:
+        try:
+            dsn, pid = server.start(), server.pid()
+            assert pid is not None
+            assert server.start() == dsn
+            assert server.pid() == pid
+            _execute(dsn, "CREATE DATABASE kept")
+
+            os.kill(pid, signal.SIGKILL)
+            _wait_until(lambda: server.running() is None)
+            assert server.start() == dsn
+            assert _execute(dsn, "SHOW DATABASES LIKE 'kept'") == (("kept",),)
+            second = server.pid()
+        finally:
+            server.stop()
+        assert server.running() is None
+        assert not server.home.exists()
+        assert not _names(second, server.home)
+
+    def test_a_failed_start_shows_the_servers_own_log(self, server: mysql.MysqlServer) -> None:
+        server.options = ("--no-such-option",)
+        with pytest.raises(Unavailable, match="no-such-option"):
+            server.start()
+        server.stop()
+        assert not server.home.exists()
+
+
+def _execute(url: str, statement: str) -> tuple[tuple[Any, ...], ...]:
+    with closing(mysql.connect(url)) as connection, closing(connection.cursor()) as cursor:
+        cursor.execute(statement)
+        return cursor.fetchall()
+
+
+def _names(pid: int | None, folder: Path) -> bool:
+    """Whether the process lives and was started from the folder."""
+    try:
+        return str(folder).encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
