@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import sqlite3
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -458,3 +459,14 @@ def _open(url: str) -> Reader:
         password=unquote(parts.password or ""),
         database=unquote(parts.path[1:]),
     )
+
+
+def main() -> int:
+    """``python -m tests.independent SOURCE TARGET``: print what differs; exit 1 if anything does."""
+    problems = compare(*sys.argv[1:3])
+    print("\n".join(problems))
+    return int(bool(problems))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

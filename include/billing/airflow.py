@@ -101,7 +101,9 @@ class Airflow:
                     raise
             if time.monotonic() > end:
                 problems = self.call("GET", "/api/v2/importErrors")["import_errors"]
-                raise DemoError(f"Airflow does not know {dag}: {[problem['stack_trace'][-500:] for problem in problems]}")
+                raise DemoError(
+                    f"Airflow does not know {dag}: {[problem['stack_trace'][-500:] for problem in problems]}"
+                )
             time.sleep(POLL_SECONDS)
 
     def pool(self, name: str, slots: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from fishladder.cells import SHARDS, Row, row_key
 from fishladder.clock import Clock
@@ -18,13 +19,15 @@ from fishladder.ledger import Ledger
 from fishladder.load import Refusal, fitting_rows, rejects_of
 from fishladder.plan import Plan, PlanTable, Side
 from fishladder.spec import digest
-from fishladder.stores.base import Fenced, Fence, Found, LoadState, Relation, Store, Transaction
+from fishladder.stores.base import Fence, Fenced, Found, LoadState, Relation, Store, Transaction
 
 BATCH = 2_000
 POLL = 0.2
 """Seconds between looks at an empty journal."""
 LONGEST_PAUSE = 30.0
 """Seconds that the applier backs off at most after failures."""
+HEARTBEAT = 5.0
+"""Seconds between looks at the coverage, and notes of the lag, while nothing is to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,7 +260,7 @@ class _Batch:
                 refused += self._write_row(copy, table, row)
         self.refused[table.name] = refused
         bad = {self._key(table.name, refusal.row) for refusal in refused}
-        written = [key for key in changed if key not in bad]
+        written = [key for key in changed if key not in bad and (table.name, key) not in self.kept]
         self.applied.written += len(written)
         self._note(table, written)
 
@@ -271,15 +274,23 @@ class _Batch:
                     copy.insert(relation, [row])
             return []
         except RowError as error:
-            if error.unique and table.serial and self._displace(copy, table, {key: row}):
-                return []
+            if error.unique and table.serial:
+                outcome = self._displace(copy, table, {key: row})
+                if outcome == "fenced":
+                    self._keep(table, key, self.applied.left)
+                if outcome != "refused":
+                    return []
             return [Refusal(row=row, column=error.column, error=str(error))]
 
-    def _displace(self, copy: Transaction, table: PlanTable, rows: dict[bytes, Row]) -> bool:
+    def _displace(
+        self, copy: Transaction, table: PlanTable, rows: dict[bytes, Row]
+    ) -> Literal["written", "fenced", "refused"]:
         """Another row holds a unique value. Write it and everyone it displaces as the owner has them now.
 
         Values may be swapped or rotated, so holders are followed until the circle closes; then all are deleted and
-        inserted again. Cascades do not fire: the copier's session has foreign key checks off.
+        inserted again. Cascades do not fire: the copier's session has foreign key checks off. ``fenced``: a holder's
+        cohort is closed to the copier, so the key stays dirty. ``refused``: the rows were read at moments that do not
+        fit together, and the one that changed in between has a new entry; or they can never be written.
         """
         relation, wanted = self._copy(table.name), dict(rows)
         present = set(copy.rows_by_key(relation, list(wanted)))
@@ -288,7 +299,7 @@ class _Batch:
             homes = copy.homes(f.entity for f in found.values() if f.entity is not None)
             cohorts = {table.cohort(f.entity, homes) for f in found.values()}
             if any(cohort not in self.fences or self.fences[cohort].writer != "copier" for cohort in cohorts):
-                return False
+                return "fenced"
             present |= more
             with self.ends.origin.read() as origin:
                 owned = origin.rows_by_key(self._owner(table.name), list(more))
@@ -298,9 +309,9 @@ class _Batch:
                 copy.delete(relation, sorted(present))
                 copy.insert(relation, list(wanted.values()))
         except RowError:
-            return False
+            return "refused"
         self._note(table, [*present, *wanted])
-        return True
+        return "written"
 
     def _note(self, table: PlanTable, keys: Iterable[bytes]) -> None:
         owner, there = self.owner[table.name], self.there[table.name]
@@ -321,8 +332,9 @@ class _Batch:
 def apply_round(plan: Plan, workers: Sequence[Ends], ledger: Ledger, limit: int = BATCH) -> Applied:
     """One look at the oldest reasons, applied by shard in parallel; what needs every shard comes last, alone."""
     ends = workers[0]
-    check_coverage(plan, ends.origin, ends.owner, ledger)
     dirty = read_dirty(plan, ends, ledger, limit)
+    if dirty:
+        check_coverage(plan, ends.origin, ends.owner, ledger)
     narrow: list[list[Dirty]] = [[] for _ in workers]
     total = Applied()
     for line in dirty:
@@ -370,8 +382,9 @@ def follow(
 
     Raises CoverageError and other FatalErrors at once; TransientErrors only when the time is up.
     """
-    assert isinstance(workers[0].origin, Fenced)
-    report, pause, end = Followed(), POLL, clock.monotonic() + seconds
+    ends = workers[0]
+    assert isinstance(ends.origin, Fenced)
+    report, pause, beat, end = Followed(), POLL, 0.0, clock.monotonic() + seconds
     while True:
         applied = Applied()
         if not ledger.control().paused:
@@ -383,7 +396,7 @@ def follow(
                 report = replace(report, failures=report.failures + 1)
                 if clock.monotonic() + pause >= end:
                     raise
-        lag = workers[0].origin.lag()
+        lag = ends.origin.lag()
         report = replace(
             report,
             applied=report.applied + applied.forgotten,
@@ -391,11 +404,18 @@ def follow(
             lag=lag,
             worst_lag=max(report.worst_lag, lag or 0.0),
         )
-        ledger.note("applier", {"applied": report.applied, "lag": lag, "worst_lag": report.worst_lag})
+        finished = not applied.forgotten and (until_idle or clock.monotonic() + pause >= end)
+        if applied.forgotten or finished or clock.monotonic() - beat >= HEARTBEAT:
+            beat = clock.monotonic()
+            if not applied.forgotten:
+                check_coverage(plan, ends.origin, ends.owner, ledger)
+            ledger.note("applier", {"applied": report.applied, "lag": lag, "worst_lag": report.worst_lag})
         if applied.forgotten:
             ledger.add_counts("applied", {"changes": applied.forgotten, "rejects": applied.rejected})
             progress(report)
-            continue
-        if until_idle or clock.monotonic() + pause >= end:
+        elif finished:
             return report
-        clock.sleep(pause)
+        else:
+            clock.sleep(pause)
+        if clock.monotonic() >= end and not until_idle:
+            return report

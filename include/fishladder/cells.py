@@ -44,7 +44,18 @@ SHARDS = 64
 """How many units of exclusion between copiers a migration has; fixed, because it is written in the stores."""
 
 Kind = Literal[
-    "integer", "decimal", "string", "bytes", "boolean", "date", "timestamp", "timestamptz", "uuid", "json", "float", "double"
+    "integer",
+    "decimal",
+    "string",
+    "bytes",
+    "boolean",
+    "date",
+    "timestamp",
+    "timestamptz",
+    "uuid",
+    "json",
+    "float",
+    "double",
 ]
 
 
@@ -67,7 +78,20 @@ class LogicalType:
 
 _TYPE = re.compile(r"(?P<kind>[a-z]+)\s*(?:\(\s*(?P<size>\d+)\s*(?:,\s*(?P<scale>\d+)\s*)?\))?")
 _SIZES = {"integer": 1, "decimal": 2, "string": 1, "bytes": 1, "timestamp": 1, "timestamptz": 1}
-_KINDS = ("integer", "decimal", "string", "bytes", "boolean", "date", "timestamp", "timestamptz", "uuid", "json", "float", "double")
+_KINDS = (
+    "integer",
+    "decimal",
+    "string",
+    "bytes",
+    "boolean",
+    "date",
+    "timestamp",
+    "timestamptz",
+    "uuid",
+    "json",
+    "float",
+    "double",
+)
 
 
 def parse_type(text: str) -> LogicalType:
@@ -140,7 +164,11 @@ def misfit(cell: Cell, type_: LogicalType) -> str | None:
         return None
     kind, size = type_.kind, type_.size
     if kind == "string":
-        return None if size is None or len(cell) <= size or len(cell.decode()) <= size else f"longer than {size} characters"
+        return (
+            None
+            if size is None or len(cell) <= size or len(cell.decode()) <= size
+            else f"longer than {size} characters"
+        )
     if kind in ("json", "float", "double"):
         return None
     found = _PATTERNS["timestamp" if kind == "timestamptz" else kind].fullmatch(cell)

@@ -76,10 +76,14 @@ def _desk(spec: Migration) -> tasks.Desk:
     def open_(connection: str) -> Store:
         kind, connect = connect_environment(connection, os.environ)
         if kind != kinds[connection]:
-            raise InputError(f"connection {connection} is a {kind} URL, but the migration file says {kinds[connection]}")
+            raise InputError(
+                f"connection {connection} is a {kind} URL, but the migration file says {kinds[connection]}"
+            )
         return open_store(kind, connect)
 
-    return tasks.Desk(spec=spec, ledger=_ledger(spec.migration), open=open_, say=lambda line: print(line, file=sys.stderr))
+    return tasks.Desk(
+        spec=spec, ledger=_ledger(spec.migration), open=open_, say=lambda line: print(line, file=sys.stderr)
+    )
 
 
 def _preflight(options: argparse.Namespace) -> int:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from fishladder.cells import Row, misfit, row_key
-from fishladder.clock import Clock
 from fishladder.errors import FatalError, FenceError, InputError, RowError, StaleError
 from fishladder.ledger import Chunk, Ledger, Reject
 from fishladder.plan import Plan, PlanTable
@@ -88,7 +87,9 @@ def load_chunk(table: PlanTable, source: Store, target: Store, ledger: Ledger, c
         if loaded is None:
             for cohort, fence in copy.lock_fences(None).items():
                 if fence.writer != "copier":
-                    raise FenceError(f"{table.name}: the target is not open to the copier for {cohort} ({fence.writer})")
+                    raise FenceError(
+                        f"{table.name}: the target is not open to the copier for {cohort} ({fence.writer})"
+                    )
             with source.read() as origin:
                 rows = origin.rows(table.source, chunk.lower, chunk.upper)
             refusals = insert_all_that_fit(copy, table, rows)
@@ -173,7 +174,9 @@ def close_load(plan: Plan, table: PlanTable, target: Store, ledger: Ledger) -> N
     generation = ledger.start_table(table.name)
     unfinished = ledger.unfinished(table.name, generation)
     if unfinished:
-        raise InputError(f"{table.name}: {unfinished} chunks are not loaded yet; let its lanes finish, then run this again")
+        raise InputError(
+            f"{table.name}: {unfinished} chunks are not loaded yet; let its lanes finish, then run this again"
+        )
     target.install_triggers([found for found in plan.triggers("target") if found.relation.table == table.name])
     with target.begin() as copy:
         state = copy.lock_load(table.name, exclusive=True)

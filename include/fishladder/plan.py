@@ -153,15 +153,16 @@ class _Examination:
         wanted = name if side == "source" else self.spec.tables[name].target or name
         found = self.infos[side].get(wanted)
         if found is None:
-            self.fail(name, f"the {side} has no table {wanted}{nearest(wanted, list(self.infos[side]))}", f"tables.{name}")
+            self.fail(
+                name, f"the {side} has no table {wanted}{nearest(wanted, list(self.infos[side]))}", f"tables.{name}"
+            )
         return found
 
     def _match(self, name: str, table: TableSpec) -> None:
         """Find both ends of every column, and its logical type."""
-        ends = (self._info("source", name), self._info("target", name))
-        if ends[0] is None or ends[1] is None:
+        source, target = self._info("source", name), self._info("target", name)
+        if source is None or target is None:
             return
-        source, target = ends
         words = [column.name for column in source.columns]
         for group in ("rename", "types", "zone", "drop"):
             for column in getattr(table, group):
@@ -187,14 +188,20 @@ class _Examination:
         known = {pair[1].column for pair in pairs}
         for other in target.columns:
             if other.name not in known and not other.nullable and not other.generated and not other.computed:
-                self.note("warn", f"{name}.{other.name}", "is NOT NULL in the target and not in the source: it needs a default")
+                self.note(
+                    "warn",
+                    f"{name}.{other.name}",
+                    "is NOT NULL in the target and not in the source: it needs a default",
+                )
         self.fields[name] = (tuple(pair[0] for pair in pairs), tuple(pair[1] for pair in pairs))
 
     def _type(self, name: str, table: TableSpec, column: Column, other: Column) -> LogicalType | None:
         where = f"{name}.{column.name}"
         if column.type is None or other.type is None:
             odd, side = (column, "source") if column.type is None else (other, "target")
-            self.fail(where, f"{odd.native or 'an undeclared type'} in the {side} is no type that can be carried; drop: it")
+            self.fail(
+                where, f"{odd.native or 'an undeclared type'} in the {side} is no type that can be carried; drop: it"
+            )
             return None
         given = table.types.get(column.name)
         type_ = parse_type(given) if given else meet(column.type, other.type)
@@ -223,12 +230,17 @@ class _Examination:
             return None
         columns = [field.column for field in fields[0]]
         if tuple(table.rename.get(column, column) for column in source.key) != target.key:
-            self.fail(name, f"its primary key is ({', '.join(source.key)}) in the source, ({', '.join(target.key)}) in the target")
+            self.fail(
+                name,
+                f"its primary key is ({', '.join(source.key)}) in the source, ({', '.join(target.key)}) in the target",
+            )
             return None
         key = tuple(columns.index(column) for column in source.key)
         for position in key:
             if fields[1][position].type.kind in ("float", "double", "json"):
-                self.fail(f"{name}.{columns[position]}", f"a {fields[1][position].type} cannot be a key: it has no exact text")
+                self.fail(
+                    f"{name}.{columns[position]}", f"a {fields[1][position].type} cannot be a key: it has no exact text"
+                )
             if not fields[1][position].bytewise:
                 self.fail(
                     f"{name}.{columns[position]}",
@@ -286,7 +298,11 @@ class _Examination:
         words = [field.column for field in self.fields[name][0]]
         column = table.entity if table.role == "entity" else self.infos["source"][name].key[0]
         if column not in words:
-            self.fail(name, f"the entity column {column} is not migrated{nearest(column or '', words)}", f"tables.{name}.entity")
+            self.fail(
+                name,
+                f"the entity column {column} is not migrated{nearest(column or '', words)}",
+                f"tables.{name}.entity",
+            )
             return None
         field = self.fields[name][at][words.index(column)]
         return EntityPath(column=field.column, field=field)
@@ -318,7 +334,9 @@ class _Examination:
         left, ordered = list(tables), []
         while left:
             waiting = {side: {table.at(side).name for table in left} for side in SIDES}
-            ready = next((t for t in left if not any(self._parents(t, side) & waiting[side] for side in SIDES)), left[0])
+            ready = next(
+                (t for t in left if not any(self._parents(t, side) & waiting[side] for side in SIDES)), left[0]
+            )
             left.remove(ready)
             ordered.append(ready)
         return ordered
@@ -342,7 +360,10 @@ class _Examination:
                     continue
                 where = f"{child.name} ({', '.join(fk.columns)})"
                 if relation.name in {top.at(side).name, table.at(side).name, *(step.parent for step in path)}:
-                    self.fail(where, f"its cascade in the {side} runs in a circle, which no trigger can record: make it NO ACTION")
+                    self.fail(
+                        where,
+                        f"its cascade in the {side} runs in a circle, which no trigger can record: make it NO ACTION",
+                    )
                     continue
                 if not self._same_entity(side, table, child, fk):
                     self.fail(
@@ -351,7 +372,9 @@ class _Examination:
                         " whose fences would not be asked: make it NO ACTION",
                     )
                 if fk.on_update not in ("NO ACTION", "RESTRICT") and set(fk.columns) & set(relation.key_columns):
-                    self.fail(where, f"ON UPDATE {fk.on_update} in the {side} would change keys unrecorded: make it NO ACTION")
+                    self.fail(
+                        where, f"ON UPDATE {fk.on_update} in the {side} would change keys unrecorded: make it NO ACTION"
+                    )
                 step = Step(columns=fk.columns, parent=fk.parent, parent_columns=fk.parent_columns)
                 yield Cascade(relation=relation, path=(step, *path))
                 if fk.on_delete == "CASCADE":

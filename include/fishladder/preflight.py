@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from fishladder.ledger import Ledger
 from fishladder.plan import Plan, examine
@@ -18,18 +18,19 @@ def preflight(
     *,
     ours: Mapping[str, TableInfo],
     theirs: Mapping[str, TableInfo],
+    missing: Collection[str] = (),
     accounts: Mapping[str, str] | None = None,
 ) -> tuple[list[Finding], Plan | None]:
     """Findings for tables, columns, settings and cohorts, and the plan if none fails. Changes nothing.
 
-    ``ours`` and ``theirs``: the two stores' tables, the target's with those that prepare will create.
+    ``ours`` and ``theirs``: the two stores' tables, the target's with the ``missing`` ones that prepare will create.
     ``accounts``: the application's account at ``source`` and ``target``, where its connections could be opened.
     """
     findings, plan = examine(spec, ours, theirs)
     findings += _settings(source, target, accounts or {})
     findings += _midway(spec, ledger)
     if plan is not None:
-        findings += _contents(spec, plan, source, target, ledger)
+        findings += _contents(spec, plan, source, target, ledger, missing)
     if any(finding.level == "fail" for finding in findings):
         plan = None
     return findings, plan
@@ -39,14 +40,18 @@ def _settings(source: Store, target: Store, accounts: Mapping[str, str]) -> list
     findings = []
     for side, store in (("source", source), ("target", target)):
         if not isinstance(store, Fenced):
-            findings.append(Finding(level="fail", where=side, message=f"{store.kind} keeps no fences; replicate needs them"))
+            findings.append(
+                Finding(level="fail", where=side, message=f"{store.kind} keeps no fences; replicate needs them")
+            )
             continue
         for found in store.inspect():
             findings.append(Finding(level=found.level, where=f"{side}: {found.where}", message=found.message))
         account = store.account()
         if account and accounts.get(side) == account:
             message = f"the copier and the application both log in as {account}; fences cannot tell them apart"
-            findings.append(Finding(level="fail", where=f"{side}: account", message=f"{message}: give the copier its own"))
+            findings.append(
+                Finding(level="fail", where=f"{side}: account", message=f"{message}: give the copier its own")
+            )
     return findings
 
 
@@ -55,16 +60,20 @@ def _midway(spec: Migration, ledger: Ledger) -> list[Finding]:
     record = ledger.spec()
     if record is None:
         return []
-    found = changes(Migration.from_json(record.spec_json), spec)
+    found = changes(Migration.from_json(record.spec), spec)
     findings = [Finding(level="fail", where="migration file", message=message) for message in found.refused]
     findings += [
-        Finding(level="fail", where=table, message="its part of the migration file changed: restart the table to take it")
+        Finding(
+            level="fail", where=table, message="its part of the migration file changed: restart the table to take it"
+        )
         for table in found.restart
     ]
     return findings + [Finding(level="pass", where="migration file", message=message) for message in found.allowed]
 
 
-def _contents(spec: Migration, plan: Plan, source: Store, target: Store, ledger: Ledger) -> list[Finding]:
+def _contents(
+    spec: Migration, plan: Plan, source: Store, target: Store, ledger: Ledger, missing: Collection[str]
+) -> list[Finding]:
     assert isinstance(source, Fenced) and isinstance(target, Fenced)
     findings = []
     counts = source.cohorts(plan.root.source)
@@ -77,7 +86,7 @@ def _contents(spec: Migration, plan: Plan, source: Store, target: Store, ledger:
         message = f"a {spec.cohort.label} of {longest} characters is longer than the 64 that a fence's name can have"
         findings.append(Finding(level="fail", where=where, message=message))
     for table in plan.tables:
-        if table.internal:
+        if table.internal or table.name in missing:
             continue
         if not ledger.chunks(table.name) and not target.is_empty(table.target):
             message = "the target's table already holds rows, and no load of it is known: empty it first"
@@ -95,7 +104,7 @@ def _ids(spec: Migration, name: str, plan: Plan, source: Store, target: Store) -
         return []
     first = spec.ids.target_from if spec.ids is not None else None
     if first is None:
-        message = "both stores generate ids; before the first flip, give the target a range of its own with ids: {target_from: …}"
+        message = "both stores generate ids: give the target a range of its own with ids: {target_from: …}"
         return [Finding(level="warn", where=name, message=message)]
     if ours >= first:
         message = f"the source already generates ids from {ours}, above ids.target_from {first}: raise that"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fishladder.apply import Dirty, Ends, apply_batch, check_coverage
 from fishladder.cells import SHARDS, Row, row_digest, row_key
-from fishladder.errors import InputError
+from fishladder.errors import InputError, TransientError
 from fishladder.ledger import CheckResult, DirtyKey, Ledger, Mismatch
 from fishladder.plan import Plan, PlanTable
 from fishladder.stores.base import Fenced, ForeignKey, Found, Relation, Store
@@ -126,6 +126,16 @@ def _row(found: dict[bytes, Found], key: bytes) -> Row | None:
     return found[key].row if key in found else None
 
 
+def _patiently_judged(plan: Plan, table: PlanTable, ends: Ends, ledger: Ledger, keys: Sequence[bytes]) -> Judged:
+    """A deadlock with the owner's writers makes the verdict the victim, for it has written nothing: try again."""
+    for _ in range(TRIES):
+        try:
+            return judge(plan, table, ends, ledger, keys)
+        except TransientError:
+            continue
+    return judge(plan, table, ends, ledger, keys)
+
+
 def settle(plan: Plan, table: PlanTable, ends: Ends, ledger: Ledger, candidates: Iterable[bytes]) -> tuple[Judged, int]:
     """Judge candidates; what is dirty is applied and judged again. Returns the verdict and how many stayed dirty."""
     mismatches: list[Mismatch] = []
@@ -134,7 +144,7 @@ def settle(plan: Plan, table: PlanTable, ends: Ends, ledger: Ledger, candidates:
     for start in range(0, len(wanted), VERDICT_KEYS):
         keys = wanted[start : start + VERDICT_KEYS]
         for _ in range(TRIES):
-            judged = judge(plan, table, ends, ledger, keys)
+            judged = _patiently_judged(plan, table, ends, ledger, keys)
             mismatches += judged.mismatches
             rejected += judged.rejected
             keys = sorted({line.key for line in judged.dirty})
@@ -204,7 +214,9 @@ def _chunks(table: PlanTable, ends: Ends, chunk_rows: int | None) -> Iterator[Co
 
 
 def _coverage(plan: Plan, ends: Ends, ledger: Ledger) -> str:
-    return check_coverage(plan, ends.origin, "source", ledger) + check_coverage(plan, ends.destination, "target", ledger)
+    return check_coverage(plan, ends.origin, "source", ledger) + check_coverage(
+        plan, ends.destination, "target", ledger
+    )
 
 
 def _duplicates(table: PlanTable, ends: Ends) -> int:
@@ -264,6 +276,8 @@ def mark_entities(plan: Plan, ends: Ends, ledger: Ledger, entities: Iterable[byt
                 with store.read() as reader:
                     found = reader.keys_of_entity(relation, entity)
                     cohort = table.cohort(entity, reader.homes([entity]))
-                keys |= {DirtyKey(table=table.name, key=key, entity=entity, cohort=cohort, origin=origin) for key in found}
+                keys |= {
+                    DirtyKey(table=table.name, key=key, entity=entity, cohort=cohort, origin=origin) for key in found
+                }
     ledger.mark_dirty(sorted(keys, key=lambda dirty: (dirty.table, dirty.key)))
     return len(keys)

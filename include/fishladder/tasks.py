@@ -8,13 +8,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, time
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fishladder import apply, install, load, reconcile, reports
+from fishladder import apply, install, load, reconcile, reports, verdict
 from fishladder.clock import Clock, SystemClock
 from fishladder.errors import InputError
 from fishladder.ledger import CheckResult, Ledger
@@ -25,6 +25,12 @@ from fishladder.stores.base import Finding, Store
 
 Report = Callable[[str], None]
 """Takes a line about progress, for the log of the task."""
+
+
+UNPREPARED_POLL = 5.0
+"""Seconds between looks whether somebody has prepared the migration."""
+PAUSED_POLL = 2.0
+"""Seconds between looks whether a pause is over."""
 
 
 def _silent(_: str) -> None:
@@ -38,7 +44,7 @@ class Desk:
     spec: Migration
     ledger: Ledger
     open: Callable[[str], Store]
-    clock: Clock = SystemClock()
+    clock: Clock = field(default_factory=SystemClock)
     say: Report = _silent
 
     @contextmanager
@@ -72,8 +78,10 @@ class Desk:
         record = self.ledger.spec()
         if record is None:
             raise InputError(f"{self.spec.migration}: run {self.spec.migration}_prepare first")
-        if Migration.from_json(record.spec_json).data_part() != self.spec.data_part():
-            raise InputError(f"{self.spec.migration}: its file changed since prepare ran; run {self.spec.migration}_prepare")
+        if Migration.from_json(record.spec).data_part() != self.spec.data_part():
+            raise InputError(
+                f"{self.spec.migration}: its file changed since prepare ran; run {self.spec.migration}_prepare"
+            )
 
 
 def check(desk: Desk, accounts: dict[str, str] | None = None) -> list[Finding]:
@@ -81,11 +89,21 @@ def check(desk: Desk, accounts: dict[str, str] | None = None) -> list[Finding]:
     began = desk.clock.now()
     with desk.stores() as (source, target):
         there, ours = target.describe(), source.describe()
-        missing = [name for name, table in desk.spec.tables.items() if (table.target or name) not in there]
-        if missing and all(name in ours for name in missing):
+        tables = desk.spec.tables.items()
+        missing = [name for name, table in tables if (table.target or name) not in there and name in ours]
+        if missing:
             desk.say(f"the target lacks {', '.join(missing)}: prepare creates them after the source's")
             there = {**there, **install.imagined_tables(desk.spec, ours, missing)}
-        findings, _ = preflight(desk.spec, source, target, desk.ledger, ours=ours, theirs=there, accounts=accounts)
+        findings, _ = preflight(
+            desk.spec,
+            source,
+            target,
+            desk.ledger,
+            ours=ours,
+            theirs=there,
+            missing=missing,
+            accounts=accounts,
+        )
     body = {"findings": [asdict(finding) for finding in findings]}
     desk.ledger.record_evidence("preflight", desk.spec.migration, body, not _failed(findings), began)
     return findings
@@ -103,12 +121,12 @@ def findings_table(findings: Sequence[Finding]) -> str:
     return "\n".join(f"{level:<4}  {where:<{width}}  {message}" for level, where, message in lines)
 
 
-def prepare(desk: Desk, *, actor: str) -> install.Installed:
+def prepare(desk: Desk, *, actor: str, accounts: dict[str, str] | None = None) -> install.Installed:
     """Create what is missing, install fishladder's tables, fences, triggers and homes, and take the file as it is.
 
     Raises InputError when preflight fails.
     """
-    findings = check(desk)
+    findings = check(desk, accounts)
     if _failed(findings):
         raise InputError(f"preflight fails:\n{findings_table([f for f in findings if f.level == 'fail'])}")
     with desk.stores() as (source, target):
@@ -130,7 +148,8 @@ def cut(desk: Desk) -> dict[str, int]:
 
 
 def load_table(desk: Desk, table: str, lane: str) -> load.LaneReport:
-    """Load chunks of a table as one lane until none is left."""
+    """Load chunks of a table as one lane until none is left; while the migration is paused, wait."""
+    total = load.LaneReport(chunks=0, rows=0, rejects=0)
     began = desk.clock.monotonic()
 
     def progress(report: load.LaneReport) -> None:
@@ -144,7 +163,16 @@ def load_table(desk: Desk, table: str, lane: str) -> load.LaneReport:
 
     with desk.ends() as (plan, (ends,)):
         found = plan.table(table)
-        return load.load_lane(found, ends.origin, ends.destination, desk.ledger, lane=lane, progress=progress)
+        while True:
+            done = load.load_lane(found, ends.origin, ends.destination, desk.ledger, lane=lane, progress=progress)
+            total = load.LaneReport(
+                chunks=total.chunks + done.chunks, rows=total.rows + done.rows, rejects=total.rejects + done.rejects
+            )
+            if not desk.ledger.control().paused:
+                return total
+            desk.say(f"{table} lane {lane}: paused; it goes on when the migration is resumed")
+            while desk.ledger.control().paused:
+                desk.clock.sleep(PAUSED_POLL)
 
 
 def close_table(desk: Desk, table: str) -> None:
@@ -166,6 +194,17 @@ def replicate(desk: Desk, *, seconds: float, until_idle: bool = False) -> apply.
         return apply.follow(
             plan, workers, desk.ledger, desk.clock, seconds=seconds, until_idle=until_idle, progress=progress
         )
+
+
+def await_prepare(desk: Desk, seconds: float) -> float:
+    """Wait at most this long until prepare has taken a migration file. Returns the seconds left, 0 if it has not."""
+    end, said = desk.clock.monotonic() + seconds, False
+    while (left := end - desk.clock.monotonic()) > 0 and desk.ledger.spec() is None:
+        if not said:
+            desk.say(f"nothing to do before {desk.spec.migration}_prepare has run; waiting for it")
+        said = True
+        desk.clock.sleep(min(UNPREPARED_POLL, left))
+    return max(left, 0.0)
 
 
 def reconcile_table(desk: Desk, table: str) -> CheckResult:
@@ -209,11 +248,16 @@ def totals(desk: Desk) -> dict[str, dict[str, tuple[int, int]]]:
     return found
 
 
+def outcome(desk: Desk) -> verdict.Verdict:
+    """What the newest passes and reports add up to."""
+    return verdict.judge(desk.spec, desk.ledger)
+
+
 def status(desk: Desk) -> dict[str, Any]:
     """Where the migration stands, from the ledger alone: tables, passes, rejects, dirty keys, applier."""
     ledger = desk.ledger
     tables = {}
-    for name in ["fishladder_home", "fishladder_applied", *desk.spec.tables]:
+    for name in verdict.tables_of(desk.spec):
         progress, state = ledger.progress(name), ledger.table_state(name)
         newest = ledger.checks(name, limit=1)
         tables[name] = {
@@ -226,12 +270,15 @@ def status(desk: Desk) -> dict[str, Any]:
             "last_check": newest[0].started_at.isoformat() if newest else None,
         }
     applier = ledger.status("applier")
+    results = [check.result for check in ledger.checks(limit=10_000) if check.result is not None]
     return {
         "migration": desk.spec.migration,
         "paused": ledger.control().paused,
         "tables": tables,
         "dirty": ledger.count_dirty(),
         "mismatches": ledger.count_mismatches(),
+        "mismatches_found": sum(result.missing + result.extra + result.differs for result in results),
+        "changes": ledger.counts("applied").get("changes", 0),
         "applier": applier.data if applier else None,
     }
 

@@ -11,7 +11,7 @@ from typing import Any
 from unittest.mock import patch
 
 from fishladder import apply, load
-from fishladder.stores import sql, sqlite
+from fishladder.stores import sql, sqlite_triggers
 
 
 def _instead_of_apply_batch(batch: Callable[..., Any], before: Callable[[Any, Any], None]) -> Any:
@@ -69,13 +69,13 @@ def forgets_up_to_n() -> Iterator[None]:
 @contextmanager
 def one_dirty_row_per_key() -> Iterator[None]:
     """The trigger adds no entry for a key that has one already."""
-    real = sqlite._journal
+    real = sqlite_triggers._journal
 
     def broken(table: str, key: str, entity: str | None, source: str = "") -> str:
         known = f"SELECT 1 FROM fishladder_journal j WHERE j.table_name = '{table}' AND j.row_key = {key}"
         return real(table, key, entity, source)[:-1] + f" AND NOT EXISTS ({known});"
 
-    with patch.object(sqlite, "_journal", broken):
+    with patch.object(sqlite_triggers, "_journal", broken):
         yield
 
 
@@ -137,6 +137,7 @@ def fence_read_without_lock() -> Iterator[None]:
 @contextmanager
 def applies_while_the_load_is_open() -> Iterator[None]:
     """The applier writes tables that lanes still load: a chunk read earlier lands on top of it."""
+
     def everything(plan: Any, ends: Any, ledger: Any, limit: int) -> Any:
         with ends.origin.read() as origin:
             entries = origin.entries([table.name for table in plan.tables], limit)
@@ -147,13 +148,15 @@ def applies_while_the_load_is_open() -> Iterator[None]:
 
 
 @contextmanager
-def unique_clash_loses_the_holder() -> Iterator[None]:
-    """A row that holds the wanted unique value is deleted and not written again."""
-    def broken(self: Any, copy: Any, table: Any, rows: Any) -> bool:
+def unique_clash_by_odku() -> Iterator[None]:
+    """ON DUPLICATE KEY UPDATE, which matches any unique key: the holder's row is overwritten, the new one never made."""
+
+    def broken(self: Any, copy: Any, table: Any, rows: Any) -> str:
         relation = self._copy(table.name)
-        copy.delete(relation, sorted(copy.holders(relation, list(rows.values())) | rows.keys()))
-        copy.insert(relation, list(rows.values()))
-        return True
+        for holder in copy.holders(relation, list(rows.values())) - rows.keys():
+            (row,) = rows.values()
+            copy.update(relation, [(*sql.key_cells(holder), *row[len(relation.key) :])])
+        return "written"
 
     with patch.object(apply._Batch, "_displace", broken):
         yield
@@ -166,12 +169,12 @@ def cascade_not_journaled() -> Iterator[None]:
     def none(*_: Any, **__: Any) -> Iterator[str]:
         return iter(())
 
-    real = sqlite._journal
+    real = sqlite_triggers._journal
 
     def not_for_orphans(table: str, key: str, entity: str | None, source: str = "") -> str:
         return real(table, key, entity, source)[:-1] + (f" AND {entity} IS NOT NULL;" if entity else ";")
 
-    with patch.object(sqlite, "_descendants", none), patch.object(sqlite, "_journal", not_for_orphans):
+    with patch.object(sqlite_triggers, "_descendants", none), patch.object(sqlite_triggers, "_journal", not_for_orphans):
         yield
 
 
@@ -185,9 +188,7 @@ BUGS: dict[str, Callable[[], Any]] = {
         zombie_lane_without_token,
         fence_read_without_lock,
         applies_while_the_load_is_open,
-        unique_clash_loses_the_holder,
+        unique_clash_by_odku,
         cascade_not_journaled,
     )
 }
-
-

@@ -46,8 +46,8 @@ def _play(company: Company, seam: Seam, operations: int) -> None:
         "applier 1": lambda: company.applier(False),
         "applier 2": lambda: company.applier(False),
         "wide applier": lambda: company.applier(True),
-        "reconciler": lambda: company.reconciler(),
-        "fencer": lambda: company.fencer(),
+        "reconciler": company.reconciler,
+        "fencer": company.fencer,
     }
     restarts = dict.fromkeys(makers, 0)
     alive: dict[str, Actor] = {}

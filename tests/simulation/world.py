@@ -94,7 +94,7 @@ class Seam:
                 actor.work()
         except Killed:
             self.trace.append(f"{actor.name}: killed")
-        except BaseException as error:  # whatever ends an actor ends the run: kept here, raised by ``run``
+        except BaseException as error:  # noqa: BLE001 - whatever ends an actor ends the run: kept here, raised by ``run``
             actor.error = error
         actor.done = True
         self._back.release()
@@ -116,8 +116,8 @@ class Seam:
             self.now += 0.001
             if actor.mortal and self.random.random() < self.kills:
                 actor.doomed = True
-            elif self.random.random() < 0.01:
-                actor.wakes = self.now + self.random.choice((0.05, 0.5, 5.0))  # a pause, a stall
+            elif self.random.random() < 0.02:
+                actor.wakes = self.now + self.random.choice((0.02, 0.1, 0.5))  # a pause, a stall
                 continue
             self.current = actor
             actor.baton.release()

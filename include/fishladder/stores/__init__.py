@@ -48,7 +48,9 @@ def connect_url(url: str) -> tuple[str, Connect]:
             "db": schema,
         }
         return "mysql", lambda: import_module("fishladder.stores.mysql").connect(**options)
-    raise InputError(f"{parts.scheme or 'nothing'} is no kind of store URL; write sqlite:////path or mysql://user:password@host/schema")
+    raise InputError(
+        f"{parts.scheme or 'nothing'} is no kind of store URL; write sqlite:////path or mysql://user:password@host/schema"
+    )
 
 
 def connect_environment(connection: str, environment: Mapping[str, str]) -> tuple[str, Connect]:

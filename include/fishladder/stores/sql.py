@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
-from fishladder.cells import Cell, Row, key_cells, key_text, row_key
-from fishladder.errors import FatalError, StaleError
+from fishladder.cells import NO_HOME, Cell, Row, key_cells, key_text, row_key
+from fishladder.errors import FatalError, RowError, StaleError
 from fishladder.stores.base import (
-    Entry,
+    Cascade,
     EntityPath,
+    Entry,
     Fence,
     Field,
     ForeignKey,
@@ -28,6 +31,13 @@ from fishladder.stores.base import (
 
 KEYS_PER_STATEMENT = 500
 ROWS_PER_STATEMENT = 500
+PARAMETERS_PER_STATEMENT = 30_000
+"""SQLite takes 32,766."""
+STATEMENT_BYTES = 1_000_000
+"""About how long an INSERT may grow; a longer row goes alone."""
+
+Guard = Callable[[bytes], str | None]
+"""Why a column of this store would not keep a cell as it is, in words without the value; None if it does."""
 
 
 class Dialect:
@@ -35,6 +45,8 @@ class Dialect:
 
     share = ""
     exclusive = ""
+    ignore = "IGNORE"
+    """In ``INSERT … INTO``: leave out rows whose key is there already."""
 
     def quote(self, name: str) -> str:
         return '"' + name.replace('"', '""') + '"'
@@ -44,7 +56,7 @@ class Dialect:
         raise TypeError("a concrete dialect spells text()")
 
     def plain_text(self, column: str, field: Field) -> str:
-        """The same for use in triggers, where only what every session knows may appear."""
+        """The same for use in triggers: it must not depend on the settings of the session that fires them."""
         return self.text(column, field)
 
     def finish(self, field: Field) -> Callable[[bytes], bytes] | None:
@@ -69,7 +81,16 @@ class Dialect:
         one = f"({', '.join('?' * len(columns))})"
         return f"({', '.join(columns)}) IN ({', '.join([one] * count)})"
 
+    def cohort_text(self, column: str) -> str:
+        """SQL for a cohort column's text, to be compared byte for byte."""
+        return column
+
     # Built from the above
+
+    def known_cohort(self, column: str) -> str:
+        """SQL for the cohort of a new entity: the column's, if it has a fence; otherwise nobody's."""
+        found = f"SELECT f.cohort FROM fishladder_fence f WHERE f.cohort = {self.cohort_text(column)}"
+        return f"coalesce(({found}), '{NO_HOME}')"
 
     def key_sql(self, relation: Relation, alias: str) -> str:
         """SQL for the key text of the row that ``alias`` names (``NEW``, ``OLD`` or a table alias)."""
@@ -82,25 +103,35 @@ class Dialect:
     def entity_parts(self, path: EntityPath, alias: str) -> tuple[str, str]:
         """SQL for the entity text of the row that ``alias`` names, and the ``FROM … WHERE …`` it needs, if any."""
         if not path.steps:
-            return self._entity_of(path, alias), ""
+            return self.entity_of(path, alias), ""
         hops = list(reversed(path.steps))
         source = f"FROM {self.quote(hops[0].parent)} e0"
-        for number, (upper, lower) in enumerate(zip(hops, hops[1:], strict=False)):
-            on = self._on(f"e{number + 1}", upper.columns, f"e{number}", upper.parent_columns)
+        for number, (upper, lower) in enumerate(pairwise(hops)):
+            on = self.on(f"e{number + 1}", upper.columns, f"e{number}", upper.parent_columns)
             source += f" JOIN {self.quote(lower.parent)} e{number + 1} ON {on}"
-        on = self._on(alias, path.steps[0].columns, f"e{len(hops) - 1}", path.steps[0].parent_columns)
-        return self._entity_of(path, "e0"), f"{source} WHERE {on}"
+        on = self.on(alias, path.steps[0].columns, f"e{len(hops) - 1}", path.steps[0].parent_columns)
+        return self.entity_of(path, "e0"), f"{source} WHERE {on}"
 
     def entity_sql(self, path: EntityPath, alias: str) -> str:
         """The same as one expression; NULL when a parent is not there."""
         text, source = self.entity_parts(path, alias)
         return f"(SELECT {text} {source})" if source else text
 
-    def _entity_of(self, path: EntityPath, alias: str) -> str:
+    def entity_of(self, path: EntityPath, alias: str) -> str:
         column = f"{alias}.{self.quote(path.column)}"
         return column if path.text else self.key_piece(self.plain_text(column, path.field))
 
-    def _on(self, child: str, columns: Sequence[str], parent: str, parent_columns: Sequence[str]) -> str:
+    def below(self, cascade: Cascade, parent: str) -> str:
+        """``FROM … WHERE …`` of the rows (alias ``t``) that go with the row that ``parent`` names."""
+        names = ["t", *(f"a{number}" for number in range(1, len(cascade.path)))]
+        source = f" FROM {self.quote(cascade.relation.name)} t"
+        for step, lower, upper in zip(cascade.path, names, names[1:], strict=False):
+            on = self.on(lower, step.columns, upper, step.parent_columns)
+            source += f" JOIN {self.quote(step.parent)} {upper} ON {on}"
+        last = cascade.path[-1]
+        return f"{source} WHERE {self.on(names[-1], last.columns, parent, last.parent_columns)}"
+
+    def on(self, child: str, columns: Sequence[str], parent: str, parent_columns: Sequence[str]) -> str:
         pairs = zip(columns, parent_columns, strict=True)
         return " AND ".join(f"{parent}.{self.quote(up)} = {child}.{self.quote(down)}" for down, up in pairs)
 
@@ -129,6 +160,19 @@ def slices(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
         yield items[start : start + size]
 
 
+def _statements(rows: Sequence[Row], most: int) -> Iterator[Sequence[Row]]:
+    """The rows in pieces that each make one statement of bearable length."""
+    start, size = 0, 0
+    for at, row in enumerate(rows):
+        length = sum(len(cell) for cell in row if cell is not None)
+        if at > start and (at - start == most or size + length > STATEMENT_BYTES):
+            yield rows[start:at]
+            start, size = at, 0
+        size += length
+    if rows:
+        yield rows[start:]
+
+
 class Session:
     """A connection for reading, or one transaction: statements that read the same in every relational store."""
 
@@ -155,34 +199,34 @@ class Session:
             rows.append(tuple(cells))
         return rows
 
-    def _key_parameters(self, relation: Relation, key: bytes) -> list[Any]:
+    def key_parameters(self, relation: Relation, key: bytes) -> list[Any]:
         fields = [relation.fields[position] for position in relation.key]
-        return [self.dialect.bind(cell, field) for cell, field in zip(key_cells(key), fields, strict=True)]
+        return [self._value(cell, field) for cell, field in zip(key_cells(key), fields, strict=True)]
 
-    def _key_columns(self, relation: Relation, alias: str) -> list[str]:
+    def key_columns(self, relation: Relation, alias: str) -> list[str]:
         return [f"{alias}{self.dialect.quote(column)}" for column in relation.key_columns]
 
     def rows(self, relation: Relation, lower: bytes | None, upper: bytes | None) -> list[Row]:
-        columns = self._key_columns(relation, "t.")
+        columns = self.key_columns(relation, "t.")
         where, parameters = [], []
         if lower is not None:
             where.append(self.dialect.after(columns))
-            parameters += range_parameters(self._key_parameters(relation, lower))
+            parameters += range_parameters(self.key_parameters(relation, lower))
         if upper is not None:
             where.append(self.dialect.up_to(columns))
-            parameters += range_parameters(self._key_parameters(relation, upper))
+            parameters += range_parameters(self.key_parameters(relation, upper))
         sql = f"SELECT {self._select(relation)} FROM {self.dialect.quote(relation.name)} t"
         if where:
             sql += " WHERE " + " AND ".join(where)
         return self._rows(relation, self.run(f"{sql} ORDER BY {', '.join(columns)}", parameters))
 
     def rows_by_key(self, relation: Relation, keys: Sequence[bytes], *, lock: bool = False) -> dict[bytes, Found]:
-        columns = self._key_columns(relation, "t.")
+        columns = self.key_columns(relation, "t.")
         entity = self.dialect.entity_sql(relation.entity, "t") if relation.entity else "NULL"
         select = f"SELECT {self._select(relation)}, {entity} FROM {self.dialect.quote(relation.name)} t WHERE "
-        wanted, found = set(keys), {}
+        wanted, found = set(keys), dict[bytes, Found]()
         for some in slices(list(wanted), KEYS_PER_STATEMENT):
-            parameters = [value for key in some for value in self._key_parameters(relation, key)]
+            parameters = [value for key in some for value in self.key_parameters(relation, key)]
             sql = select + self.dialect.key_in(columns, len(some)) + (self.dialect.share if lock else "")
             answer = self.run(sql, parameters)
             rows = self._rows(relation, (line[:-1] for line in answer))
@@ -198,14 +242,33 @@ class Session:
         names = ["t", *(f"a{number}" for number in range(len(path.steps)))]
         source = f"{quote(relation.name)} t"
         for step, below, above in zip(path.steps, names, names[1:], strict=False):
-            on = self.dialect._on(below, step.columns, above, step.parent_columns)
+            on = self.dialect.on(below, step.columns, above, step.parent_columns)
             source += f" JOIN {quote(step.parent)} {above} ON {on}"
         value = self.key(entity) if path.text else self.dialect.bind(key_cells(entity)[0], path.field)
-        sql = f"SELECT {self.dialect.key_sql(relation, 't')} FROM {source} WHERE {names[-1]}.{quote(path.column)} = ?"
-        return [key for (key,) in self.run(sql, [value])]
+        column = f"{names[-1]}.{quote(path.column)}"
+        texts = f"{self.dialect.key_sql(relation, 't')}, {self.dialect.entity_of(path, names[-1])}"
+        found = self.run(f"SELECT {texts} FROM {source} WHERE {column} = ?", [value])
+        return [key for key, whose in found if whose == entity]  # a store that folds case finds others', too
 
-    def _values(self, relation: Relation, row: Row) -> list[Any]:
-        return [self.dialect.bind(cell, field) for cell, field in zip(row, relation.fields, strict=True)]
+    def guards(self, relation: Relation) -> Mapping[int, Guard]:
+        """By position: columns that would change some values without an error."""
+        return {}
+
+    def _values(self, relation: Relation, rows: Sequence[Row]) -> list[list[Any]]:
+        """The driver's parameters of each row. Raises RowError."""
+        for at, guard in self.guards(relation).items():
+            for row in rows:
+                cell = row[at]
+                reason = guard(cell) if cell is not None else None
+                if reason is not None:
+                    raise RowError(f"the value is {reason}", column=relation.fields[at].column)
+        return [[self._value(cell, field) for cell, field in zip(row, relation.fields, strict=True)] for row in rows]
+
+    def _value(self, cell: Cell, field: Field) -> Any:
+        try:
+            return self.dialect.bind(cell, field)
+        except (ValueError, ArithmeticError) as error:
+            raise RowError(f"the value is not {field.type}", column=field.column) from error
 
     def write(self, sql: str, values: Sequence[Any]) -> None:
         """Run a statement that writes migrated rows. Raises RowError."""
@@ -216,8 +279,9 @@ class Session:
         columns = ", ".join(quote(field.column) for field in relation.fields)
         one = f"({', '.join('?' * len(relation.fields))})"
         head = f"INSERT INTO {quote(relation.name)} ({columns}) VALUES "
-        for some in slices(rows, max(1, min(ROWS_PER_STATEMENT, 30_000 // len(relation.fields)))):
-            values = [value for row in some for value in self._values(relation, row)]
+        most = max(1, min(ROWS_PER_STATEMENT, PARAMETERS_PER_STATEMENT // len(relation.fields)))
+        for some in _statements(rows, most):
+            values = [value for row in self._values(relation, some) for value in row]
             self.write(head + ", ".join([one] * len(some)), values)
 
     def update(self, relation: Relation, rows: Sequence[Row]) -> None:
@@ -226,16 +290,15 @@ class Session:
         if not others:
             return
         changes = ", ".join(f"{quote(relation.fields[at].column)} = ?" for at in others)
-        where = " AND ".join(f"{column} = ?" for column in self._key_columns(relation, ""))
+        where = " AND ".join(f"{column} = ?" for column in self.key_columns(relation, ""))
         sql = f"UPDATE {quote(relation.name)} SET {changes} WHERE {where}"
-        for row in rows:
-            values = self._values(relation, row)
+        for values in self._values(relation, rows):
             self.write(sql, [values[at] for at in others] + [values[at] for at in relation.key])
 
     def delete(self, relation: Relation, keys: Sequence[bytes]) -> None:
-        columns = self._key_columns(relation, "")
+        columns = self.key_columns(relation, "")
         for some in slices(keys, KEYS_PER_STATEMENT):
-            parameters = [value for key in some for value in self._key_parameters(relation, key)]
+            parameters = [value for key in some for value in self.key_parameters(relation, key)]
             where = self.dialect.key_in(columns, len(some))
             self.run(f"DELETE FROM {self.dialect.quote(relation.name)} WHERE {where}", parameters)
 
@@ -245,7 +308,7 @@ class Session:
         for unique in relation.uniques:
             columns = [f"t.{self.dialect.quote(relation.fields[at].column)}" for at in unique]
             for some in slices([row for row in rows if all(row[at] is not None for at in unique)], KEYS_PER_STATEMENT):
-                values = [self.dialect.bind(row[at], relation.fields[at]) for row in some for at in unique]
+                values = [self._value(row[at], relation.fields[at]) for row in some for at in unique]
                 where = self.dialect.key_in(columns, len(some))
                 sql = f"SELECT {key} FROM {self.dialect.quote(relation.name)} t WHERE {where}"
                 keys |= {line[0] for line in self.run(sql, values)}
@@ -254,7 +317,7 @@ class Session:
     # Homes and the journal
 
     def homes(self, entities: Iterable[bytes]) -> dict[bytes, str]:
-        found = {}
+        found: dict[bytes, str] = {}
         for some in slices(list(set(entities)), KEYS_PER_STATEMENT):
             sql = f"SELECT entity, cohort FROM fishladder_home WHERE entity IN ({', '.join('?' * len(some))})"
             found |= {entity: cohort.decode() for entity, cohort in self.run(sql, [self.key(key) for key in some])}
@@ -355,7 +418,7 @@ class Checks:
         self.dialect = session.dialect
 
     def chunk_ends(self, relation: Relation, rows: int) -> list[bytes]:
-        columns = self.session._key_columns(relation, "t.")
+        columns = self.session.key_columns(relation, "t.")
         fields = [relation.fields[position] for position in relation.key]
         texts = ", ".join(self.dialect.text(column, field) for column, field in zip(columns, fields, strict=True))
         head = f"SELECT {texts} FROM {self.dialect.quote(relation.name)} t"
@@ -365,11 +428,35 @@ class Checks:
             where, parameters = "", []
             if ends:
                 where = f" WHERE {self.dialect.after(columns)}"
-                parameters = range_parameters(self.session._key_parameters(relation, ends[-1]))
+                parameters = range_parameters(self.session.key_parameters(relation, ends[-1]))
             found = self.session.run(head + where + tail, [*parameters, rows - 1])
             if not found:
                 return ends
             ends.append(key_text(found[0]))
+
+    def backfill_homes(self, root: Relation, after: bytes | None, limit: int) -> bytes | None:
+        """Homes for a slice of roots. Its end is read first: a root that goes meanwhile must not shift the next."""
+        assert root.entity is not None and root.root_cohort is not None
+        dialect, session = self.dialect, self.session
+        column = session.key_columns(root, "t.")[0]
+        above, parameters = "1 = 1", list[Any]()
+        if after is not None:
+            above, parameters = dialect.after([column]), session.key_parameters(root, after)
+        table, key = f"{dialect.quote(root.name)} t", dialect.key_sql(root, "t")
+        slice_ = f"SELECT t.* FROM {table} WHERE {above} ORDER BY {column} LIMIT ?"
+        found = session.run(f"SELECT {key} FROM ({slice_}) t ORDER BY {column} DESC LIMIT 1", [*parameters, limit])
+        if not found:
+            return None
+        last: bytes = found[0][0]
+        entity = dialect.entity_sql(root.entity, "t")
+        cohort = dialect.known_cohort(f"t.{dialect.quote(root.root_cohort)}")
+        root_key = dialect.plain_text(column, root.fields[root.key[0]])
+        session.run(
+            f"INSERT {dialect.ignore} INTO fishladder_home (entity, cohort, root_key)"
+            f" SELECT {entity}, {cohort}, {root_key} FROM {table} WHERE {above} AND {dialect.up_to([column])}",
+            [*parameters, *session.key_parameters(root, last)],
+        )
+        return last
 
     def is_empty(self, relation: Relation) -> bool:
         return not self.session.run(f"SELECT 1 FROM {self.dialect.quote(relation.name)} LIMIT 1", [])
@@ -388,7 +475,7 @@ class Checks:
 
     def orphans(self, child: Relation, foreign_key: ForeignKey, limit: int) -> list[Orphan]:
         quote, fields = self.dialect.quote, {field.column: field for field in child.fields}
-        there = self.dialect._on("c", foreign_key.columns, "p", foreign_key.parent_columns)
+        there = self.dialect.on("c", foreign_key.columns, "p", foreign_key.parent_columns)
         points = " AND ".join(f"c.{quote(column)} IS NOT NULL" for column in foreign_key.columns)
         pieces = [self.dialect.key_piece(self.dialect.text(f"c.{quote(c)}", fields[c])) for c in foreign_key.columns]
         parent = pieces[0] if len(pieces) == 1 else self.dialect.concat(pieces)
@@ -408,14 +495,27 @@ class Checks:
         return len(self.session.run(sql, [limit]))
 
 
+_WORDS = re.compile(
+    r"""(?P<apart>'(?:[^']|'')*'|"(?:[^"]|"")*"|`(?:[^`]|``)*`|--[^\n]*|/\*.*?\*/)|(?P<mark>\?)|(?<![:\w]):(?P<name>[a-z_]+)\b""",
+    re.S,
+)
+"""What is quoted or a comment, a parameter's mark, and a parameter's name."""
+
+
 def named(sql: str, parameters: Mapping[str, object]) -> tuple[str, list[object]]:
-    """``:name`` turned into ``?`` for the names that are known; anything else stays."""
+    """``:name`` turned into ``?`` for the names that are known; anything else stays, as does what is quoted."""
     values: list[object] = []
 
     def take(found: re.Match[str]) -> str:
-        if found[1] not in parameters:
+        if found["name"] not in parameters:
             return found[0]
-        values.append(parameters[found[1]])
+        values.append(parameters[found["name"]])
         return "?"
 
-    return re.sub(r"(?<![:\w]):([a-z_]+)\b", take, sql), values
+    return _WORDS.sub(take, sql), values
+
+
+@lru_cache(maxsize=256)
+def percent_marks(sql: str) -> str:
+    """The statement for a driver that spells parameters ``%s``; names and texts may hold ``?`` and ``%``."""
+    return _WORDS.sub(lambda found: "%s" if found["mark"] else found[0], sql.replace("%", "%%"))

@@ -1,7 +1,7 @@
 """SQLite, the embedded store: one file, WAL, every writing transaction ``BEGIN IMMEDIATE``.
 
 Its single writer is every lock at once: whoever holds a transaction holds the fence, the shards and the rows.
-Decimals are kept as TEXT (declare ``DECIMAL_TEXT(12,2)``); a NUMERIC column holds binary floats beyond 15 digits.
+Declare decimals as ``DECIMAL_TEXT(12,2)`` and JSON as ``JSON_TEXT``: a NUMERIC column makes binary floats of numbers.
 """
 
 from __future__ import annotations
@@ -14,16 +14,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from fishladder import cells
-from fishladder.cells import NO_HOME, SHARED, Cell, LogicalType
-from fishladder.errors import FatalError, FenceError, RowError, TransientError
+from fishladder.cells import NO_HOME, SHARED
+from fishladder.errors import AmbiguousError, FatalError, FenceError, RowError, TransientError
 from fishladder.stores.base import (
-    HOME_TABLE,
-    Cascade,
     Column,
     Connect,
-    Finding,
     Fence,
-    Field,
+    Finding,
     ForeignKey,
     LoadState,
     Orphan,
@@ -32,7 +29,9 @@ from fishladder.stores.base import (
     Triggers,
     Writer,
 )
-from fishladder.stores.sql import Checks, Dialect, Session, named, read_fences
+from fishladder.stores.sql import Checks, Guard, Session, named, read_fences
+from fishladder.stores.sqlite_triggers import trigger_texts
+from fishladder.stores.sqlite_types import FUNCTIONS, SqliteDialect, can_be_key, declared_type, guard, logical_type
 
 CHUNK_ROWS = 5_000
 LOCK_WAIT = 60.0
@@ -40,6 +39,7 @@ LOCK_WAIT = 60.0
 
 TABLES = (
     "fishladder_copying (marker INTEGER PRIMARY KEY)",
+    "fishladder_cascade (level INTEGER PRIMARY KEY)",
     "fishladder_fence (cohort TEXT PRIMARY KEY, writer TEXT NOT NULL, epoch INTEGER NOT NULL, audit_head TEXT)",
     "fishladder_home (entity TEXT PRIMARY KEY, cohort TEXT NOT NULL, root_key TEXT NOT NULL)",
     "fishladder_journal (id INTEGER PRIMARY KEY AUTOINCREMENT, table_name TEXT NOT NULL, row_key TEXT NOT NULL,"
@@ -56,6 +56,7 @@ TABLES = (
 INDEXES = (
     "fishladder_journal_key ON fishladder_journal (table_name, row_key)",
     "fishladder_home_cohort ON fishladder_home (cohort)",
+    "fishladder_home_root_key ON fishladder_home (root_key)",
 )
 
 
@@ -64,88 +65,8 @@ def connect(path: str) -> sqlite3.Connection:
     return sqlite3.connect(path, timeout=LOCK_WAIT, check_same_thread=False)
 
 
-class SqliteDialect(Dialect):
-    def text(self, column: str, field: Field) -> str:
-        kind, type_ = field.type.kind, field.type
-        if kind == "decimal":
-            return f"fishladder_decimal({column}, {'NULL' if type_.scale is None else type_.scale})"
-        if kind in ("timestamp", "timestamptz"):
-            return f"fishladder_timestamp({column}, {'NULL' if type_.size is None else type_.size})"
-        if kind == "date":
-            return f"fishladder_date({column})"
-        if kind in ("json", "float", "double"):
-            return f"fishladder_{kind}({column})"
-        return self.plain_text(column, field)
-
-    def plain_text(self, column: str, field: Field) -> str:
-        if field.type.kind == "bytes":
-            return f"CASE WHEN {column} IS NULL THEN NULL ELSE lower(hex({column})) END"
-        text = f"CAST({column} AS TEXT)"
-        return f"lower({text})" if field.type.kind == "uuid" else text
-
-    def bind(self, cell: Cell, field: Field) -> Any:
-        if cell is None:
-            return None
-        kind = field.type.kind
-        if kind in ("integer", "boolean"):
-            return int(cell)
-        if kind == "bytes":
-            return bytes.fromhex(cell.decode())
-        if kind in ("float", "double"):
-            return float(cell)
-        return cell.decode()
-
-    def key_piece(self, text: str) -> str:
-        return f"(length(CAST({text} AS BLOB)) || ':' || {text})"
-
-    def key_in(self, columns: Sequence[str], count: int) -> str:
-        if len(columns) == 1:
-            return super().key_in(columns, count)
-        one = f"({', '.join('?' * len(columns))})"
-        return f"({', '.join(columns)}) IN (VALUES {', '.join([one] * count)})"
-
-
-_DECLARED = re.compile(r"\s*([A-Za-z_ ]*?)\s*(?:\(\s*(\d+)\s*(?:,\s*(\d+)\s*)?\))?\s*")
-
-
-def logical_type(declared: str) -> LogicalType | None:
-    """What a declared type means. SQLite enforces none of it, so every cell is checked."""
-    found = _DECLARED.fullmatch(declared)
-    if found is None or not found[1]:
-        return None
-    word, size, scale = found[1].upper(), *(int(part) if part else None for part in found.groups()[1:])
-    if word in ("DECIMAL_TEXT", "DECIMAL", "NUMERIC", "NUMBER"):
-        return LogicalType(kind="decimal", size=size, scale=scale if size is None or scale is not None else 0)
-    if word in ("BOOLEAN", "BOOL"):
-        return LogicalType(kind="boolean")
-    if word in ("DATETIME", "TIMESTAMP"):
-        return LogicalType(kind="timestamp", size=size)
-    if word in ("DATE", "UUID", "JSON"):
-        return LogicalType(kind=word.lower())  # type: ignore[arg-type]
-    if "INT" in word:
-        return LogicalType(kind="integer", size=19)
-    if any(part in word for part in ("CHAR", "CLOB", "TEXT")):
-        return LogicalType(kind="string", size=size)
-    if "BLOB" in word or "BINARY" in word:
-        return LogicalType(kind="bytes", size=size)
-    if any(part in word for part in ("REAL", "FLOA", "DOUB")):
-        return LogicalType(kind="double")
-    return None
-
-
-def declared_type(type_: LogicalType) -> str:
-    """The declaration that reads back as this logical type."""
-    kind, size = type_.kind, type_.size
-    if kind == "decimal":
-        return f"DECIMAL_TEXT({size},{type_.scale})" if size is not None else "DECIMAL_TEXT"
-    words = {"integer": "INTEGER", "boolean": "BOOLEAN", "date": "DATE", "uuid": "UUID", "json": "JSON"}
-    words |= {"float": "DOUBLE", "double": "DOUBLE", "string": "VARCHAR", "bytes": "BLOB"}
-    word = words.get(kind, "DATETIME")
-    return f"{word}({size})" if size is not None and kind in ("string", "bytes", "timestamp", "timestamptz") else word
-
-
 @contextmanager
-def translated() -> Iterator[None]:
+def translated(*, committing: bool = False) -> Iterator[None]:
     """SQLite's errors in fishladder's words. Its messages hold names, never values."""
     try:
         yield
@@ -160,6 +81,8 @@ def translated() -> Iterator[None]:
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise TransientError(f"the database file is locked by another writer: {error}") from error
+        if committing:
+            raise AmbiguousError(f"the commit may have failed: SQLite: {error}") from error
         raise FatalError(f"SQLite: {error}") from error
     except (ValueError, OverflowError, sqlite3.DataError) as error:
         raise RowError(f"a value does not fit its column: {type(error).__name__}") from error
@@ -172,12 +95,16 @@ class SqliteTransaction(Session):
 
     def __init__(self, store: SqliteStore, connection: sqlite3.Connection) -> None:
         super().__init__(store.dialect, store.runner(connection))
-        self.open = True
+        self.store = store
+
+    def guards(self, relation: Relation) -> Mapping[int, Guard]:
+        found = self.store.guards(relation.name)
+        return {at: found[field.column] for at, field in enumerate(relation.fields) if field.column in found}
 
     def commit(self) -> None:
         self.run("DELETE FROM fishladder_copying", [])
-        self.run("COMMIT", [])
-        self.open = False
+        with translated(committing=True):
+            self.store.connection().execute("COMMIT")
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:
@@ -202,6 +129,7 @@ class SqliteStore:
     def __init__(self, connect: Connect) -> None:
         self._connect = connect
         self._connection: sqlite3.Connection | None = None
+        self._guards: dict[str, dict[str, Guard]] = {}
         self.dialect = SqliteDialect()
 
     # Connections
@@ -215,7 +143,7 @@ class SqliteStore:
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute("PRAGMA synchronous = FULL")  # a forgotten entry must not outlive its copy
                 connection.execute("PRAGMA foreign_keys = OFF")  # the copier writes key by key; orphans are a check
-                for name, count, function in _FUNCTIONS:
+                for name, count, function in FUNCTIONS:
                     connection.create_function(name, count, function, deterministic=True)
             self._connection = connection
         return self._connection
@@ -267,6 +195,14 @@ class SqliteStore:
             self._connection.close()
             self._connection = None
 
+    def guards(self, table: str) -> Mapping[str, Guard]:
+        """By column, what to refuse before the column's affinity changes it."""
+        if table not in self._guards:
+            found = self.run("SELECT name, type FROM pragma_table_info(?)", [table])
+            checks = ((name.decode(), guard(type_.decode())) for name, type_ in found)
+            self._guards[table] = {name: check for name, check in checks if check is not None}
+        return self._guards[table]
+
     # Tables as declared
 
     def describe(self) -> dict[str, TableInfo]:
@@ -275,23 +211,11 @@ class SqliteStore:
         return {name: self._describe(name) for name in sorted(names) if not name.startswith("fishladder_")}
 
     def _describe(self, name: str) -> TableInfo:
-        found = self.run("SELECT name, type, \"notnull\", pk, hidden FROM pragma_table_xinfo(?)", [name])
+        found = self.run('SELECT name, type, "notnull", pk, hidden FROM pragma_table_xinfo(?)', [name])
         sql = self.run("SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?", [name])[0][0].decode()
         key = tuple(column.decode() for column, *_ in sorted((c for c in found if c[3]), key=lambda c: c[3]))
         rowid_alias = len(key) == 1 and any(c[3] and c[1].decode().upper() == "INTEGER" for c in found)
-        columns = tuple(
-            Column(
-                name=column.decode(),
-                native=type_.decode(),
-                type=logical_type(type_.decode()),
-                nullable=not required and not position,
-                generated=bool(position) and rowid_alias,
-                computed=hidden in (2, 3),
-                enforced=False,
-                bytewise=not re.search(rf"\b{re.escape(column.decode())}\b[^,]*\bCOLLATE\s+(?!BINARY)", sql, re.I),
-            )
-            for column, type_, required, position, hidden in found
-        )
+        columns = tuple(self._column(*line, alias=rowid_alias, declaration=sql) for line in found)
         return TableInfo(
             name=name,
             columns=columns,
@@ -299,6 +223,25 @@ class SqliteStore:
             uniques=tuple(self._uniques(name)),
             foreign_keys=tuple(self._foreign_keys(name)),
             rows=self._row_estimate(name),
+        )
+
+    @staticmethod
+    def _column(
+        name: bytes, native: bytes, required: int, place: int, hidden: int, *, alias: bool, declaration: str
+    ) -> Column:
+        word, type_ = native.decode(), logical_type(native.decode())
+        if place and type_ is not None and not can_be_key(type_):
+            word, type_ = f"{word} in the primary key", None
+        folds = re.search(rf"\b{re.escape(name.decode())}\b[^,]*\bCOLLATE\s+(?!BINARY)", declaration, re.I)
+        return Column(
+            name=name.decode(),
+            native=word,
+            type=type_,
+            nullable=not required and not place,
+            generated=bool(place) and alias,
+            computed=hidden in (2, 3),
+            enforced=False,
+            bytewise=folds is None,
         )
 
     def _row_estimate(self, name: str) -> int:
@@ -336,7 +279,8 @@ class SqliteStore:
         lines = []
         for column in table.columns:
             if column.type is None:
-                raise FatalError(f"{table.name}.{column.name}: {column.native} has no type here; create the table by hand")
+                name = f"{table.name}.{column.name}"
+                raise FatalError(f"{name}: {column.native} has no type here; create the table by hand")
             line = f"{quote(column.name)} {declared_type(column.type)}{'' if column.nullable else ' NOT NULL'}"
             if column.generated and table.key == (column.name,):
                 line = f"{quote(column.name)} INTEGER PRIMARY KEY AUTOINCREMENT"
@@ -391,7 +335,8 @@ class SqliteStore:
     def inspect(self) -> list[Finding]:
         mode = self.run("PRAGMA journal_mode")[0][0].decode()
         if mode != "wal":
-            return [Finding(level="fail", where="journal_mode", message=f"is {mode}; readers would block: PRAGMA journal_mode = WAL")]
+            message = f"is {mode}; readers would block: PRAGMA journal_mode = WAL"
+            return [Finding(level="fail", where="journal_mode", message=message)]
         return [Finding(level="pass", where="journal_mode", message="WAL")]
 
     def install_tables(self) -> None:
@@ -418,35 +363,21 @@ class SqliteStore:
             sql = "INSERT OR IGNORE INTO fishladder_chunk (table_name, no, generation, token) VALUES (?, ?, ?, ?)"
             self.run(sql, [table, no, generation, token])
             sql = (
-                "UPDATE fishladder_chunk SET generation = ?, token = ?, done = 0 WHERE table_name = ? AND no = ?"
-                " AND (generation < ? OR (generation = ? AND NOT done AND token < ?))"
+                "UPDATE fishladder_chunk SET generation = ?, token = ?, done = 0, row_count = 0"
+                " WHERE table_name = ? AND no = ? AND (generation < ? OR (generation = ? AND NOT done AND token < ?))"
             )
             self.run(sql, [generation, token, table, no, generation, generation, token])
 
     def install_triggers(self, tables: Sequence[Triggers]) -> None:
         with self._changing():
             for table in tables:
-                for name, body in _trigger_texts(self.dialect, table):
+                for name, body in trigger_texts(self.dialect, table):
                     self.run(f"DROP TRIGGER IF EXISTS {self.dialect.quote(name)}")
                     self.run(f"CREATE TRIGGER {self.dialect.quote(name)} {body}")
 
     def backfill_homes(self, root: Relation, after: bytes | None, limit: int) -> bytes | None:
-        assert root.entity is not None and root.root_cohort is not None
-        quote, checks = self.dialect.quote, self._checks()
-        key = checks.session._key_columns(root, "t.")[0]
-        where, parameters = "", []
-        if after is not None:
-            where, parameters = f"WHERE {key} > ?", checks.session._key_parameters(root, after)
-        some = f"SELECT * FROM {quote(root.name)} t {where} ORDER BY {key} LIMIT ?"
-        entity = self.dialect.entity_sql(root.entity, "t")
         with self._changing():
-            sql = (
-                f"INSERT OR IGNORE INTO fishladder_home (entity, cohort, root_key)"
-                f" SELECT {entity}, {_known_cohort(f't.{quote(root.root_cohort)}')}, CAST({key} AS TEXT) FROM ({some}) t"
-            )
-            self.run(sql, [*parameters, limit])
-            last = self.run(f"SELECT {self.dialect.key_sql(root, 't')} FROM ({some}) t ORDER BY {key} DESC LIMIT 1", [*parameters, limit])
-        return last[0][0] if last else None
+            return self._checks().backfill_homes(root, after, limit)
 
     def cohorts(self, root: Relation) -> dict[str | None, int]:
         column = self.dialect.quote(root.root_cohort or "")
@@ -477,13 +408,22 @@ class SqliteStore:
         return max(0.0, float(found[0][0])) if found else None
 
     def generated_from(self, relation: Relation) -> int | None:
-        sql = "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?"
-        if "AUTOINCREMENT" not in self.run(sql, [relation.name])[0][0].decode().upper():
+        if not self._describe(relation.name).column(relation.key_columns[0]).generated:  # type: ignore[union-attr]
             return None
-        found = self.run("SELECT seq FROM sqlite_sequence WHERE name = ?", [relation.name])
-        return int(found[0][0]) + 1 if found else 1
+        found: list[tuple[Any, ...]] = []
+        if self._autoincrements(relation.name):
+            found = self.run("SELECT seq FROM sqlite_sequence WHERE name = ?", [relation.name])
+        column, table = self.dialect.quote(relation.key_columns[0]), self.dialect.quote(relation.name)
+        found += self.run(f"SELECT max({column}) FROM {table}")
+        return max(int(last or 0) for (last,) in found) + 1
+
+    def _autoincrements(self, table: str) -> bool:
+        sql = "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?"
+        return "AUTOINCREMENT" in self.run(sql, [table])[0][0].decode().upper()
 
     def generate_from(self, relation: Relation, first: int) -> None:
+        if not self._autoincrements(relation.name):
+            raise FatalError(f"{relation.name}: its ids begin where its rows end; declare the key AUTOINCREMENT")
         with self._changing():
             known = self.run("SELECT seq FROM sqlite_sequence WHERE name = ?", [relation.name])
             if not known:
@@ -497,157 +437,3 @@ class SqliteStore:
             for kind in ("trigger", "table"):
                 for (name,) in self.run(f"SELECT name FROM sqlite_master WHERE type = '{kind}' AND {ours}"):
                     self.run(f"DROP {kind} {self.dialect.quote(name.decode())}")
-
-
-def _date(value: str | None) -> str | None:
-    if value is None:
-        return None
-    return cells.timestamp_text(value, None).removesuffix(" 00:00:00")
-
-
-def _null(function: Callable[..., str]) -> Callable[..., str | None]:
-    return lambda value, *rest: None if value is None else function(value, *rest)
-
-
-_FUNCTIONS: tuple[tuple[str, int, Callable[..., str | None]], ...] = (
-    ("fishladder_decimal", 2, _null(cells.decimal_text)),
-    ("fishladder_timestamp", 2, _null(lambda value, digits: cells.timestamp_text(str(value), digits))),
-    ("fishladder_date", 1, _date),
-    ("fishladder_json", 1, _null(lambda value: cells.json_text(str(value)))),
-    ("fishladder_float", 1, _null(lambda value: cells.float_text(value, "float"))),
-    ("fishladder_double", 1, _null(lambda value: cells.float_text(value, "double"))),
-)
-
-
-# Triggers ------------------------------------------------------------------------------------------------
-
-_NOT_COPYING = "WHEN NOT EXISTS (SELECT 1 FROM fishladder_copying)"
-
-
-def _known_cohort(column: str) -> str:
-    """The cohort of a new entity: the column's, if it has a fence; otherwise nobody's."""
-    return f"coalesce((SELECT f.cohort FROM fishladder_fence f WHERE f.cohort = {column}), '{NO_HOME}')"
-
-
-def _cohort(entity: str | None) -> str:
-    if entity is None:
-        return f"'{SHARED}'"
-    return f"coalesce((SELECT h.cohort FROM fishladder_home h WHERE h.entity = {entity}), '{NO_HOME}')"
-
-
-def _writer(cohort: str) -> str:
-    return f"(SELECT f.writer FROM fishladder_fence f WHERE f.cohort = {cohort})"
-
-
-def _refuse(relation: Relation, where: str) -> str:
-    name = relation.table.replace("'", "''")
-    return f"SELECT RAISE(ABORT, 'fishladder: {name} is not open to the application here for this cohort') WHERE {where};"
-
-
-def _journal(table: str, key: str, entity: str | None, source: str = "") -> str:
-    cohort = _cohort(entity)
-    name = table.replace("'", "''")
-    where = f"{_writer(cohort)} = 'application'"
-    where = f"{source} AND {where}" if " WHERE " in source else f"{source} WHERE {where}"
-    return (
-        f"INSERT INTO fishladder_journal (table_name, row_key, entity, cohort)"
-        f" SELECT '{name}', {key}, {entity or 'NULL'}, {cohort}{where};"
-    )
-
-
-def _closed(entity: str | None) -> str:
-    return f"coalesce({_writer(_cohort(entity))}, 'nobody') NOT IN ('application', 'free')"
-
-
-def _trigger_texts(dialect: SqliteDialect, table: Triggers) -> Iterator[tuple[str, str]]:
-    relation = table.relation
-    name, quoted = f"fishladder_{relation.name}", dialect.quote(relation.name)
-    new_key, old_key = dialect.key_sql(relation, "NEW"), dialect.key_sql(relation, "OLD")
-    new = dialect.entity_sql(relation.entity, "NEW") if relation.entity else None
-    old = dialect.entity_sql(relation.entity, "OLD") if relation.entity else None
-
-    def trigger(when: str, lines: Iterable[str]) -> str:
-        return f"{when} ON {quoted} {_NOT_COPYING} BEGIN {' '.join(lines)} END"
-
-    # REPLACE deletes the holders of the new unique values without firing anything: journal them first.
-    yield f"{name}_displace", trigger("BEFORE INSERT", _displaced(dialect, relation, None))
-    yield f"{name}_displace_update", trigger("BEFORE UPDATE", _displaced(dialect, relation, old_key))
-
-    born = list(_birth(dialect, relation)) if relation.root_cohort is not None else []
-    yield (
-        f"{name}_insert",
-        trigger("AFTER INSERT", [*born, _refuse(relation, _closed(new)), _journal(relation.table, new_key, new)]),
-    )
-    yield (
-        f"{name}_delete",
-        trigger(
-            "BEFORE DELETE",
-            [
-                _refuse(relation, _closed(old)),
-                *_descendants(dialect, table.cascades, "OLD", old),
-                _journal(relation.table, old_key, old),
-            ],
-        ),
-    )
-    moved = f"{old_key} <> {new_key}"
-    refusals = [_refuse(relation, _closed(new))]
-    if old is not None and new is not None:
-        moved = f"({moved} OR {old} IS NOT {new})"
-        apart = f"{_writer(_cohort(old))} IS NOT {_writer(_cohort(new))}"
-        refusals.append(_refuse(relation, f"{old} IS NOT {new} AND ({_closed(old)} OR {apart})"))
-    yield (
-        f"{name}_update",
-        trigger(
-            "AFTER UPDATE",
-            [
-                *refusals,
-                _journal(relation.table, new_key, new),
-                _journal(relation.table, old_key, old, f" WHERE {moved}"),
-                *_descendants(dialect, table.cascades, "NEW", new, f"{old_key} <> {new_key}"),
-            ],
-        ),
-    )
-
-
-def _birth(dialect: SqliteDialect, root: Relation) -> Iterator[str]:
-    """A new root gets its home, once: a root that is deleted and created again keeps the one it had."""
-    assert root.entity is not None and root.root_cohort is not None
-    entity = dialect.entity_sql(root.entity, "NEW")
-    plain = dialect.plain_text(f"NEW.{dialect.quote(root.key_columns[0])}", root.fields[root.key[0]])
-    cohort = _known_cohort(f"NEW.{dialect.quote(root.root_cohort)}")
-    unborn = f"WHERE NOT EXISTS (SELECT 1 FROM fishladder_home h WHERE h.entity = {entity})"
-    yield (
-        f"INSERT INTO fishladder_journal (table_name, row_key, entity, cohort)"
-        f" SELECT '{HOME_TABLE}', {dialect.key_piece(entity)}, {entity}, {cohort} {unborn};"
-    )
-    yield f"INSERT INTO fishladder_home (entity, cohort, root_key) SELECT {entity}, {cohort}, {plain} {unborn};"
-
-
-def _displaced(dialect: SqliteDialect, relation: Relation, old_key: str | None) -> Iterator[str]:
-    key = dialect.key_sql(relation, "t")
-    entity = dialect.entity_sql(relation.entity, "t") if relation.entity else None
-    for unique in (relation.key, *relation.uniques):
-        columns = [dialect.quote(relation.fields[at].column) for at in unique]
-        same = " AND ".join(f"t.{column} = NEW.{column}" for column in columns)
-        if old_key is not None:
-            same += f" AND {key} <> {old_key}"
-        held = f"FROM {dialect.quote(relation.name)} t WHERE {same}"
-        yield _refuse(relation, f"EXISTS (SELECT 1 {held} AND {_closed(entity)})")
-        yield _journal(relation.table, key, entity, f" {held}")
-
-
-def _descendants(
-    dialect: SqliteDialect, cascades: Iterable[Cascade], parent: str, entity: str | None, when: str = ""
-) -> Iterator[str]:
-    """Journal the rows that the database changes by itself below the row that ``parent`` names."""
-    for cascade in cascades:
-        aliases = ["t", *(f"a{number}" for number in range(1, len(cascade.path)))]
-        source = f" FROM {dialect.quote(cascade.relation.name)} t"
-        for number, step in enumerate(cascade.path[:-1]):
-            on = dialect._on(aliases[number], step.columns, aliases[number + 1], step.parent_columns)
-            source += f" JOIN {dialect.quote(step.parent)} {aliases[number + 1]} ON {on}"
-        last = cascade.path[-1]
-        source += f" WHERE {dialect._on(aliases[-1], last.columns, parent, last.parent_columns)}"
-        if when:
-            source += f" AND {when}"
-        yield _journal(cascade.relation.table, dialect.key_sql(cascade.relation, "t"), entity, source)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fishladder.ledger import Ledger, open_ledger, upgrade
+from tests.conftest import not_tested
 from tests.servers import Unavailable, postgres
 
 
@@ -34,7 +35,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
             try:
                 server = postgres.dsn()
             except Unavailable as reason:
-                pytest.skip(str(reason))
+                not_tested(request.config, "PostgreSQL", reason)
             with postgres.database(server) as address:
                 yield address
 

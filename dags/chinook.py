@@ -1,0 +1,9 @@
+"""The DAGs of include/migrations/chinook.yaml: chinook_prepare, chinook_load, chinook_replicate, chinook_reconcile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fishladder_airflow.dags import build
+
+globals().update(build(Path(__file__).parents[1] / "include/migrations/chinook.yaml"))

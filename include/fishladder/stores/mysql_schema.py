@@ -1,0 +1,249 @@
+"""MySQL's tables as ``information_schema`` has them, and the statements that create them elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from fishladder.errors import FatalError
+from fishladder.stores.base import Column, Finding, ForeignKey, TableInfo
+from fishladder.stores.mysql_types import MySqlDialect, declared_type, guard, logical_type
+from fishladder.stores.sql import Guard
+
+Run = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
+
+_COLUMNS = (
+    "SELECT table_name, column_name, data_type, column_type, is_nullable, extra, collation_name,"
+    " character_maximum_length, COALESCE(numeric_precision, datetime_precision), numeric_scale"
+    " FROM information_schema.columns WHERE table_schema = DATABASE()"
+)
+
+
+def describe(run: Run) -> dict[str, TableInfo]:
+    """Every table of the schema that is not fishladder's, by name."""
+    tables = run(
+        "SELECT table_name, COALESCE(table_rows, 0), COALESCE(data_length + index_length, 0) FROM"
+        " information_schema.tables WHERE table_schema = DATABASE() AND table_type = 'BASE TABLE' ORDER BY table_name",
+        [],
+    )
+    columns, foreign_keys = _columns(run), _foreign_keys(run)
+    keys, uniques = _indexes(run)
+    found = {}
+    for raw, rows, size in tables:
+        name = raw.decode()
+        if name.startswith("fishladder_"):
+            continue
+        key = keys.get(name, ())
+        found[name] = TableInfo(
+            name=name,
+            columns=tuple(_as_key(column) if column.name in key else column for column in columns.get(name, ())),
+            key=key,
+            uniques=tuple(uniques.get(name, ())),
+            foreign_keys=tuple(foreign_keys.get(name, ())),
+            rows=int(rows),
+            bytes=int(size),
+        )
+    return found
+
+
+def _as_key(column: Column) -> Column:
+    """An ENUM is ordered by its numbers but compared by its words: chunks of it would leave rows out."""
+    if column.native.startswith("enum("):
+        return replace(column, native=f"{column.native} in the primary key", type=None)
+    return column
+
+
+def _columns(run: Run) -> dict[str, list[Column]]:
+    found: dict[str, list[Column]] = {}
+    for line in run(f"{_COLUMNS} ORDER BY table_name, ordinal_position", []):
+        table, name, data_type, column_type, nullable, extra, collation, *sizes = (
+            None if value is None else value.decode() for value in line
+        )
+        assert table and name and data_type and column_type
+        length, digits, scale = (None if size is None else int(size) for size in sizes)
+        found.setdefault(table, []).append(
+            Column(
+                name=name,
+                native=column_type,
+                type=logical_type(data_type.lower(), column_type.lower(), length, digits, scale),
+                nullable=nullable == "YES",
+                generated="auto_increment" in (extra or ""),
+                computed="GENERATED" in (extra or "") and "DEFAULT_GENERATED" not in (extra or ""),
+                bytewise=collation is None or collation in ("binary", "utf8mb4_0900_bin", "utf8mb4_nopad_bin"),
+            )
+        )
+    return found
+
+
+def shapes(run: Run, names: Sequence[str]) -> dict[str, list[str]]:
+    """The columns of these tables and their types, for coverage."""
+    sql = (
+        "SELECT table_name, column_name, column_type, is_nullable FROM information_schema.columns"
+        f" WHERE table_schema = DATABASE() AND table_name IN ({', '.join('?' * len(names))})"
+        " ORDER BY table_name, ordinal_position"
+    )
+    found: dict[str, list[str]] = {}
+    for table, *column in run(sql, names):
+        found.setdefault(table.decode(), []).append(repr(column))
+    return found
+
+
+def guards(run: Run, table: str) -> dict[str, Guard]:
+    """By column, what to refuse before the server changes it without an error."""
+    found = {}
+    for line in run(f"{_COLUMNS} AND table_name = ?", [table]):
+        _, name, data_type, column_type, _, _, _, length, digits, _ = line
+        check = guard(data_type.decode().lower(), column_type.decode(), int(length or 0), int(digits or 0))
+        if check is not None:
+            found[name.decode()] = check
+    return found
+
+
+def _indexes(run: Run) -> tuple[dict[str, tuple[str, ...]], dict[str, list[tuple[str, ...]]]]:
+    keys: dict[str, tuple[str, ...]] = {}
+    uniques: dict[str, list[tuple[str, ...]]] = {}
+    lines = run(
+        "SELECT table_name, index_name, column_name, column_name IS NULL OR sub_part IS NOT NULL"
+        " FROM information_schema.statistics WHERE table_schema = DATABASE() AND non_unique = 0"
+        " ORDER BY table_name, index_name, seq_in_index",
+        [],
+    )
+    indexes: dict[tuple[str, str], list[str]] = {}
+    odd = set()
+    for table, index, column, partial in lines:
+        name = table.decode(), index.decode()
+        indexes.setdefault(name, []).append("" if column is None else column.decode())
+        if int(partial):
+            odd.add(name)
+    for (table, index), columns in indexes.items():
+        if (table, index) in odd:  # over an expression or a prefix: no columns to compare by
+            continue
+        if index == "PRIMARY":
+            keys[table] = tuple(columns)
+        else:
+            uniques.setdefault(table, []).append(tuple(columns))
+    return keys, uniques
+
+
+def _foreign_keys(run: Run) -> dict[str, list[ForeignKey]]:
+    lines = run(
+        "SELECT k.table_name, k.constraint_name, k.referenced_table_name, r.delete_rule, r.update_rule, k.column_name,"
+        " k.referenced_column_name FROM information_schema.key_column_usage k"
+        " JOIN information_schema.referential_constraints r ON r.constraint_schema = k.constraint_schema"
+        " AND r.constraint_name = k.constraint_name AND r.table_name = k.table_name"
+        " WHERE k.table_schema = DATABASE() AND k.referenced_table_name IS NOT NULL"
+        " ORDER BY k.table_name, k.constraint_name, k.ordinal_position",
+        [],
+    )
+    pairs: dict[tuple[str, ...], list[tuple[str, str]]] = {}
+    for *constraint, column, above in ([part.decode() for part in line] for line in lines):
+        pairs.setdefault(tuple(constraint), []).append((column, above))
+    found: dict[str, list[ForeignKey]] = {}
+    for (table, _, parent, delete, update), columns in pairs.items():
+        key = ForeignKey(
+            columns=tuple(column for column, _ in columns),
+            parent=parent,
+            parent_columns=tuple(above for _, above in columns),
+            on_delete=delete,
+            on_update=update,
+        )
+        found.setdefault(table, []).append(key)
+    return found
+
+
+def creation(dialect: MySqlDialect, table: TableInfo) -> str:
+    """The CREATE TABLE of a table with this server's types for its logical types."""
+    quote = dialect.quote
+    parts: list[str] = []
+    keyed = {*table.key, *(column for unique in table.uniques for column in unique)}
+    keyed |= {column for key in table.foreign_keys for column in key.columns}
+    for column in table.columns:
+        if column.type is None:
+            raise FatalError(f"{table.name}.{column.name}: {column.native} has no type here; create the table by hand")
+        type_ = declared_type(column.type, key=column.name in keyed, bytewise=dialect.bytewise)
+        number = " AUTO_INCREMENT" if column.generated and table.key == (column.name,) else ""
+        parts.append(f"{quote(column.name)} {type_} {'NULL' if column.nullable else 'NOT NULL'}{number}")
+    parts.append(f"PRIMARY KEY ({', '.join(map(quote, table.key))})")
+    parts += [f"UNIQUE ({', '.join(map(quote, unique))})" for unique in table.uniques]
+    for key in table.foreign_keys:
+        parts.append(
+            f"FOREIGN KEY ({', '.join(map(quote, key.columns))}) REFERENCES {quote(key.parent)}"
+            f" ({', '.join(map(quote, key.parent_columns))})"
+            f" ON DELETE {_rule(key.on_delete)} ON UPDATE {_rule(key.on_update)}"
+        )
+    return f"CREATE TABLE {quote(table.name)} ({', '.join(parts)}) ENGINE=InnoDB CHARACTER SET utf8mb4"
+
+
+def _rule(rule: str) -> str:
+    return "NO ACTION" if rule == "SET DEFAULT" else rule
+
+
+# Preflight ---------------------------------------------------------------------------------------------------
+
+
+def inspect(run: Run) -> list[Finding]:
+    """Modes, privileges and limits that a migration depends on."""
+
+    def expect(where: str, holds: bool, good: str, bad: str, level: Literal["warn", "fail"] = "fail") -> Finding:
+        return Finding(level="pass" if holds else level, where=where, message=good if holds else bad)
+
+    variables = {name.decode().lower(): value.decode() for name, value in run("SHOW VARIABLES", [])}
+    granted = " ".join(line[0].decode() for line in run("SHOW GRANTS", []))
+    findings = [
+        expect(
+            "sql_mode",
+            "STRICT_" in run("SELECT @@GLOBAL.sql_mode", [])[0][0].decode(),
+            "strict",
+            "is not strict: the application's own writes may be changed in silence; add STRICT_TRANS_TABLES",
+            "warn",
+        ),
+        expect(
+            "innodb_native_foreign_keys",
+            variables.get("innodb_native_foreign_keys", "OFF") == "OFF",
+            "off: triggers see every cascade's parent",
+            "must be OFF: it has not been shown that cascades are journaled otherwise",
+        ),
+        expect(
+            "explicit_defaults_for_timestamp",
+            variables.get("explicit_defaults_for_timestamp", "ON") == "ON",
+            "on",
+            "must be ON: a NULL would become the current time",
+        ),
+        expect(
+            "log_bin_trust_function_creators",
+            variables.get("log_bin") == "OFF"
+            or variables.get("log_bin_trust_function_creators") == "ON"
+            or any(word in granted for word in ("SUPER", "ALL PRIVILEGES ON *.*")),
+            "triggers may be created",
+            "must be ON (or the copier needs SUPER): with a binary log, triggers cannot be created otherwise",
+        ),
+    ]
+    for privilege, scope, why in (
+        ("TRIGGER", "the schema", "to install triggers"),
+        ("CREATE", "the schema", "to create fishladder's tables"),
+        ("LOCK TABLES", "the schema", "to install triggers between two transactions"),
+        ("PROCESS", "*.*", "to see that a table was truncated or swapped (INNODB_TABLES)"),
+    ):
+        everything = "ALL PRIVILEGES ON *.*" if scope == "*.*" else "ALL PRIVILEGES ON"
+        findings.append(
+            expect(
+                f"privilege {privilege}",
+                privilege in granted or everything in granted,
+                "granted",
+                f"is needed {why}: GRANT {privilege} ON {scope} TO the copier's account",
+            )
+        )
+    return findings + _others_triggers(run)
+
+
+def _others_triggers(run: Run) -> list[Finding]:
+    found = run(
+        "SELECT event_object_table, trigger_name FROM information_schema.triggers WHERE trigger_schema = DATABASE()"
+        " AND trigger_name NOT LIKE 'fishladder!_%' ESCAPE '!' ORDER BY 1, 2",
+        [],
+    )
+    why = "also fires when the copier writes here, so that what it writes would be there twice: let the copier pass"
+    return [
+        Finding(level="warn", where=table.decode(), message=f"trigger {name.decode()} {why}") for table, name in found
+    ]

@@ -1,0 +1,111 @@
+"""What tasks work with, out of Airflow's connections: stores, the ledger, the application's accounts.
+
+Hooks, and with them drivers, are imported when a task opens a store, never when a DAG is parsed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from airflow.sdk import BaseHook, Connection
+from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException
+
+from fishladder import stores
+from fishladder.errors import FatalError, InputError
+from fishladder.ledger import open_ledger
+from fishladder.spec import Migration, load
+from fishladder.stores.base import Connect, Store
+from fishladder.tasks import Desk, Report
+
+LEDGER = "FISHLADDER_LEDGER"
+LEDGER_CONNECTION = "fishladder_ledger"
+
+
+@contextmanager
+def open_desk(migration_file: str, say: Report) -> Iterator[Desk]:
+    """What the core's tasks need. Raises AirflowFailException, so no retry, where repeating would not help."""
+    try:
+        spec = load(Path(migration_file))
+        kinds = {end.connection: end.kind for end in (spec.source, spec.target)}
+        with open_ledger(ledger_url(), migration=spec.migration) as ledger:
+            ledger.check_version()
+            yield Desk(spec=spec, ledger=ledger, open=lambda name: open_store(kinds[name], name), say=say)
+    except (InputError, FatalError) as error:
+        raise AirflowFailException(str(error)) from error
+
+
+def ledger_url() -> str:
+    """The ledger's URL, from the environment or else from Airflow's connection. Raises InputError."""
+    if url := os.environ.get(LEDGER):
+        return url
+    try:
+        connection = BaseHook.get_connection(LEDGER_CONNECTION)
+    except AirflowNotFoundException as error:
+        message = f"there is no ledger: set {LEDGER} to its URL, or create the connection {LEDGER_CONNECTION}"
+        raise InputError(message) from error
+    if connection.conn_type == "sqlite":
+        return "sqlite:///" + _sqlite_path(connection)
+    return connection.get_uri().replace("postgres://", "postgresql://", 1)
+
+
+def open_store(kind: str, connection_id: str) -> Store:
+    """The store behind a connection id; it connects when it is first used.
+
+    Raises InputError if there is no such connection, or it is to another kind of store.
+    """
+    try:
+        connection = BaseHook.get_connection(connection_id)
+    except AirflowNotFoundException as error:
+        variable = f"AIRFLOW_CONN_{connection_id.upper()}"
+        message = f"connection {connection_id}: Airflow has none of this id; create it, or set {variable} to its URL"
+        raise InputError(message) from error
+    if kind not in _CONNECT or connection.conn_type != kind:
+        raise InputError(
+            f"connection {connection_id}: is of type {connection.conn_type}, and the migration file says {kind}; "
+            f"both must be the same, one of {', '.join(_CONNECT)}"
+        )
+    return stores.open_store(kind, _CONNECT[kind](connection))
+
+
+def _sqlite(connection: Connection) -> Connect:
+    # The hook's own connection belongs to the thread that opened it, and it cannot read sqlite:////absolute/path.
+    _, connect = stores.connect_url("sqlite:///" + quote(_sqlite_path(connection)))
+    return connect
+
+
+def _sqlite_path(connection: Connection) -> str:
+    """The file's absolute path, however the connection was written: as host, schema, or URL of 3 or 4 slashes."""
+    from airflow.providers.sqlite.hooks.sqlite import SqliteHook
+
+    uri = SqliteHook(connection.conn_id).get_uri()
+    return "/" + uri.partition("?")[0].removeprefix("sqlite:").lstrip("/")
+
+
+def _mysql(connection: Connection) -> Connect:
+    from airflow.providers.mysql.hooks.mysql import MySqlHook
+
+    # The connection is handed over, so that whichever thread opens the store asks Airflow nothing.
+    hook = MySqlHook(connection.conn_id, connection=connection)
+    connect: Callable[[], Any] = hook.get_conn
+    return connect
+
+
+_CONNECT: Mapping[str, Callable[[Connection], Connect]] = {"mysql": _mysql, "sqlite": _sqlite}
+
+
+def accounts(spec: Migration) -> dict[str, str]:
+    """The application's login at ``source`` and ``target``, of those of its connections that Airflow knows."""
+    found = {}
+    for side, connection_id in (("source", spec.application.source), ("target", spec.application.target)):
+        try:
+            login = BaseHook.get_connection(connection_id).login
+        except AirflowNotFoundException:
+            continue
+        if login:
+            found[side] = login
+    return found

@@ -1,0 +1,160 @@
+"""The DAGs of a migration, made of its file. Nothing is connected to when they are made.
+
+A file in the DAG folder needs one line: ``globals().update(build(path))``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from airflow.sdk import DAG, Param, TaskGroup
+
+from fishladder.spec import Migration, load
+from fishladder.verdict import tables_of
+from fishladder_airflow import texts
+from fishladder_airflow.operators import (
+    ApplyChanges,
+    CloseLoad,
+    CutChunks,
+    Install,
+    LoadTable,
+    Outcome,
+    Preflight,
+    Reconcile,
+    Report,
+    Totals,
+)
+
+POOLS = "FISHLADDER_POOLS"
+"""Set once the pools exist (``python -m fishladder_airflow.pools``): tasks then run in their target's own pool."""
+RETRIES = 3
+PATIENCE = 12
+"""Retries of what runs for hours: a store may be away for one of them."""
+REPLICATE_SECONDS = 1800
+FAILED_RUNS = 3
+"""Failed runs in a row after which Airflow pauses a continuous DAG, rather than starting one every two seconds."""
+
+
+def build(path: str | Path) -> dict[str, DAG]:
+    """The DAGs of the migration file at ``path``, by id. Raises SpecError, which Airflow shows as an import error."""
+    made = _Factory(Path(path).resolve())
+    dags = (made.prepare(), made.load(), made.replicate(), made.reconcile())
+    return {dag.dag_id: dag for dag in dags}
+
+
+def _group_ids(tables: Iterable[str]) -> dict[str, str]:
+    """Tables by an id that Airflow takes and no task of the DAG has: a table may be called "report" or "a b"."""
+    groups: dict[str, str] = {}
+    for table in tables:
+        group_id = re.sub(r"[^\w-]", "_", table)
+        while group_id in groups or group_id in texts.TASKS:
+            group_id += "_"
+        groups[group_id] = table
+    return groups
+
+
+class _Factory:
+    def __init__(self, path: Path) -> None:
+        self.spec: Migration = load(path)
+        # Airflow leaves tasks of a pool that is not there waiting, and says so nowhere in its pages.
+        pool = self.spec.target.pool if os.environ.get(POOLS) else "default_pool"
+        self.common = {"migration_file": str(path), "pool": pool}
+
+    def prepare(self) -> DAG:
+        with self._dag("prepare", texts.PREPARE) as dag:
+            preflight = Preflight(**self._task("preflight"))
+            preflight >> Install(**self._task("install"))
+        return dag
+
+    def load(self) -> DAG:
+        with self._dag("load", texts.LOAD) as dag:
+            before: Any = CutChunks(**self._task("cut"))
+            closed = []
+            for group_id, table in _group_ids(tables_of(self.spec)).items():
+                with TaskGroup(group_id, group_display_name=table, tooltip=f"Load {table}"):
+                    load = self._load_lanes(table)
+                    close = CloseLoad(table=table, **self._task("close"))
+                before >> load >> close
+                before = load
+                closed.append(close)
+            closed >> self._check()
+        return dag
+
+    def _load_lanes(self, table: str) -> Any:
+        return LoadTable.partial(
+            table=table,
+            map_index_template="{{ task.table }} · lane {{ task.lane }}",
+            retries=PATIENCE,
+            **self._task("load"),
+        ).expand(lane=[str(lane) for lane in range(1, self.spec.lanes + 1)])
+
+    def replicate(self) -> DAG:
+        seconds = Param(
+            REPLICATE_SECONDS,
+            type="integer",
+            minimum=1,
+            title="Seconds",
+            description="How long this run applies changes before it ends, and the next one begins.",
+        )
+        with self._dag(
+            "replicate",
+            texts.REPLICATE,
+            schedule="@continuous",
+            params={"seconds": seconds},
+            max_consecutive_failed_dag_runs=FAILED_RUNS,
+        ) as dag:
+            ApplyChanges(seconds="{{ params.seconds }}", retries=PATIENCE, **self._task("apply"))
+        return dag
+
+    def reconcile(self) -> DAG:
+        with self._dag("reconcile", texts.RECONCILE, schedule="@daily") as dag:
+            self._check(totals=True)
+        return dag
+
+    def _check(self, *, totals: bool = False) -> Any:
+        """Passes over all tables, then what else is compared, then the judgement. Returns the first of these tasks."""
+        passes = Reconcile.partial(
+            map_index_template="{{ task.table }}",
+            max_active_tis_per_dagrun=self.spec.lanes,
+            **self._task("reconcile"),
+        ).expand(table=tables_of(self.spec))
+        outcome = Outcome(**self._task("outcome"))
+        passes >> Report(**self._task("report")) >> outcome
+        if totals:
+            passes >> Totals(**self._task("totals")) >> outcome
+        return passes
+
+    def _task(self, task_id: str) -> dict[str, Any]:
+        return {"task_id": task_id, "doc_md": texts.TASKS[task_id], **self.common}
+
+    def _dag(self, name: str, text: str, *, schedule: str | None = None, **options: Any) -> DAG:
+        spec = self.spec
+        words = {
+            "migration": spec.migration,
+            "source": spec.source.connection,
+            "target": spec.target.connection,
+            "cohort": spec.cohort.label,
+        }
+        return DAG(
+            f"{spec.migration}_{name}",
+            description=texts.SUMMARIES[name].format(**words),
+            doc_md=text.format(**words),
+            schedule=schedule,
+            start_date=datetime(2026, 1, 1, tzinfo=UTC),
+            catchup=False,
+            max_active_runs=1,
+            tags=["fishladder", spec.migration],
+            default_args={
+                "owner": "fishladder",
+                "retries": RETRIES,
+                "retry_delay": timedelta(seconds=10),
+                "retry_exponential_backoff": 2.0,
+                "max_retry_delay": timedelta(minutes=10),
+            },
+            **options,
+        )

@@ -1,0 +1,158 @@
+"""One operator for each task of a migration: it opens a desk, calls the core, and returns counts for XCom.
+
+Every one may be run twice. What repeating would not mend fails at once; anything else is retried.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from airflow.sdk import BaseOperator, Context
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+
+from fishladder import tasks
+from fishladder_airflow.connections import accounts, open_desk
+
+
+class MigrationOperator(BaseOperator):
+    """Works on the migration that ``migration_file`` describes."""
+
+    def __init__(self, *, migration_file: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.migration_file = migration_file
+
+
+class TableOperator(MigrationOperator):
+    """Works on one table, named as in the source."""
+
+    template_fields: Sequence[str] = ("table",)
+
+    def __init__(self, *, table: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.table = table
+
+
+class Preflight(MigrationOperator):
+    """Look for everything that would go wrong later, and change nothing. Fails if there is something."""
+
+    def execute(self, context: Context) -> dict[str, int]:
+        with open_desk(self.migration_file, self.log.info) as desk:
+            findings = tasks.check(desk, accounts(desk.spec))
+        for line in tasks.findings_table(findings).splitlines():
+            self.log.info(line)
+        failed = [finding for finding in findings if finding.level == "fail"]
+        if failed:
+            raise AirflowFailException(f"{len(failed)} of {len(findings)} checks fail:\n{tasks.findings_table(failed)}")
+        return dict(Counter(finding.level for finding in findings))
+
+
+class Install(MigrationOperator):
+    """Create what the target lacks, then fishladder's tables, fences, triggers and homes; take the migration file."""
+
+    def execute(self, context: Context) -> dict[str, int]:
+        actor = context["dag_run"].triggering_user_name or "airflow"
+        with open_desk(self.migration_file, self.log.info) as desk:
+            installed = tasks.prepare(desk, actor=actor, accounts=accounts(desk.spec))
+        return {"cohorts": len(installed.cohorts), "homeless": installed.homeless}
+
+
+class CutChunks(MigrationOperator):
+    """Cut every table into chunks, once."""
+
+    def execute(self, context: Context) -> dict[str, int]:
+        with open_desk(self.migration_file, self.log.info) as desk:
+            return tasks.cut(desk)
+
+
+class LoadTable(TableOperator):
+    """One lane of a table's load: claim chunks and copy them until none is left."""
+
+    template_fields = ("table", "lane")
+
+    def __init__(self, *, lane: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.lane = lane
+
+    def execute(self, context: Context) -> dict[str, int]:
+        with open_desk(self.migration_file, self.log.info) as desk:
+            return asdict(tasks.load_table(desk, self.table, self.lane))
+
+
+class CloseLoad(TableOperator):
+    """End a table's load: install the target's triggers and hand the table to the applier."""
+
+    def execute(self, context: Context) -> dict[str, int]:
+        with open_desk(self.migration_file, self.log.info) as desk:
+            tasks.close_table(desk, self.table)
+            return asdict(desk.ledger.progress(self.table))
+
+
+class ApplyChanges(MigrationOperator):
+    """Make dirty keys right for ``seconds``. Skipped if nobody prepares the migration in this time."""
+
+    template_fields: Sequence[str] = ("seconds",)
+
+    def __init__(self, *, seconds: float | str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.seconds = seconds
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        with open_desk(self.migration_file, self.log.info) as desk:
+            left = tasks.await_prepare(desk, float(self.seconds))
+            if left <= 0:
+                raise AirflowSkipException(f"{desk.spec.migration} is not prepared: run {desk.spec.migration}_prepare")
+            return asdict(tasks.replicate(desk, seconds=left))
+
+
+class Reconcile(TableOperator):
+    """One pass over a table. What it finds is recorded and marked dirty; judging it is another task's."""
+
+    def execute(self, context: Context) -> dict[str, int]:
+        with open_desk(self.migration_file, self.log.info) as desk:
+            result = tasks.reconcile_table(desk, self.table)
+        counts = {name: value for name, value in asdict(result).items() if isinstance(value, int)}
+        self.log.info("%s: %s", self.table, ", ".join(f"{value} {name}" for name, value in counts.items()))
+        return counts
+
+
+class Report(MigrationOperator):
+    """Ask both stores every financial report of every cohort, and keep the answers as evidence."""
+
+    def execute(self, context: Context) -> dict[str, int]:
+        with open_desk(self.migration_file, self.log.info) as desk:
+            results = tasks.report(desk)
+        for result in results:
+            self.log.info("%s %s: %s", result.name, result.cohort, "equal" if result.equal else "differs")
+            for line in result.differences():
+                self.log.info("  %s", line)
+        equal = sum(result.equal for result in results)
+        return {"equal": equal, "different": len(results) - equal}
+
+
+class Totals(MigrationOperator):
+    """Count the rows of every table and cohort in both stores. Equal only when nothing is on its way."""
+
+    def execute(self, context: Context) -> dict[str, int]:
+        with open_desk(self.migration_file, self.log.info) as desk:
+            found = tasks.totals(desk)
+        for table, counts in found.items():
+            for cohort, (source, target) in counts.items():
+                self.log.info("%s %s: %d rows in the source, %d in the target", table, cohort, source, target)
+        equal = sum(source == target for counts in found.values() for source, target in counts.values())
+        return {"equal": equal, "different": sum(map(len, found.values())) - equal}
+
+
+class Outcome(MigrationOperator):
+    """Show every table's newest pass and the reports; fails unless all are clean."""
+
+    def execute(self, context: Context) -> dict[str, int]:
+        with open_desk(self.migration_file, self.log.info) as desk:
+            verdict = tasks.outcome(desk)
+        for line in verdict.lines:
+            self.log.info(line)
+        if verdict.problems:
+            raise AirflowFailException("not clean:\n" + "\n".join(verdict.problems))
+        return {"lines": len(verdict.lines)}

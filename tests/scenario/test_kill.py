@@ -1,0 +1,169 @@
+"""Real stores, live traffic, and processes that are killed in the middle of whatever they do."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from billing import invariants, schema
+from fishladder import tasks
+from fishladder.ledger import upgrade, verify
+from tests import independent
+from tests.scenario.worker import desk
+from tests.servers import mysql
+
+ROOT = Path(__file__).parents[2]
+FILE = ROOT / "include" / "migrations" / "billing.yaml"
+CUSTOMERS = 400
+DEADLINE = 120.0
+
+
+class Scenario:
+    """A billing database with customers at work, and the processes that migrate it."""
+
+    def __init__(self, folder: Path, source: str, target: str, applications: tuple[str, str]) -> None:
+        self.folder, self.source, self.target = folder, source, target
+        kinds = [url.partition(":")[0] for url in (source, target)]
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(str(ROOT / name) for name in ("include", "plugins", ".")),
+            "FISHLADDER_LEDGER": f"sqlite:///{folder / 'ledger.db'}",
+            "BILLING_SOURCE_KIND": kinds[0],
+            "BILLING_TARGET_KIND": kinds[1],
+            "FISHLADDER_BILLING_SOURCE": source,
+            "FISHLADDER_BILLING_TARGET": target,
+        }
+        self.application = applications[0]
+        self.processes = ExitStack()
+
+    def start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
+        log = (self.folder / f"{module}.log").open("ab")
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments], cwd=ROOT, env=self.environment, stdout=log, stderr=log
+        )
+
+        def end() -> None:
+            process.kill()
+            process.wait()
+            log.close()
+
+        self.processes.callback(end)
+        return process
+
+    def worker(self, *arguments: str) -> subprocess.Popen[bytes]:
+        return self.start("tests.scenario.worker", str(FILE), *arguments)
+
+    def log(self, module: str) -> str:
+        return (self.folder / f"{module}.log").read_text()[-4000:]
+
+
+@pytest.fixture(params=["sqlite-sqlite", "sqlite-mysql", "mysql-mysql"])
+def scenario(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scenario]:
+    urls: list[str] = []
+    applications: list[str] = []
+    with ExitStack() as stack:
+        for number, kind in enumerate(request.param.split("-")):
+            if kind == "sqlite":
+                urls.append(f"sqlite:///{tmp_path}/{number}.db")
+                applications.append(urls[-1])
+            else:
+                server = request.getfixturevalue("mysql_server")
+                database = stack.enter_context(mysql.database(server))
+                urls.append(database.copier)
+                applications.append(database.application)
+        schema.create(urls[0])
+        found = Scenario(tmp_path, urls[0], urls[1], (applications[0], applications[1]))
+        stack.enter_context(found.processes)
+        yield found
+
+
+def until(done: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + DEADLINE
+    while not done():
+        assert time.monotonic() < end, f"waited {DEADLINE:.0f} s for {what}"
+        time.sleep(0.05)
+
+
+def test_killed_lanes_and_appliers_lose_nothing(scenario: Scenario, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in scenario.environment.items():
+        monkeypatch.setenv(name, value)
+    seed = scenario.start("billing.seed", scenario.source, "--customers", str(CUSTOMERS), "--seed", "3")
+    assert seed.wait(DEADLINE) == 0
+    upgrade(scenario.environment["FISHLADDER_LEDGER"])
+    at = desk(FILE)
+    traffic_log = scenario.folder / "acknowledged.jsonl"
+    traffic = scenario.start(
+        "billing.traffic", scenario.application, "--rate", "60", "--seconds", "600", "--log", str(traffic_log)
+    )
+    until(traffic_log.exists, "the first customer")
+    tasks.prepare(at, actor="scenario")
+
+    _kill_lanes(scenario, at)
+    for table in tasks.cut(at):
+        tasks.close_table(at, table)
+    _kill_appliers(scenario, at)
+
+    traffic.send_signal(signal.SIGTERM)
+    assert traffic.wait(DEADLINE) == 0
+    summary = json.loads(scenario.log("billing.traffic"))
+    assert summary["refused"] == summary["failed"] == summary["unknown"] == {}
+    assert summary["total"] > 100
+    tasks.replicate(at, seconds=DEADLINE, until_idle=True)
+
+    assert independent.compare(scenario.source, scenario.target, schema.TABLES) == []
+    assert independent.acknowledged(scenario.target, [traffic_log]) == []
+    assert invariants.check(scenario.target) == []
+    for table in tasks.cut(at):
+        result = tasks.reconcile_table(at, table)
+        assert (result.missing, result.extra, result.differs, result.deferred, result.rejected) == (0, 0, 0, 0, 0), (
+            table
+        )
+        assert at.ledger.clean_passes(table) == 1
+    assert at.ledger.count_rejects() == 0
+    assert verify(at.ledger.engine, "billing") == []
+
+
+def _kill_lanes(scenario: Scenario, at: tasks.Desk) -> None:
+    """Two lanes, killed again and again by chance; whoever comes next takes over."""
+    rng = random.Random(1)
+    tables = list(tasks.cut(at))
+
+    def loaded() -> bool:
+        return all(at.ledger.unfinished(table, 1) == 0 for table in tables)
+
+    lanes = {name: scenario.worker("lane", name) for name in ("1", "2")}
+    for _ in range(6):
+        time.sleep(rng.uniform(0.3, 0.9))  # not a wait for anything: the moment of death is the test
+        name = rng.choice(sorted(lanes))
+        lanes[name].kill()
+        lanes[name].wait()
+        lanes[name] = scenario.worker("lane", name)
+    until(lambda: loaded() or all(lane.poll() is not None for lane in lanes.values()), "the lanes")
+    for lane in lanes.values():
+        assert lane.wait(DEADLINE) == 0, scenario.log("tests.scenario.worker")
+    assert loaded()
+
+
+def _kill_appliers(scenario: Scenario, at: tasks.Desk) -> None:
+    rng = random.Random(2)
+
+    def followed() -> int:
+        return at.ledger.counts("applied").get("changes", 0)
+
+    for _ in range(5):
+        before = followed()
+        applier = scenario.worker("applier", "60")
+        until(lambda before=before, applier=applier: followed() > before or applier.poll() is not None, "a change")  # type: ignore[misc]
+        time.sleep(rng.uniform(0.0, 0.3))
+        applier.kill()
+        assert applier.wait() == -signal.SIGKILL, scenario.log("tests.scenario.worker")

@@ -1,0 +1,39 @@
+"""One process of a migration: ``python -m tests.scenario.worker FILE ROLE …``, to be killed at any moment."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from fishladder import tasks
+from fishladder.ledger import open_ledger
+from fishladder.spec import load
+from fishladder.stores import connect_environment, open_store
+from fishladder.stores.base import Store
+
+
+def desk(file: Path) -> tasks.Desk:
+    spec = load(file)
+
+    def open_(connection: str) -> Store:
+        return open_store(*connect_environment(connection, os.environ))
+
+    return tasks.Desk(
+        spec=spec, ledger=open_ledger(os.environ["FISHLADDER_LEDGER"], migration=spec.migration), open=open_
+    )
+
+
+def main(file: str, role: str, *arguments: str) -> None:
+    at = desk(Path(file))
+    if role == "lane":
+        for table in tasks.cut(at):
+            tasks.load_table(at, table, arguments[0])
+    elif role == "applier":
+        tasks.replicate(at, seconds=float(arguments[0]))
+    else:
+        raise SystemExit(f"no such role: {role}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,28 @@
+"""Small migrations on SQLite files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.unit import small as smalls
+from tests.unit.small import Small
+
+
+@pytest.fixture
+def make_small(tmp_path: Path) -> Iterator[Callable[..., Small]]:
+    made: list[Small] = []
+
+    def make(**options: str) -> Small:
+        made.append(smalls.make(tmp_path, **options))
+        return made[-1]
+
+    yield make
+    smalls.close(made)
+
+
+@pytest.fixture
+def small(make_small: Callable[..., Small]) -> Small:
+    return make_small()

@@ -1,0 +1,145 @@
+"""The applier: whatever happened, the copies become equal, and nothing is forgotten too soon."""
+
+from __future__ import annotations
+
+import pytest
+
+from fishladder.apply import Dirty, apply_batch, read_dirty
+from fishladder.clock import SystemClock
+from fishladder.errors import CoverageError
+from fishladder.fence import set_fence
+from tests import independent
+from tests.unit.small import Small
+
+TABLES = ["price", "customer", "item", "line"]
+
+
+@pytest.fixture
+def loaded(small: Small) -> Small:
+    small.load()
+    return small
+
+
+def _equal(small: Small) -> bool:
+    return independent.compare(small.url("source"), small.url("target"), TABLES) == []
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        ["INSERT INTO customer VALUES (4, 'NZ', 'd')", "INSERT INTO item VALUES (40, 4, 1)"],
+        ["UPDATE item SET amount = amount + 1"],
+        ["DELETE FROM customer WHERE id = 1"],  # its item and lines go by cascade
+        ["UPDATE customer SET email = 't' WHERE id = 1", "UPDATE customer SET email = 'a' WHERE id = 2",
+         "UPDATE customer SET email = 'b' WHERE id = 1"],
+        ["UPDATE customer SET email = 't' WHERE id = 1", "UPDATE customer SET email = 'a' WHERE id = 3",
+         "UPDATE customer SET email = 'c' WHERE id = 2", "UPDATE customer SET email = 'b' WHERE id = 1"],
+        ["UPDATE item SET customer_id = 2 WHERE id = 10", "UPDATE line SET text = 'moved' WHERE item_id = 10"],
+        ["UPDATE line SET no = 7 WHERE item_id = 10 AND no = 1"],
+        ["DELETE FROM customer WHERE id = 1", "INSERT INTO customer VALUES (1, 'AU', 'again')"],
+        ["UPDATE OR REPLACE customer SET email = 'b' WHERE id = 1"],
+        ["INSERT OR REPLACE INTO line VALUES (10, 1, 'replaced')"],
+    ],
+    ids=["insert", "update", "cascade", "swap", "rotate", "transfer", "new key", "again", "displace", "replace"],
+)  # fmt: skip
+def test_a_change_is_followed(loaded: Small, statements: list[str]) -> None:
+    loaded.application(*statements)
+    assert not _equal(loaded)
+    loaded.follow()
+    assert _equal(loaded)
+    assert loaded.rows("source", "SELECT * FROM fishladder_journal") == []
+    assert loaded.ledger.open_rejects() == []
+
+
+def test_an_entry_that_comes_after_the_row_was_read_stays(loaded: Small) -> None:
+    loaded.application("UPDATE item SET amount = 100 WHERE id = 10")
+    dirty = read_dirty(loaded.plan, loaded.ends, loaded.ledger)
+    loaded.application("UPDATE item SET amount = 200 WHERE id = 10")
+    apply_batch(loaded.plan, loaded.ends, loaded.ledger, dirty)
+    assert len(loaded.rows("source", "SELECT * FROM fishladder_journal")) == 1
+
+
+def test_a_batch_repeated_after_a_crash_changes_nothing(loaded: Small) -> None:
+    """It died after the destination's commit, before it forgot."""
+    loaded.application("UPDATE item SET amount = 100 WHERE id = 10", "DELETE FROM line WHERE item_id = 20")
+    dirty = read_dirty(loaded.plan, loaded.ends, loaded.ledger)
+    first = apply_batch(loaded.plan, loaded.ends, loaded.ledger, dirty)
+    again = apply_batch(loaded.plan, loaded.ends, loaded.ledger, dirty)
+    assert (first.written, first.deleted) == (1, 1)
+    assert (again.written, again.deleted, again.equal) == (0, 0, 1)
+    assert _equal(loaded)
+
+
+def test_nothing_is_applied_while_the_table_is_loaded(small: Small) -> None:
+    small.application("UPDATE item SET amount = 100 WHERE id = 10")
+    assert read_dirty(small.plan, small.ends, small.ledger) == []
+    dirty = [Dirty(table="item", key=b"2:10", entity=b"1:1", cohort="NZ")]
+    assert apply_batch(small.plan, small.ends, small.ledger, dirty).forgotten == 0
+    assert small.rows("target", "SELECT * FROM item") == []
+
+
+def test_a_closed_fence_keeps_its_keys_dirty(loaded: Small) -> None:
+    set_fence(loaded.target, SystemClock(), "NZ", "nobody", 2)
+    loaded.application("UPDATE item SET amount = 100")
+    loaded.follow()
+    assert loaded.rows("target", "SELECT id, amount FROM item ORDER BY 1") == [(10, 5), (20, 100), (30, 100)]
+    assert [row[0] for row in loaded.rows("source", "SELECT row_key FROM fishladder_journal")] == ["2:10"]
+    set_fence(loaded.target, SystemClock(), "NZ", "copier", 3)
+    loaded.follow()
+    assert _equal(loaded)
+
+
+def test_a_unique_value_held_by_a_closed_cohort_waits(loaded: Small) -> None:
+    """Customer 2 (AU) takes the address of customer 1 (NZ), whose copy nobody may write right now."""
+    set_fence(loaded.target, SystemClock(), "NZ", "nobody", 2)
+    loaded.application("UPDATE customer SET email = 'z' WHERE id = 1", "UPDATE customer SET email = 'a' WHERE id = 2")
+    loaded.follow()
+    assert loaded.ledger.open_rejects() == []
+    assert {row[0] for row in loaded.rows("source", "SELECT row_key FROM fishladder_journal")} == {"1:1", "1:2"}
+    set_fence(loaded.target, SystemClock(), "NZ", "copier", 3)
+    loaded.follow()
+    assert _equal(loaded)
+
+
+def test_a_row_of_another_home_is_not_overwritten(loaded: Small) -> None:
+    """The target's own row, of a cohort that the target owns, has the id of a new one of the source."""
+    loaded.damage("INSERT INTO item VALUES (99, 1, 1)")  # customer 1 lives in NZ
+    set_fence(loaded.target, SystemClock(), "NZ", "nobody", 2)
+    loaded.application("INSERT INTO item VALUES (99, 2, 2)")
+    loaded.follow()
+    assert loaded.rows("target", "SELECT customer_id FROM item WHERE id = 99") == [(1,)]
+    assert len(loaded.rows("source", "SELECT * FROM fishladder_journal")) == 1
+
+
+def test_a_key_whose_entity_changed_waits_for_every_shard(loaded: Small) -> None:
+    loaded.application("UPDATE item SET customer_id = 2 WHERE id = 10")
+    dirty = [line for line in read_dirty(loaded.plan, loaded.ends, loaded.ledger) if line.entity == b"1:1"]
+    narrow = apply_batch(loaded.plan, loaded.ends, loaded.ledger, dirty)
+    assert (narrow.written, len(narrow.wide)) == (0, 1)
+    wide = apply_batch(loaded.plan, loaded.ends, loaded.ledger, narrow.wide, every_shard=True)
+    assert (wide.written, wide.wide) == (1, [])
+
+
+def test_keys_written_during_an_attempt_are_noted(loaded: Small) -> None:
+    loaded.application("UPDATE item SET amount = amount + 1")
+    dirty = read_dirty(loaded.plan, loaded.ends, loaded.ledger)
+    for _ in range(2):
+        apply_batch(loaded.plan, loaded.ends, loaded.ledger, dirty, attempts={"NZ": "a1"})
+    found = loaded.rows("target", "SELECT table_name, row_key, cohort, attempt FROM fishladder_touched")
+    assert found == [("item", "2:10", "NZ", "a1")]
+
+
+def test_changed_coverage_stops_the_applier_and_names_the_table(loaded: Small) -> None:
+    loaded.application("DROP TRIGGER fishladder_item_update")
+    with pytest.raises(CoverageError, match="item"):
+        loaded.follow()
+
+
+def test_a_pause_is_honoured(loaded: Small) -> None:
+    loaded.ledger.set_control(paused=True, actor="operator")
+    loaded.application("UPDATE item SET amount = 100")
+    loaded.follow()
+    assert not _equal(loaded)
+    loaded.ledger.set_control(paused=False, actor="operator")
+    loaded.follow()
+    assert _equal(loaded)

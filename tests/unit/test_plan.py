@@ -1,0 +1,154 @@
+"""A migration file meets two real schemas: what does not fit is a finding that says what to do."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from fishladder.cells import SHARDS
+from fishladder.errors import InputError
+from fishladder.plan import Plan, examine, resolve
+from fishladder.spec import loads
+from fishladder.stores.base import Finding
+from fishladder.stores.sqlite import SqliteStore, connect
+from tests.unit.small import SCHEMA, SPEC
+
+DDL = SCHEMA.partition("INSERT INTO")[0]
+
+
+def look(folder: Path, *, spec: str = SPEC, source: str = DDL, target: str = DDL) -> tuple[list[Finding], Plan | None]:
+    infos = []
+    for name, script in (("one", source), ("two", target)):
+        path = folder / f"{name}.db"
+        path.unlink(missing_ok=True)
+        with closing(sqlite3.connect(path)) as connection:
+            connection.executescript(script)
+        store = SqliteStore(lambda path=path: connect(str(path)))
+        infos.append(store.describe())
+        store.close()
+    return examine(loads(spec, name="small.yaml", environment={}), infos[0], infos[1])
+
+
+def failures(findings: list[Finding]) -> list[str]:
+    return [f"{finding.where}: {finding.message}" for finding in findings if finding.level == "fail"]
+
+
+def test_parents_come_before_children_and_homes_before_all(tmp_path: Path) -> None:
+    spec = SPEC.partition("tables:")[0] + (
+        "tables:\n  line: {via: item}\n  item: {entity: customer_id}\n  customer: root\n  price: shared\n"
+    )
+    _, plan = look(tmp_path, spec=spec)
+    assert plan is not None
+    names = [table.name for table in plan.tables]
+    assert names[:2] == ["fishladder_home", "fishladder_applied"]
+    assert names.index("customer") < names.index("item") < names.index("line")
+
+
+def test_shards_follow_the_entity(tmp_path: Path) -> None:
+    _, plan = look(tmp_path)
+    assert plan is not None
+    assert plan.shards("item", b"2:10", b"1:1") == plan.shards("line", b"2:101:1", b"1:1")
+    assert len(plan.shards("item", b"2:10", None)) == SHARDS  # nobody knows whose it is
+    assert plan.shards("customer", b"1:1", b"1:1") == plan.shards("customer", b"1:2", b"1:2")  # a secondary unique key
+    assert len(plan.shards("price", b"1:1", None)) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            {"spec": SPEC.replace("price: shared", "prices: shared")},
+            ["no table prices (did you mean 'price'?)", "small.yaml:9"],
+        ),
+        (
+            {"spec": SPEC.replace("entity: customer_id", "entity: custmer_id")},
+            ["custmer_id", "did you mean 'customer_id'?", "small.yaml:11"],
+        ),
+        (
+            {"spec": SPEC.replace("column: country", "column: contry")},
+            ["contry", "did you mean 'country'?", "small.yaml:7"],
+        ),
+        (
+            {"target": DDL.replace("amount DECIMAL_TEXT", "amnt DECIMAL_TEXT")},
+            ["price.amount", "did you mean 'amnt'?", "rename:"],
+        ),
+        ({"target": DDL.replace("amount INTEGER", "amount BLOB")}, ["item.amount", "no values in common", "types:"]),
+        ({"source": DDL.replace("text VARCHAR(20)", "text GEOMETRY")}, ["line.text", "GEOMETRY", "drop:"]),
+        (
+            {"source": DDL.replace("id INTEGER PRIMARY KEY, customer_id", "id INTEGER, customer_id")},
+            ["item", "no primary key"],
+        ),
+        (
+            {"target": DDL.replace("PRIMARY KEY (item_id, no)", "PRIMARY KEY (no, item_id)")},
+            ["line", "(item_id, no)", "(no, item_id)"],
+        ),
+        ({"spec": SPEC.replace("via: item", "via: customer")}, ["line", "no foreign key to customer", "small.yaml:12"]),
+        (
+            {
+                "source": DDL.replace(
+                    "no INTEGER NOT NULL,", "no INTEGER NOT NULL REFERENCES price (id) ON DELETE CASCADE,"
+                )
+            },
+            ["line (no)", "other entities", "NO ACTION"],
+        ),
+        (
+            {
+                "source": DDL.replace(
+                    "amount INTEGER NOT NULL)", "amount INTEGER REFERENCES item (id) ON DELETE CASCADE)"
+                )
+            },
+            ["item (amount)", "circle"],
+        ),
+    ],
+    ids=[
+        "table",
+        "entity",
+        "cohort",
+        "column",
+        "type",
+        "unknown-type",
+        "no-key",
+        "other-key",
+        "via",
+        "cascade",
+        "circle",
+    ],
+)
+def test_what_does_not_fit_is_named(tmp_path: Path, change: dict[str, str], words: list[str]) -> None:
+    findings, plan = look(tmp_path, **change)
+    assert plan is None
+    text = "\n".join(failures(findings))
+    for word in words:
+        assert word in text
+
+
+def test_narrower_targets_are_warned_of(tmp_path: Path) -> None:
+    findings, plan = look(tmp_path, target=DDL.replace("(10,4)", "(10,2)"))
+    assert plan is not None
+    assert [f.where for f in findings if f.level == "warn"] == ["price.amount"]
+    amount = next(f for f in plan.table("price").target.fields if f.column == "amount")
+    assert str(amount.type) == "decimal(8,2)"
+
+
+def test_renamed_tables_and_columns_are_followed(tmp_path: Path) -> None:
+    spec = SPEC.replace(
+        "item: {entity: customer_id}", "item: {entity: customer_id, target: thing, rename: {amount: total}}"
+    )
+    target = DDL.replace("TABLE item", "TABLE thing").replace("REFERENCES item", "REFERENCES thing")
+    target = target.replace("amount INTEGER NOT NULL", "total INTEGER NOT NULL")
+    _, plan = look(tmp_path, spec=spec, target=target)
+    assert plan is not None
+    assert plan.table("item").target.name == "thing"
+    assert [f.column for f in plan.table("item").target.fields] == ["id", "customer_id", "total"]
+    entity = plan.table("line").target.entity
+    assert entity is not None and entity.steps[0].parent == "thing"
+
+
+def test_resolve_raises_all_of_it_at_once(tmp_path: Path) -> None:
+    spec = loads(SPEC, name="small.yaml", environment={})
+    with pytest.raises(InputError) as caught:
+        resolve(spec, {}, {})
+    assert len(str(caught.value).splitlines()) == 8

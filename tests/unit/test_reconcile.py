@@ -1,0 +1,133 @@
+"""Reconciliation: finds what it must, says nothing of what is only on its way, and repairs by marking dirty."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from fishladder import reconcile
+from fishladder.errors import CoverageError, InputError
+from fishladder.ledger import CheckResult
+from tests import independent
+from tests.unit.small import SCHEMA, SPEC, Small
+
+TABLES = ["price", "customer", "item", "line"]
+
+
+@pytest.fixture
+def loaded(small: Small) -> Small:
+    small.load()
+    return small
+
+
+def check(small: Small, table: str, chunk_rows: int = 2) -> CheckResult:
+    return reconcile.reconcile_table(
+        small.plan, small.plan.table(table), small.ends, small.ledger, chunk_rows=chunk_rows
+    )
+
+
+def found(result: CheckResult) -> tuple[int, int, int]:
+    return result.missing, result.extra, result.differs
+
+
+def test_equal_tables_are_clean(loaded: Small) -> None:
+    for table in loaded.plan.tables:
+        assert found(check(loaded, table.name)) == (0, 0, 0)
+        assert loaded.ledger.clean_passes(table.name) == 1
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 2, 100])
+def test_missing_extra_and_different_rows_are_found_and_repaired(loaded: Small, chunk_rows: int) -> None:
+    loaded.damage(
+        "DELETE FROM line WHERE item_id = 10 AND no = 1",
+        "UPDATE line SET text = NULL WHERE item_id = 20",  # '' is not NULL
+        "INSERT INTO line VALUES (10, 99, 'extra')",
+    )
+    result = check(loaded, "line", chunk_rows)
+    assert found(result) == (1, 1, 1)
+    assert result.by_cohort == {"NZ": 2, "AU": 1}
+    assert loaded.ledger.clean_passes("line") == 0
+    assert {m.kind for m in loaded.ledger.open_mismatches("line")} == {"missing", "extra", "differs"}
+    loaded.follow()
+    assert independent.compare(loaded.url("source"), loaded.url("target"), TABLES) == []
+    assert loaded.ledger.open_mismatches() == []
+    assert loaded.ledger.clean_passes("line") == 0  # repairing is not verifying
+    assert found(check(loaded, "line", chunk_rows)) == (0, 0, 0)
+    assert loaded.ledger.clean_passes("line") == 1
+
+
+def test_two_values_swapped_are_found(loaded: Small) -> None:
+    loaded.damage("UPDATE item SET amount = CASE id WHEN 10 THEN 6 ELSE 5 END WHERE id IN (10, 20)")
+    assert found(check(loaded, "item")) == (0, 0, 2)
+
+
+def test_a_change_on_its_way_is_no_mismatch(loaded: Small) -> None:
+    loaded.application("UPDATE item SET amount = 100", "DELETE FROM line WHERE item_id = 20")
+    for table in ("item", "line"):
+        assert found(check(loaded, table)) == (0, 0, 0)
+    assert loaded.ledger.open_mismatches() == []
+
+
+def test_a_reject_is_reported_as_one(make_small: Callable[..., Small]) -> None:
+    small = make_small(target=SCHEMA.partition("INSERT INTO")[0].replace("UNIQUE", "UNIQUE CHECK (email <> 'b')"))
+    small.load()
+    result = check(small, "customer")
+    assert (found(result), result.rejected) == ((0, 0, 0), 1)
+
+
+def test_orphans_are_found_but_not_those_that_the_source_has_too(loaded: Small) -> None:
+    loaded.damage("PRAGMA defer_foreign_keys = ON", "INSERT INTO line VALUES (10, 50, '')")
+    assert check(loaded, "line").orphans == 0
+    with loaded.target.begin() as copy:
+        copy.run("DELETE FROM item WHERE id = 20", [])
+        copy.commit()
+    result = check(loaded, "line")
+    assert result.orphans == 1
+    assert loaded.ledger.clean_passes("line") == 0
+
+
+def test_duplicates_that_the_target_does_not_forbid_are_counted(make_small: Callable[..., Small]) -> None:
+    lax = SCHEMA.partition("INSERT INTO")[0].replace(" UNIQUE", "")
+    small = make_small(target=lax)
+    small.load()
+    small.damage("UPDATE customer SET email = 'same'")
+    assert check(small, "customer").duplicates == 1
+
+
+def test_a_mismatch_can_rewrite_the_whole_customer(make_small: Callable[..., Small]) -> None:
+    small = make_small(spec=SPEC.replace("{entity: customer_id}", "{entity: customer_id, rewrite: entity}"))
+    small.load()
+    small.damage("UPDATE item SET amount = 77 WHERE id = 10", "DELETE FROM line WHERE item_id = 10")
+    check(small, "item")
+    dirty = {(line.table, line.key) for line in small.ledger.dirty(100)}
+    assert dirty >= {("item", b"2:10"), ("line", b"2:101:1"), ("line", b"2:101:2"), ("customer", b"1:1")}
+    small.follow()
+    assert independent.compare(small.url("source"), small.url("target"), TABLES) == []
+
+
+def test_stores_that_order_keys_differently_meet_in_partitions(make_small: Callable[..., Small]) -> None:
+    schema = """
+    CREATE TABLE customer (id INTEGER PRIMARY KEY, country VARCHAR(2));
+    CREATE TABLE card (code VARCHAR(10) PRIMARY KEY{}, customer_id INTEGER NOT NULL REFERENCES customer (id));
+    """
+    spec = SPEC.partition("tables:")[0] + "tables:\n  customer: root\n  card: {entity: customer_id}\n"
+    rows = "INSERT INTO customer VALUES (1, 'NZ'); INSERT INTO card VALUES ('a', 1), ('B', 1), ('ä', 1), ('a ', 1);"
+    small = make_small(schema=schema.format(" COLLATE NOCASE") + rows, target=schema.format(""), spec=spec)
+    assert not small.plan.table("card").alike
+    small.load()
+    small.damage("DELETE FROM card WHERE code = 'B'", "INSERT INTO card VALUES ('b', 1)")
+    assert found(check(small, "card", chunk_rows=1)) == (1, 1, 0)
+
+
+def test_a_table_that_is_loading_cannot_be_judged(small: Small) -> None:
+    with pytest.raises(InputError, match="item"):
+        check(small, "item")
+
+
+def test_a_change_behind_the_journal_voids_the_passes(loaded: Small) -> None:
+    check(loaded, "item")
+    loaded.application("DROP TRIGGER fishladder_item_delete")
+    with pytest.raises(CoverageError, match="item"):
+        check(loaded, "item")
+    assert loaded.ledger.clean_passes("item") == 0
