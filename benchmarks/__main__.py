@@ -31,8 +31,9 @@ def main() -> int:
     results: list[Result] = []
     skipped: list[str] = []
     with tempfile.TemporaryDirectory(prefix="fishladder-bench-") as name:
-        folder = Path(name)
-        for ground in _grounds(folder, skipped):
+        for ground in _grounds(Path(name), skipped):
+            folder = Path(name) / ground.kind
+            folder.mkdir()
             with Bench(ground=ground, folder=folder, invoices=int(size)) as bench:
                 for found in _run(bench):
                     print(f"{found.benchmark}: {found.case}: {found.ratio:g}", file=sys.stderr)

@@ -37,6 +37,7 @@ class Airflow:
         self.environment = {
             **os.environ,
             **environment,
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
             "AIRFLOW_HOME": str(home),
             "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
             "AIRFLOW__CORE__PLUGINS_FOLDER": str(dags.parent / "plugins"),

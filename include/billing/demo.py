@@ -130,26 +130,32 @@ class Demo:
 
     def plant_and_repair(self) -> None:
         """Damage the target behind everybody's back; reconciliation finds it, the applier repairs it."""
-        planted = self._plant()
+        lines = self._plant()
         self._expect("billing_reconcile", "failed")
         found = self._status()["mismatches_found"]
+        with closing(connect(self.source)) as db:
+            there = {row[0] for row in db.rows("SELECT id FROM invoice_line")}
+        # A customer who closes the account takes a damaged line along, and then there is nothing to find.
+        moot = sum(line not in there for line in lines)
+        planted = len(lines) + 1
+        if found + moot < planted:
+            raise DemoError(f"{planted} differences were planted and {found} found ({moot} went with their customers)")
         self._wait("the applier to repair them", lambda: not self._status()["mismatches"])
         self._expect("billing_reconcile", "success")
-        self.facts["differences"] = f"{planted} planted, {found} found, {found - self._status()['mismatches']} repaired"
-        if found != planted:
-            raise DemoError(f"{planted} differences were planted and {found} found")
+        said = f", {moot} went with their customers" if moot else ""
+        self.facts["differences"] = f"{planted} planted, {found} found and repaired{said}; the next pass was clean"
 
-    def _plant(self) -> int:
+    def _plant(self) -> list[int]:
+        """Two invoice lines less, two that are wrong, and a plan that nobody sells. Returns the lines."""
         rng = random.Random(11)
         with closing(connect(self.target)) as db, db.transaction():
             if not self.real:
                 db.execute("INSERT INTO fishladder_copying VALUES (1)")  # as the copier itself would
             lines = [row[0] for row in db.rows("SELECT id FROM invoice_line ORDER BY id LIMIT 200")]
-            gone, changed = rng.sample(lines, 4)[:2], rng.sample(lines[100:], 2)
-            gone = [line for line in gone if line not in changed]
-            for line in gone:
+            damaged: list[int] = rng.sample(lines, 4)
+            for line in damaged[:2]:
                 db.execute("DELETE FROM invoice_line WHERE id = ?", (line,))
-            for line in changed:
+            for line in damaged[2:]:
                 db.execute("UPDATE invoice_line SET amount = '0.01' WHERE id = ?", (line,))
             db.execute(
                 "INSERT INTO plan (id, code, name, monthly_price, yearly_price, on_sale, updated_at)"
@@ -157,7 +163,7 @@ class Demo:
             )
             if not self.real:
                 db.execute("DELETE FROM fishladder_copying")
-        return len(gone) + len(changed) + 1
+        return damaged
 
     def finish(self) -> None:
         """Stop the customers, wait until nothing is on its way, and compare without fishladder."""

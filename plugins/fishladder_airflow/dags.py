@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk import DAG, Param, TaskGroup
+from airflow.sdk import DAG, CronTriggerTimetable, Param, TaskGroup
 
 from fishladder.spec import Migration, load
 from fishladder.verdict import tables_of
@@ -73,15 +73,15 @@ class _Factory:
 
     def load(self) -> DAG:
         with self._dag("load", texts.LOAD) as dag:
-            before: Any = CutChunks(**self._task("cut"))
-            closed = []
+            loaded: Any = CutChunks(**self._task("cut"))
+            closed: Any = loaded
             for group_id, table in _group_ids(tables_of(self.spec)).items():
                 with TaskGroup(group_id, group_display_name=table, tooltip=f"Load {table}"):
                     load = self._load_lanes(table)
                     close = CloseLoad(table=table, **self._task("close"))
-                before >> load >> close
-                before = load
-                closed.append(close)
+                loaded >> load >> close
+                closed >> close
+                loaded, closed = load, close
             closed >> self._check()
         return dag
 
@@ -105,6 +105,7 @@ class _Factory:
             "replicate",
             texts.REPLICATE,
             schedule="@continuous",
+            start_date=datetime(2026, 1, 1, tzinfo=UTC),
             params={"seconds": seconds},
             max_consecutive_failed_dag_runs=FAILED_RUNS,
         ) as dag:
@@ -112,7 +113,10 @@ class _Factory:
         return dag
 
     def reconcile(self) -> DAG:
-        with self._dag("reconcile", texts.RECONCILE, schedule="@daily") as dag:
+        # An hour after midnight, when the day that the reports ask for is over and followed. Switching the DAG on starts
+        # no run for the last night.
+        schedule = CronTriggerTimetable("0 1 * * *", timezone="UTC", run_immediately=False)
+        with self._dag("reconcile", texts.RECONCILE, schedule=schedule) as dag:
             self._check(totals=True)
         return dag
 
@@ -132,7 +136,7 @@ class _Factory:
     def _task(self, task_id: str) -> dict[str, Any]:
         return {"task_id": task_id, "doc_md": texts.TASKS[task_id], **self.common}
 
-    def _dag(self, name: str, text: str, *, schedule: str | None = None, **options: Any) -> DAG:
+    def _dag(self, name: str, text: str, **options: Any) -> DAG:
         spec = self.spec
         words = {
             "migration": spec.migration,
@@ -144,8 +148,6 @@ class _Factory:
             f"{spec.migration}_{name}",
             description=texts.SUMMARIES[name].format(**words),
             doc_md=text.format(**words),
-            schedule=schedule,
-            start_date=datetime(2026, 1, 1, tzinfo=UTC),
             catchup=False,
             max_active_runs=1,
             tags=["fishladder", spec.migration],
@@ -156,5 +158,5 @@ class _Factory:
                 "retry_exponential_backoff": 2.0,
                 "max_retry_delay": timedelta(minutes=10),
             },
-            **options,
+            **{"schedule": None, **options},
         )

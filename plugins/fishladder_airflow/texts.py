@@ -6,45 +6,52 @@ SUMMARIES = {
     "prepare": "1. Check both stores, install what fishladder needs in them",
     "load": "2. Copy all tables from {source} to {target}",
     "replicate": "3. Follow the changes, all the time",
-    "reconcile": "4. Compare every row and the reports, daily",
+    "reconcile": "4. Compare every row and the reports, every night",
 }
 
 PREPARE = """\
 Makes both stores of **{migration}** ready, and changes no row of the application.
 
-*preflight* looks for everything that would go wrong later; *install* then creates what the target lacks and
-fishladder's own tables, fences, triggers and homes. Both may be run again at any time. Run it first, and again
-whenever the migration file has changed: the other DAGs refuse a file that this one has not taken.
+- **preflight** looks for everything that would go wrong later.
+- **install** creates what the target lacks, and fishladder's own tables, fences, triggers and homes.
+
+Run it first, and again whenever the migration file has changed: the other DAGs refuse a file that this one has not
+taken. It may be run at any time.
 """
 
 LOAD = """\
 Copies the tables of **{migration}** from {source} to {target}, then checks every row once.
 
-*cut* cuts the tables into chunks. Each table has a group: its *load* lanes claim chunks until none is left, *close*
-then hands the table to the applier. Parents are loaded before their children. *reconcile*, *report* and *outcome* are
-the first check. Run `{migration}_prepare` before it, and leave `{migration}_replicate` switched on: what changes
-during the load is copied by it.
+- **cut** cuts the tables into chunks.
+- Each table has a group, parents before children: its **load** lanes claim chunks until none is left, then **close**
+  hands the table to the applier.
+- **reconcile**, **report** and **outcome** are the first check.
 
-After a failure, clear the failed tasks, or trigger the DAG again: what is loaded is not loaded twice.
+Run `{migration}_prepare` before it, and leave `{migration}_replicate` switched on: it copies what changes during the
+load. After a failure, clear the failed tasks, or trigger the DAG again: what is loaded is not loaded twice.
 """
 
 REPLICATE = """\
 Follows the changes of **{migration}**: makes every key right that the source's journal, a reject or a mismatch marked
 dirty.
 
-It runs all the time, one run after the other. Each run applies changes for the time in its form, looking every 200 ms,
-and waits while the migration is not prepared yet. Lost connections are retried with growing pauses; after
-three failed runs in a row Airflow pauses the DAG. Then somebody has to read why, mend it, and switch the DAG on again:
-nothing is lost meanwhile, the journal keeps it.
+It runs all the time, one run after the other. Each run looks for changes every 200 ms for the time in its form, and
+waits while the migration is not prepared yet. Lost connections are retried with growing pauses.
+
+After three failed runs in a row Airflow pauses the DAG. Then somebody has to read why, mend it, and switch the DAG on
+again. Nothing is lost meanwhile: the journal keeps it.
 """
 
 RECONCILE = """\
-Compares every row of **{migration}** in {source} with its copy in {target}, every day and with traffic on.
+Compares every row of **{migration}** in {source} with its copy in {target}, every night at one o'clock (UTC) and with
+traffic on.
 
-*reconcile* makes one pass over each table, *report* asks both stores the financial reports of every {cohort}, *totals*
-counts the rows, *outcome* judges. It is red when something differs. What can be repaired is marked dirty already, and
-`{migration}_replicate` repairs it; repairing is not verifying, so run this DAG again: only a pass that found nothing
-is clean.
+- **reconcile** makes one pass over each table.
+- **report** asks both stores the financial reports of every {cohort}; **totals** counts the rows.
+- **outcome** judges: it is red when something differs.
+
+What can be repaired is marked dirty already, and `{migration}_replicate` repairs it. Repairing is not verifying, so
+run this DAG again: only a pass that found nothing is clean.
 """
 
 TASKS = {
@@ -60,7 +67,7 @@ TASKS = {
     "apply": "Makes dirty keys right: reads the owner's current row and writes or deletes the copy. Skipped when the "
     "migration was not prepared in this time.",
     "reconcile": "One pass over a table: missing, extra and different rows, duplicates and orphans. Differences are "
-    "recorded and marked dirty; this task is green all the same, and *outcome* judges.",
+    "recorded and marked dirty; this task is green all the same, and **outcome** judges.",
     "report": "The financial reports of every cohort in both stores, over the time until last midnight (UTC), compared "
     "line by line and kept as evidence.",
     "totals": "Rows of every table and cohort in both stores, kept as evidence. While customers are busy they may "

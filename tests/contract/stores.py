@@ -1,0 +1,138 @@
+"""The stores that the contract suite runs on: a class each, and one line in ``STORES`` to join."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from billing.database import Database, connect
+from fishladder.stores import connect_url, open_store
+from fishladder.stores.base import Store
+from tests.conftest import not_tested
+from tests.servers import Unavailable, mysql
+
+PATIENCE = 30.0
+"""Seconds after which a test that waits for something has failed."""
+
+
+@dataclass(kw_only=True)
+class Place:
+    """One empty database, as those see it who administer it, copy into it, and use it.
+
+    ``lacks`` names what a kind of store has not, each with the reason.
+    """
+
+    kind: ClassVar[str]
+    lacks: ClassVar[Mapping[str, str]] = {}
+    admin: str
+    copier: str
+    application: str
+    opened: list[Any] = field(default_factory=list)
+
+    def needs(self, *capabilities: str) -> None:
+        """Leave out the test where something that it is about is lacking."""
+        for capability in capabilities:
+            if capability in self.lacks:
+                pytest.skip(f"{self.kind} lacks {capability}: {self.lacks[capability]}")
+
+    def open(self) -> Any:
+        """A new instance of the store, as the copier."""
+        store: Store = open_store(*connect_url(self.copier))
+        self.opened.append(store)
+        return store
+
+    def administrator(self) -> Database:
+        return self._connect(self.admin)
+
+    def user(self) -> Database:
+        """A new connection of the application."""
+        return self._connect(self.application)
+
+    def as_user(self, work: Callable[[Database], Any]) -> Any:
+        """Work on a connection that belongs to the calling thread."""
+        with closing(connect(self.application)) as db:
+            return work(db)
+
+    def _connect(self, url: str) -> Database:
+        self.opened.append(connect(url))
+        return self.opened[-1]
+
+    def close(self) -> None:
+        for one in self.opened:
+            one.close()
+
+    def wait_for_waiter(self) -> None:
+        """Until some transaction waits for a lock that another holds."""
+        raise NotImplementedError
+
+
+class SqlitePlace(Place):
+    kind = "sqlite"
+    lacks: ClassVar[Mapping[str, str]] = {
+        "accounts": "a file knows no accounts: the copier is known by its mark",
+        "collations": "no column folds case unless it is declared to",
+        "connection": "a file has no connection that could be lost",
+        "enforced types": "SQLite takes any value in any column; what does not fit is found before it is written",
+        "row locks": "its single writer is the only lock, and nobody can see who waits for it",
+        "snapshots": "a writing transaction begins as the only one, so that it never sees an older state",
+        "truncate": "SQLite has no TRUNCATE: a DELETE of all rows fires the triggers",
+    }
+
+    def wait_for_waiter(self) -> None:
+        threading.Event().wait(0.2)  # nobody can see who waits for the file; too short only weakens the test
+
+
+class MySqlPlace(Place):
+    kind = "mysql"
+    lacks: ClassVar[Mapping[str, str]] = {
+        "free columns": "a column keeps only values of its type",
+    }
+    waits = "SELECT count(*) FROM performance_schema.data_lock_waits"
+    between = 0.005
+
+    def wait_for_waiter(self) -> None:
+        admin, end = self.administrator(), time.monotonic() + PATIENCE
+        while admin.rows(self.waits) == [(0,)]:
+            assert time.monotonic() < end, "nobody waits for a lock"
+            threading.Event().wait(self.between)
+
+
+class MariaDbPlace(MySqlPlace):
+    waits = "SELECT count(*) FROM information_schema.innodb_lock_waits"
+    between = 0.12  # who asks within a tenth of a second gets the last answer again
+
+
+Opener = Callable[[pytest.FixtureRequest, Path], AbstractContextManager[Place]]
+
+
+@contextmanager
+def sqlite(request: pytest.FixtureRequest, folder: Path) -> Iterator[Place]:
+    folder.mkdir(exist_ok=True)
+    url = f"sqlite:///{folder}/store.db"
+    yield SqlitePlace(admin=url, copier=url, application=url)
+
+
+@contextmanager
+def mysql_server(request: pytest.FixtureRequest, folder: Path) -> Iterator[Place]:
+    with mysql.database(request.getfixturevalue("mysql_server")) as database:
+        yield MySqlPlace(admin=database.admin, copier=database.copier, application=database.application)
+
+
+@contextmanager
+def mariadb_server(request: pytest.FixtureRequest, folder: Path) -> Iterator[Place]:
+    try:
+        server = mysql.mariadb_dsn()
+    except Unavailable as reason:
+        not_tested(request.config, "MariaDB", reason)
+    with mysql.database(server) as database:
+        yield MariaDbPlace(admin=database.admin, copier=database.copier, application=database.application)
+
+
+STORES: dict[str, Opener] = {"sqlite": sqlite, "mysql": mysql_server, "mariadb": mariadb_server}

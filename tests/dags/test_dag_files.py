@@ -1,0 +1,157 @@
+"""The DAG files: how they are parsed, and what they make."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.sdk import DAG
+from fishladder_airflow.dags import build
+from fishladder_airflow.pools import pools
+
+from fishladder.errors import SpecError
+from fishladder.spec import load
+
+ROOT = Path(__file__).parents[2]
+FILES = {name: ROOT / f"include/migrations/{name}.yaml" for name in ("billing", "chinook")}
+INTERNAL = ["fishladder_home", "fishladder_applied"]
+
+
+def parse(folder: Path, **environment: str) -> dict[str, Any]:
+    """What parsing the folder gives, in a process that knows no connection and no ledger."""
+    known = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW_CONN_", "FISHLADDER"))}
+    command = [sys.executable, "-W", "ignore", str(Path(__file__).parent / "parse.py"), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=known | environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.fixture(scope="module")
+def parsed() -> dict[str, Any]:
+    return parse(ROOT / "dags", PYTHONHASHSEED="1")
+
+
+@pytest.fixture(scope="module", params=FILES)
+def dags(request: pytest.FixtureRequest) -> dict[str, DAG]:
+    return {dag_id.partition("_")[2]: dag for dag_id, dag in build(FILES[request.param]).items()}
+
+
+def test_every_file_makes_its_dags(parsed: dict[str, Any]) -> None:
+    steps = ("load", "prepare", "reconcile", "replicate")
+    assert parsed["errors"] == {}
+    assert sorted(parsed["dags"]) == [f"{name}_{step}" for name in FILES for step in steps]
+
+
+def test_parsing_is_quick_and_imports_no_driver(parsed: dict[str, Any]) -> None:
+    assert max(parsed["seconds"].values()) < 0.5  # of processor time, beyond airflow itself
+    modules = parsed["modules"]
+    assert not {"MySQLdb", "oracledb", "cassandra", "psycopg", "psycopg2"} & set(modules)
+    assert not [name for name in modules if name.startswith("airflow.providers") and ".hooks" in name]
+
+
+def test_the_same_file_is_serialised_the_same(parsed: dict[str, Any]) -> None:
+    assert parse(ROOT / "dags", PYTHONHASHSEED="2")["dags"] == parsed["dags"]
+
+
+def test_a_broken_file_is_an_import_error_with_its_line_and_leaves_the_others_alone(tmp_path: Path) -> None:
+    text = FILES["billing"].read_text()
+    broken = tmp_path / "broken.yaml"
+    broken.write_text(text.replace("payment: {entity:", "payment: {entitty:"))
+    line = next(no for no, line in enumerate(broken.read_text().splitlines(), 1) if "entitty" in line)
+    for name, path in {"broken": broken, "good": FILES["billing"]}.items():
+        source = f"from fishladder_airflow.dags import build\nglobals().update(build({str(path)!r}))\n"
+        (tmp_path / f"{name}.py").write_text(source)
+    found = parse(tmp_path)
+    assert set(found["errors"]) == {"broken.py"} and len(found["dags"]) == 4
+    assert f"broken.yaml:{line}: tables.payment.entitty: unknown word; did you mean 'entity'?" in str(found["errors"])
+    with pytest.raises(SpecError):
+        build(broken)
+
+
+def test_plugins_are_not_run_as_modules_of_their_own() -> None:
+    source = "from airflow.plugins_manager import _get_plugins; print(_get_plugins()[1])"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", source], capture_output=True, text=True, check=False)
+    assert done.stdout.strip().endswith("{}"), done.stdout + done.stderr
+
+
+def test_prepare_checks_before_it_installs(dags: dict[str, DAG]) -> None:
+    assert dags["prepare"].task_dict["preflight"].downstream_task_ids == {"install"}
+    assert len(dags["prepare"].tasks) == 2
+
+
+def test_tables_are_loaded_in_the_order_of_the_file(dags: dict[str, DAG]) -> None:
+    dag = dags["load"]
+    spec = load(FILES[dag.dag_id.partition("_")[0]])
+    tables = [*INTERNAL, *spec.tables]
+    assert dag.task_dict["cut"].downstream_task_ids >= {f"{tables[0]}.load"}
+    for table, following in zip(tables, tables[1:], strict=False):
+        assert dag.task_dict[f"{table}.load"].downstream_task_ids == {f"{table}.close", f"{following}.load"}
+    assert dag.task_dict["reconcile"].upstream_task_ids == {f"{tables[-1]}.close"}
+    assert dag.task_dict["outcome"].upstream_task_ids == {"report"}
+
+
+def test_lanes_and_tables_are_mapped_and_named(dags: dict[str, DAG]) -> None:
+    dag = dags["load"]
+    spec = load(FILES[dag.dag_id.partition("_")[0]])
+    for table in spec.tables:
+        lanes: Any = dag.task_dict[f"{table}.load"]
+        assert lanes.expand_input.value == {"lane": [str(lane + 1) for lane in range(spec.lanes)]}
+        assert lanes.map_index_template == "{{ task.table }} · lane {{ task.lane }}"
+    for passes in (dag.task_dict["reconcile"], dags["reconcile"].task_dict["reconcile"]):
+        found: Any = passes
+        assert found.expand_input.value == {"table": [*INTERNAL, *spec.tables]}
+        assert found.map_index_template == "{{ task.table }}" and found.max_active_tis_per_dagrun == spec.lanes
+
+
+def test_replicate_runs_all_the_time_but_not_after_failures(dags: dict[str, DAG]) -> None:
+    dag = dags["replicate"]
+    assert dag.schedule == "@continuous" and dag.max_consecutive_failed_dag_runs == 3
+    assert dag.task_ids == ["apply"] and dag.params["seconds"] == 1800
+
+
+def test_reconcile_runs_at_night_and_outcome_waits_for_everything(dags: dict[str, DAG]) -> None:
+    dag = dags["reconcile"]
+    assert (dag.timetable.expression, dag.timetable.run_immediately) == ("0 1 * * *", False)
+    assert dag.task_dict["outcome"].upstream_task_ids == {"report", "totals"}
+
+
+def test_everything_is_explained(dags: dict[str, DAG]) -> None:
+    page = (ROOT / "docs/dags.md").read_text()
+    for step, dag in dags.items():
+        assert dag.doc_md and dag.description and f"`<m>_{step}`" in page
+        assert "fishladder" in dag.tags and dag.dag_id == f"{dag.doc_md.split('**')[1]}_{step}"
+        assert not dag.catchup and dag.max_active_runs == 1
+        for task in dag.tasks:
+            assert task.doc_md and f"`{task.label}`" in page, task.task_id
+            assert task.retries >= 3 and task.retry_exponential_backoff == 2.0
+        for name in dag.params:
+            param = dag.params.get_param(name)
+            assert param.schema["title"] and param.description and f"`{name}`" in page
+
+
+@pytest.mark.parametrize(("pools_exist", "pool"), [("", "default_pool"), ("1", "fishladder_billing_target")])
+def test_tasks_run_in_the_targets_pool_once_it_exists(
+    monkeypatch: pytest.MonkeyPatch, pools_exist: str, pool: str
+) -> None:
+    monkeypatch.setenv("FISHLADDER_POOLS", pools_exist)
+    assert {task.pool for dag in build(FILES["billing"]).values() for task in dag.tasks} == {pool}
+    made = pools([load(FILES["billing"]), load(FILES["billing"])])
+    assert list(made) == ["fishladder_billing_target"] and made["fishladder_billing_target"]["slots"] == 10
+
+
+def test_a_table_may_be_called_like_a_task(tmp_path: Path) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_text(
+        "migration: odd\nstrategy: replicate\nsource: {kind: sqlite, connection: odd_source}\n"
+        "target: {kind: sqlite, connection: odd_target}\napplication: {source: a, target: b}\n"
+        "cohort: {root: report, column: country, waves: [['*']]}\n"
+        "tables: {report: root, a b: {entity: x}, a.b: {entity: x}}\n"
+    )
+    groups = build(path)["odd_load"].task_group.children
+    assert {"report", "report_", "a_b", "a_b_"} <= groups.keys()
