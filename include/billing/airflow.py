@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -139,31 +140,49 @@ class Airflow:
         return [task["task_id"] for task in tasks if task["state"] == "failed"]
 
     def stop(self) -> None:
-        """End it and everything that it started."""
+        """End it and everything that it started: tasks run in process groups of their own."""
         if self._process is None:
             return
+        family = {self._process.pid, *_descendants(self._process.pid)}
         for number in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                os.killpg(self._process.pid, number)
-            except ProcessLookupError:
+            for pid in family:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            if self._gone(family, 20.0):
                 break
-            if _gone(self._process, 20.0):
-                break
-        self._process.wait()
         self._process = None
 
+    def _gone(self, family: set[int], seconds: float) -> bool:
+        """Whether all of these processes have ended in this time."""
+        assert self._process is not None
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self._process.poll()
+            if not any(_alive(pid) for pid in family):
+                return True
+            time.sleep(0.1)
+        return False
 
-def _gone(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    """Whether the whole process group has ended in this time."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        process.poll()
-        try:
-            os.killpg(process.pid, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.1)
-    return False
+
+def _alive(pid: int) -> bool:
+    """Whether the process runs; one that only waits to be collected does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _descendants(pid: int) -> set[int]:
+    """The children of a process, their children, and so on."""
+    parents: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    found, before = {pid}, 0
+    while len(found) > before:
+        before = len(found)
+        found |= {child for child, parent in parents.items() if parent in found}
+    return found - {pid}
 
 
 def _free_port(wanted: int) -> int:

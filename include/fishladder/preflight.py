@@ -24,10 +24,10 @@ def preflight(
     """Findings for tables, columns, settings and cohorts, and the plan if none fails. Changes nothing.
 
     ``ours`` and ``theirs``: the two stores' tables, the target's with the ``missing`` ones that prepare will create.
-    ``accounts``: the application's account at ``source`` and ``target``, where its connections could be opened.
+    ``accounts``: the application's account at ``source`` and ``target``, where it is known; None: not to be checked.
     """
     findings, plan = examine(spec, ours, theirs)
-    findings += _settings(source, target, accounts or {})
+    findings += _settings(source, target, accounts)
     findings += _midway(spec, ledger)
     if plan is not None:
         findings += _contents(spec, plan, source, target, ledger, missing)
@@ -36,7 +36,7 @@ def preflight(
     return findings, plan
 
 
-def _settings(source: Store, target: Store, accounts: Mapping[str, str]) -> list[Finding]:
+def _settings(source: Store, target: Store, accounts: Mapping[str, str] | None) -> list[Finding]:
     findings = []
     for side, store in (("source", source), ("target", target)):
         if not isinstance(store, Fenced):
@@ -47,7 +47,12 @@ def _settings(source: Store, target: Store, accounts: Mapping[str, str]) -> list
         for found in store.inspect():
             findings.append(Finding(level=found.level, where=f"{side}: {found.where}", message=found.message))
         account = store.account()
-        if account and accounts.get(side) == account:
+        if not account or accounts is None:
+            continue
+        if side not in accounts:
+            message = "the application's login is not known here: not checked that it differs from the copier's"
+            findings.append(Finding(level="warn", where=f"{side}: account", message=message))
+        elif accounts[side] == account:
             message = f"the copier and the application both log in as {account}; fences cannot tell them apart"
             findings.append(
                 Finding(level="fail", where=f"{side}: account", message=f"{message}: give the copier its own")

@@ -32,7 +32,8 @@ def tables_of(spec: Migration) -> list[str]:
 
 def judge(spec: Migration, ledger: Ledger) -> Verdict:
     """Judge the newest pass over every table and the newest result of every report; what is missing is not clean."""
-    rows, problems = [("table", *_COUNTS, "rejects", "")], list[str]()
+    rows: list[Sequence[str]] = [("table", *_COUNTS, "rejects", "")]
+    problems: list[str] = []
     for table in tables_of(spec):
         newest = next(iter(ledger.checks(table, limit=1)), None)
         rejects = ledger.count_rejects(table=table)

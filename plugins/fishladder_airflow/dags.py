@@ -113,8 +113,8 @@ class _Factory:
         return dag
 
     def reconcile(self) -> DAG:
-        # An hour after midnight, when the day that the reports ask for is over and followed. Switching the DAG on starts
-        # no run for the last night.
+        # An hour after midnight: the day that the reports ask for is over, and followed. Switching the DAG on starts no
+        # run for the last night.
         schedule = CronTriggerTimetable("0 1 * * *", timezone="UTC", run_immediately=False)
         with self._dag("reconcile", texts.RECONCILE, schedule=schedule) as dag:
             self._check(totals=True)
@@ -136,7 +136,7 @@ class _Factory:
     def _task(self, task_id: str) -> dict[str, Any]:
         return {"task_id": task_id, "doc_md": texts.TASKS[task_id], **self.common}
 
-    def _dag(self, name: str, text: str, **options: Any) -> DAG:
+    def _dag(self, name: str, text: str, *, schedule: Any = None, **options: Any) -> DAG:
         spec = self.spec
         words = {
             "migration": spec.migration,
@@ -148,6 +148,7 @@ class _Factory:
             f"{spec.migration}_{name}",
             description=texts.SUMMARIES[name].format(**words),
             doc_md=text.format(**words),
+            schedule=schedule,
             catchup=False,
             max_active_runs=1,
             tags=["fishladder", spec.migration],
@@ -158,5 +159,5 @@ class _Factory:
                 "retry_exponential_backoff": 2.0,
                 "max_retry_delay": timedelta(minutes=10),
             },
-            **{"schedule": None, **options},
+            **options,
         )

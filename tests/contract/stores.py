@@ -80,6 +80,7 @@ class SqlitePlace(Place):
         "collations": "no column folds case unless it is declared to",
         "connection": "a file has no connection that could be lost",
         "enforced types": "SQLite takes any value in any column; what does not fit is found before it is written",
+        "negative zero": "SQLite keeps -0.0 as 0",
         "row locks": "its single writer is the only lock, and nobody can see who waits for it",
         "snapshots": "a writing transaction begins as the only one, so that it never sees an older state",
         "truncate": "SQLite has no TRUNCATE: a DELETE of all rows fires the triggers",
@@ -91,9 +92,6 @@ class SqlitePlace(Place):
 
 class MySqlPlace(Place):
     kind = "mysql"
-    lacks: ClassVar[Mapping[str, str]] = {
-        "free columns": "a column keeps only values of its type",
-    }
     waits = "SELECT count(*) FROM performance_schema.data_lock_waits"
     between = 0.005
 
@@ -105,6 +103,10 @@ class MySqlPlace(Place):
 
 
 class MariaDbPlace(MySqlPlace):
+    lacks: ClassVar[Mapping[str, str]] = {
+        "JSON": "its JSON is text, of which nothing is changed",
+        "negative zero": "MariaDB keeps -0.0 as 0",
+    }
     waits = "SELECT count(*) FROM information_schema.innodb_lock_waits"
     between = 0.12  # who asks within a tenth of a second gets the last answer again
 

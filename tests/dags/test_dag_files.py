@@ -6,16 +6,17 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.sdk import DAG
-from fishladder_airflow.dags import build
-from fishladder_airflow.pools import pools
+from airflow.sdk import DAG, CronTriggerTimetable
 
 from fishladder.errors import SpecError
 from fishladder.spec import load
+from fishladder_airflow.dags import build
+from fishladder_airflow.pools import pools
 
 ROOT = Path(__file__).parents[2]
 FILES = {name: ROOT / f"include/migrations/{name}.yaml" for name in ("billing", "chinook")}
@@ -69,15 +70,14 @@ def test_a_broken_file_is_an_import_error_with_its_line_and_leaves_the_others_al
         (tmp_path / f"{name}.py").write_text(source)
     found = parse(tmp_path)
     assert set(found["errors"]) == {"broken.py"} and len(found["dags"]) == 4
-    assert f"broken.yaml:{line}: tables.payment.entitty: unknown word; did you mean 'entity'?" in str(found["errors"])
+    message = f"broken.yaml:{line}: tables.payment.entitty: unknown word; did you mean 'entity'?"
+    assert message in found["errors"]["broken.py"]
     with pytest.raises(SpecError):
         build(broken)
 
 
-def test_plugins_are_not_run_as_modules_of_their_own() -> None:
-    source = "from airflow.plugins_manager import _get_plugins; print(_get_plugins()[1])"
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", source], capture_output=True, text=True, check=False)
-    assert done.stdout.strip().endswith("{}"), done.stdout + done.stderr
+def test_plugins_are_not_run_as_modules_of_their_own(parsed: dict[str, Any]) -> None:
+    assert parsed["plugins"] == []
 
 
 def test_prepare_checks_before_it_installs(dags: dict[str, DAG]) -> None:
@@ -90,7 +90,7 @@ def test_tables_are_loaded_in_the_order_of_the_file(dags: dict[str, DAG]) -> Non
     spec = load(FILES[dag.dag_id.partition("_")[0]])
     tables = [*INTERNAL, *spec.tables]
     assert dag.task_dict["cut"].downstream_task_ids >= {f"{tables[0]}.load"}
-    for table, following in zip(tables, tables[1:], strict=False):
+    for table, following in pairwise(tables):
         assert dag.task_dict[f"{table}.load"].downstream_task_ids == {f"{table}.close", f"{following}.load"}
     assert dag.task_dict["reconcile"].upstream_task_ids == {f"{tables[-1]}.close"}
     assert dag.task_dict["outcome"].upstream_task_ids == {"report"}
@@ -111,12 +111,13 @@ def test_lanes_and_tables_are_mapped_and_named(dags: dict[str, DAG]) -> None:
 
 def test_replicate_runs_all_the_time_but_not_after_failures(dags: dict[str, DAG]) -> None:
     dag = dags["replicate"]
-    assert dag.schedule == "@continuous" and dag.max_consecutive_failed_dag_runs == 3
+    assert str(dag.schedule) == "@continuous" and dag.max_consecutive_failed_dag_runs == 3
     assert dag.task_ids == ["apply"] and dag.params["seconds"] == 1800
 
 
 def test_reconcile_runs_at_night_and_outcome_waits_for_everything(dags: dict[str, DAG]) -> None:
     dag = dags["reconcile"]
+    assert isinstance(dag.timetable, CronTriggerTimetable)
     assert (dag.timetable.expression, dag.timetable.run_immediately) == ("0 1 * * *", False)
     assert dag.task_dict["outcome"].upstream_task_ids == {"report", "totals"}
 
@@ -129,7 +130,7 @@ def test_everything_is_explained(dags: dict[str, DAG]) -> None:
         assert not dag.catchup and dag.max_active_runs == 1
         for task in dag.tasks:
             assert task.doc_md and f"`{task.label}`" in page, task.task_id
-            assert task.retries >= 3 and task.retry_exponential_backoff == 2.0
+            assert task.retries in (3, 12) and task.retry_exponential_backoff == 2.0
         for name in dag.params:
             param = dag.params.get_param(name)
             assert param.schema["title"] and param.description and f"`{name}`" in page

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,12 +10,12 @@ from pathlib import Path
 
 import pytest
 from airflow.sdk import DAG
+
 from billing import schema, service
 from billing.database import connect
 from billing.seed import seed
-from fishladder_airflow.dags import build
-
 from fishladder.ledger import open_ledger, upgrade
+from fishladder_airflow.dags import build
 from tests import independent
 
 FILE = Path(__file__).parents[2] / "include/migrations/billing.yaml"
@@ -44,12 +43,12 @@ def stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stores:
 
 
 @pytest.fixture(scope="module")
-def dags(airflow_database: None) -> Iterator[dict[str, DAG]]:
+def dags(airflow_database: None) -> dict[str, DAG]:
     made = build(FILE)
     for dag in made.values():
         for task in dag.tasks:
             task.retries = 0  # a failure shows at once
-    yield made
+    return made
 
 
 def run(dag: DAG, conf: dict[str, object] | None = None) -> dict[tuple[str, int], str]:

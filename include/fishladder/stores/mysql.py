@@ -107,13 +107,18 @@ def translated(*, committing: bool = False) -> Iterator[None]:
 
 
 def without_values(message: str) -> str:
-    message = re.sub(r"(Duplicate entry) '.*' (for key)", r"\1 \2", message, flags=re.S)
-    return re.sub(r"(value):? '.*'(?= for column| for function| at row|$)", r"\1", message, flags=re.S)
+    """The server quotes values; whatever stands in one, nothing of it is left."""
+    for kept in ("(?= for column ['`][^']*['`] at row)", "(?= for function| at row|$)"):
+        quoted = re.compile(rf"(value|DOUBLE|DECIMAL|INTEGER):? '.*'{kept}", re.S)
+        message, found = quoted.subn(r"\1", message)
+        if found:
+            return message
+    return re.sub(r"(Duplicate entry) '.*'(?= for key)", r"\1", message, flags=re.S)
 
 
 def _column(message: str) -> str | None:
-    found = re.search(r"(?:column|field) '([^']+)'", message, re.I)
-    return found[1].rpartition(".")[2] if found else None
+    found = re.search(r"(?:column|field) ['`]([^']+)['`]", message, re.I)
+    return re.split(r"`\.`|\.", found[1])[-1] if found else None
 
 
 # One transaction ------------------------------------------------------------------------------------------------

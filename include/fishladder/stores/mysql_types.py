@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal
@@ -43,9 +42,9 @@ class MySqlDialect(Dialect):
         if kind in ("float", "double"):
             return f"CAST({column} AS DOUBLE)"
         if kind == "decimal":
-            return _decimal(column, field.type.scale)
+            return _decimal(column if field.type.scale is not None else f"({column} + 0)", field.type.scale)
         if kind == "integer":
-            return column if field.native in ("integer", "boolean") else _decimal(column, None)
+            return column if field.native in ("integer", "boolean") else _decimal(f"({column} + 0)", None)
         if kind == "date" and field.native != "date":
             return f"IF(TIME({column}) = 0, CAST(DATE({column}) AS CHAR), CAST({column} AS CHAR))"
         if kind in ("timestamp", "timestamptz"):
@@ -82,11 +81,6 @@ class MySqlDialect(Dialect):
             return number
         if kind == "bytes":
             return Binary.fromhex(cell.decode())
-        if kind in ("float", "double"):
-            double = float(cell)
-            if not math.isfinite(double):
-                raise ValueError("MySQL has no such number")
-            return double
         return cell.decode()
 
     def key_piece(self, text: str) -> str:
@@ -102,6 +96,11 @@ class MySqlDialect(Dialect):
 class MariaDbDialect(MySqlDialect):
     share = " LOCK IN SHARE MODE"
     bytewise = "utf8mb4_nopad_bin"
+
+    def bind(self, cell: Cell, field: Field) -> Any:
+        if field.type.kind in ("float", "double") and cell == b"-0.0":
+            raise ValueError("MariaDB keeps no negative zero")
+        return super().bind(cell, field)
 
 
 def _decimal(column: str, scale: int | None) -> str:
@@ -132,6 +131,8 @@ def logical_type(
     """What a column of ``information_schema.columns`` can hold; ``digits``: of a number or a second's fraction."""
     if column_type.startswith("tinyint(1)") or (data_type == "bit" and digits == 1):
         return LogicalType(kind="boolean")
+    if "zerofill" in column_type and data_type in (*_INTEGERS, "decimal"):
+        return LogicalType(kind="decimal", size=digits, scale=scale or 0)  # decimals are rendered, integers taken as is
     if data_type in _INTEGERS:
         size = _INTEGERS[data_type] + (data_type == "bigint" and "unsigned" in column_type)
         return LogicalType(kind="integer", size=size)
@@ -179,6 +180,8 @@ def guard(data_type: str, column_type: str, length: int, digits: int) -> Guard |
         return lambda cell: "a text that ends in a blank, which CHAR drops" if cell.endswith(b" ") else None
     if data_type == "binary":
         return lambda cell: f"not {length} bytes, and BINARY pads" if len(cell) != 2 * length else None
+    if data_type == "date":
+        return lambda cell: "not a date" if _DATE.fullmatch(cell) is None else None
     if data_type in ("datetime", "timestamp"):
         return lambda cell: _misfit_timestamp(cell, digits)
     if data_type == "enum":
@@ -189,6 +192,7 @@ def guard(data_type: str, column_type: str, length: int, digits: int) -> Guard |
     return None
 
 
+_DATE = re.compile(rb"\d{4}-\d\d-\d\d")
 _TIMESTAMP = re.compile(rb"\d{4}-\d\d-\d\d(?: \d\d:\d\d:\d\d(?:\.(\d+))?)?")
 
 

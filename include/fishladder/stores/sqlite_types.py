@@ -41,7 +41,7 @@ class SqliteDialect(Dialect):
             return None
         kind = field.type.kind
         if kind in ("integer", "boolean") and cell.removeprefix(b"-").isdigit():
-            return int(cell)  # what is no number stays the text that SQLite lets an INTEGER column hold
+            return _integer(cell)  # what is no number stays the text that SQLite lets an INTEGER column hold
         if kind == "bytes":
             return bytes.fromhex(cell.decode())
         if kind in ("float", "double"):
@@ -56,6 +56,13 @@ class SqliteDialect(Dialect):
             return super().key_in(columns, count)
         one = f"({', '.join('?' * len(columns))})"
         return f"({', '.join(columns)}) IN (VALUES {', '.join([one] * count)})"
+
+
+def _integer(cell: bytes) -> int:
+    number = int(cell)
+    if not -(2**63) <= number < 2**63:
+        raise ValueError("SQLite's integers have 64 bits")
+    return number
 
 
 _DECLARED = re.compile(r"\s*([A-Za-z_ ]*?)\s*(?:\(\s*(\d+)\s*(?:,\s*(\d+)\s*)?\))?\s*")
@@ -106,13 +113,15 @@ def can_be_key(type_: LogicalType) -> bool:
 
 
 def guard(declared: str) -> Guard | None:
-    """What to refuse before a column's affinity makes a binary float of it; None: nothing."""
+    """What to refuse before a column without text affinity changes it; None: nothing."""
     word = declared.upper()
     if any(part in word for part in ("CHAR", "CLOB", "TEXT", "BLOB")):
         return None
     type_ = logical_type(declared)
     if type_ is not None and type_.kind in ("decimal", "json"):
         return _inexact
+    if type_ is not None and type_.kind == "double":
+        return lambda cell: "a negative zero, which SQLite does not keep" if cell == b"-0.0" else None
     return None
 
 

@@ -1,0 +1,131 @@
+"""Connections that end: nothing half-done is taken for done, and the next call works again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from fishladder.errors import AmbiguousError, FatalError, TransientError
+from fishladder.stores import open_store
+from tests.contract.shop import Shop, key
+
+
+def kill(shop: Shop, connection: Any) -> None:
+    shop.place.administrator().execute(f"KILL {connection.thread_id()}")
+
+
+def test_a_reader_whose_connection_ends(shop: Shop) -> None:
+    shop.place.needs("connection")
+    for call in (
+        lambda: shop.store.fences(),
+        lambda: shop.store.query("SELECT 1", {}),
+        lambda: shop.store.count(shop.relation("plan")),
+    ):
+        kill(shop, shop.store.connection())
+        with pytest.raises(TransientError):
+            call()
+        assert call()
+    with shop.store.read() as reader:
+        kill(shop, shop.store.connection())
+        with pytest.raises(TransientError):
+            reader.homes([key(1)])
+        assert reader.homes([key(1)]) == {key(1): "NZ"}
+
+
+def test_a_connection_that_the_driver_closed(shop: Shop) -> None:
+    shop.place.needs("connection")
+    shop.store.connection().close()
+    with pytest.raises(TransientError):
+        shop.store.fences()
+    assert shop.store.fences()
+
+
+def test_a_transaction_whose_connection_ends(shop: Shop) -> None:
+    shop.place.needs("connection")
+    plans = shop.relation("plan")
+    with pytest.raises(TransientError), shop.store.begin() as transaction:
+        transaction.delete(plans, [key(1)])
+        kill(shop, transaction.connection)
+        transaction.lock_shards([1])
+    with shop.store.begin() as transaction:
+        assert key(1) in transaction.rows_by_key(plans, [key(1)])
+        transaction.commit()
+        idle = transaction.connection
+    kill(shop, idle)
+    with pytest.raises(TransientError), shop.store.begin():
+        pytest.fail("the connection is gone, and nobody noticed")
+    with shop.store.begin() as transaction:
+        transaction.lock_shards([1])
+
+
+def test_a_commit_whose_connection_ends_is_ambiguous(shop: Shop) -> None:
+    shop.place.needs("connection")
+    with pytest.raises(AmbiguousError), shop.store.begin() as transaction:
+        transaction.delete(shop.relation("fishladder_home"), [key("1:1")])
+        kill(shop, transaction.connection)
+        transaction.commit()
+    assert shop.homes(1) == {1: "NZ"}
+
+
+def test_a_deadlock_is_transient(shop: Shop) -> None:
+    shop.place.needs("row locks")
+    other = shop.place.open()
+    with pytest.raises(TransientError), shop.store.begin(wait=1) as one, other.begin(wait=1) as two:  # noqa: PT012
+        one.lock_shards([1])
+        two.lock_shards([2])
+        two.lock_shards([1])  # waits a second and gives up
+    with shop.store.begin(wait=0) as one:
+        one.lock_shards([1, 2])
+
+
+def test_a_server_that_is_not_there(shop: Shop) -> None:
+    shop.place.needs("connection")
+    from fishladder.stores.mysql import connect
+
+    nobody = open_store("mysql", lambda: connect(host="127.0.0.1", port=1, user="u", passwd="secret", db="d"))
+    with pytest.raises(TransientError) as caught:
+        nobody.describe()
+    assert "secret" not in str(caught.value)
+
+
+def test_a_store_that_was_closed_opens_again(shop: Shop) -> None:
+    shop.store.close()
+    assert shop.store.fences()
+    shop.store.close()
+    with shop.store.begin() as transaction:
+        assert transaction.homes([key(1)])
+    shop.store.close()
+    shop.store.close()
+
+
+def test_a_statement_that_is_wrong_is_fatal(shop: Shop) -> None:
+    with pytest.raises(FatalError):
+        shop.store.query("SELECT nothing FROM nowhere", {})
+    assert shop.store.fences()
+
+
+_COPY = """
+import os, signal, sys
+from fishladder.stores import connect_url, open_store
+store = open_store(*connect_url(sys.argv[1]))
+with store.begin() as transaction:
+    transaction.run("UPDATE fishladder_fence SET epoch = 99", [])
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_copier_that_dies_leaves_nothing(shop: Shop) -> None:
+    died = subprocess.run(
+        [sys.executable, "-c", _COPY, shop.place.copier],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        check=False,
+    )
+    assert died.returncode == -signal.SIGKILL
+    assert {fence.epoch for fence in shop.store.fences().values()} == {1}
+    shop.user.execute("UPDATE customer SET name = 'x' WHERE id = 1")
+    assert len(shop.journal()) == 1  # nor the mark that would hide the application's writes
