@@ -18,14 +18,21 @@ demo: .venv/ready  ## play a whole migration on this machine: STORES=real for re
 	STORES="$(STORES)" AUTO="$(AUTO)" $(PYTHON) -m billing.demo
 
 .PHONY: test
-test: .venv/ready  ## run the tests, on real servers where they can be had: ARGS="-k fence" goes to pytest
+test: .venv/ready postgresql  ## run the tests, on real servers where they can be had: ARGS="-k fence" goes to pytest
 	$(PYTHON) -m tests.servers around $(PYTHON) -m pytest $(ARGS)
+
+# The ledger is tested on PostgreSQL too; its server is started privately, the system's own is not used.
+.PHONY: postgresql
+postgresql:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then \
+		apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends postgresql; \
+	fi
 
 .PHONY: check
 check: .venv/ready  ## ruff, mypy and import-linter: what CI checks besides the tests
 	$(PYTHON) -m ruff check
 	$(PYTHON) -m ruff format --check
-	$(PYTHON) -m mypy include tests/servers $(sort $(dir $(wildcard plugins/*.py plugins/*/*.py dags/*.py)))
+	$(PYTHON) -m mypy include benchmarks tests/servers $(sort $(dir $(wildcard plugins/*.py plugins/*/*.py dags/*.py)))
 	.venv/bin/lint-imports
 
 .PHONY: stores
@@ -38,7 +45,7 @@ stores-stop:  ## stop them and remove their files; downloads stay until make cle
 
 .PHONY: bench
 bench: .venv/ready  ## measure
-	$(PYTHON) -m benchmarks
+	$(PYTHON) -m tests.servers around $(PYTHON) -m benchmarks
 
 .PHONY: simulate
 simulate: .venv/ready  ## run the simulated world: SEEDS=1000

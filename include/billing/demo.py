@@ -93,6 +93,7 @@ class Demo:
         return {
             "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "include", ROOT / "plugins", ROOT))),
             "FISHLADDER_LEDGER": self.ledger,
+            "FISHLADDER_POOLS": "1",
             "BILLING_TARGET_KIND": "mysql" if self.real else "sqlite",
             **{f"AIRFLOW_CONN_{name.upper()}": url for name, url in connections.items()},
             **{f"FISHLADDER_{name.upper()}": url for name, url in connections.items()},

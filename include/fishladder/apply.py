@@ -86,22 +86,25 @@ def read_dirty(plan: Plan, ends: Ends, ledger: Ledger, limit: int = BATCH) -> li
     return found
 
 
-def check_coverage(plan: Plan, store: Store, side: Side, ledger: Ledger) -> str:
-    """A digest of the store's coverage. Raises CoverageError naming the tables that are not what they were."""
+def changed_coverage(plan: Plan, store: Store, side: Side, ledger: Ledger) -> list[str]:
+    """The tables whose identity or triggers in this store are not what was recorded when they were installed."""
     assert isinstance(store, Fenced)
     recorded = ledger.coverage(side)
     relations = [relation for relation in plan.relations(side) if relation.table in recorded]
-    now = store.coverage(relations)
-    changed = sorted(table for table, digest in now.items() if digest != recorded[table])
+    return sorted(table for table, found in store.coverage(relations).items() if found != recorded[table])
+
+
+def check_coverage(plan: Plan, store: Store, side: Side, ledger: Ledger) -> str:
+    """A digest of the store's coverage. Raises CoverageError naming the tables that are not what they were."""
+    changed = changed_coverage(plan, store, side, ledger)
     if changed:
-        why = f"{side}: table or triggers changed behind the journal"
-        ledger.void_checks(changed, why)
+        ledger.void_checks(changed, f"{side}: table or triggers changed behind the journal")
         raise CoverageError(
             f"{', '.join(changed)}: the {side}'s table or its fishladder triggers are not what prepare installed"
             " (truncated, altered, swapped, or a trigger dropped), so changes may be unrecorded. Find out which, run"
-            " prepare, then restart the table"
+            " prepare, which installs them again, then reconcile: the first pass finds what was missed"
         )
-    return digest(recorded)
+    return digest(ledger.coverage(side))
 
 
 def apply_batch(
@@ -304,6 +307,8 @@ class _Batch:
             with self.ends.origin.read() as origin:
                 owned = origin.rows_by_key(self._owner(table.name), list(more))
             wanted |= {key: found.row for key, found in owned.items()}
+            if fitting_rows(self._owner(table.name), relation, list(wanted.values()))[1]:
+                return "refused"  # a holder's new row does not fit, and the server might change it in silence
         try:
             with copy.savepoint():
                 copy.delete(relation, sorted(present))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import getpass
 import json
 import os
 import sys
@@ -46,6 +47,9 @@ def _parser() -> argparse.ArgumentParser:
 
     command("preflight", _preflight, "find what would go wrong, and change nothing")
     command("status", _status, "where the migration stands, from the ledger")
+    rejects = command("rejects", _rejects, "list the rows that the target refused, or have them tried again")
+    rejects.add_argument("--table", help="only of this table")
+    rejects.add_argument("--retry", action="store_true", help="mark their keys dirty: the applier tries them again")
     command("schema", _schema, "print the JSON schema of migration files, for editors", file=False)
     ledger = commands.add_parser("ledger", help="the control database").add_subparsers(required=True, metavar="what")
     added = ledger.add_parser("upgrade", help="create or upgrade the ledger's tables")
@@ -109,6 +113,25 @@ def _status(options: argparse.Namespace) -> int:
         chunks = f"{table['done']}/{table['chunks']}"
         line = f"{name:<24}{table['phase']:<10}{chunks:>10}{table['rows']:>12,}{table['rejects']:>9}"
         print(f"{line}{table['clean_passes']:>14}")
+    return 0
+
+
+def _rejects(options: argparse.Namespace) -> int:
+    spec = load(options.file)
+    with _ledger(spec.migration) as ledger:
+        found = ledger.open_rejects(options.table)
+        if options.retry:
+            count = ledger.retry_rejects(options.table, actor=getpass.getuser())
+            print(f"{count} rejects are marked dirty; the applier tries them again", file=sys.stderr)
+    if options.json:
+        keys = ("table", "cohort", "column", "error", "attempts")
+        print(json.dumps([{"key": r.key.decode(), **{key: getattr(r, key) for key in keys}} for r in found], indent=2))
+        return 0
+    for reject in found:
+        column = f".{reject.column}" if reject.column else ""
+        print(
+            f"{reject.table}{column} key {reject.key.decode()} ({reject.cohort}, {reject.attempts} tries): {reject.error}"
+        )
     return 0
 
 

@@ -27,13 +27,27 @@ def preflight(
     ``accounts``: the application's account at ``source`` and ``target``, where it is known; None: not to be checked.
     """
     findings, plan = examine(spec, ours, theirs)
+    findings += _unsupported(spec)
     findings += _settings(source, target, accounts)
     findings += _midway(spec, ledger)
     if plan is not None:
-        findings += _contents(spec, plan, source, target, ledger, missing)
+        findings += _contents(spec, plan, source, target, ledger, theirs, missing)
     if any(finding.level == "fail" for finding in findings):
         plan = None
     return findings, plan
+
+
+def _unsupported(spec: Migration) -> list[Finding]:
+    """Words that a migration file knows and that nothing acts on yet: better refused than ignored."""
+    findings = []
+    if spec.strategy != "replicate":
+        message = f"{spec.strategy} cannot run yet; replicate can ({spec.where('strategy')})"
+        findings.append(Finding(level="fail", where="strategy", message=message))
+    for name, table in spec.tables.items():
+        if table.zone:
+            message = f"zone: cannot be used yet; give both columns the same kind ({spec.where(f'tables.{name}.zone')})"
+            findings.append(Finding(level="fail", where=name, message=message))
+    return findings
 
 
 def _settings(source: Store, target: Store, accounts: Mapping[str, str] | None) -> list[Finding]:
@@ -69,7 +83,7 @@ def _midway(spec: Migration, ledger: Ledger) -> list[Finding]:
     findings = [Finding(level="fail", where="migration file", message=message) for message in found.refused]
     findings += [
         Finding(
-            level="fail", where=table, message="its part of the migration file changed: restart the table to take it"
+            level="fail", where=table, message="its part of the migration file changed since it was prepared: undo that"
         )
         for table in found.restart
     ]
@@ -77,7 +91,13 @@ def _midway(spec: Migration, ledger: Ledger) -> list[Finding]:
 
 
 def _contents(
-    spec: Migration, plan: Plan, source: Store, target: Store, ledger: Ledger, missing: Collection[str]
+    spec: Migration,
+    plan: Plan,
+    source: Store,
+    target: Store,
+    ledger: Ledger,
+    theirs: Mapping[str, TableInfo],
+    missing: Collection[str],
 ) -> list[Finding]:
     assert isinstance(source, Fenced) and isinstance(target, Fenced)
     findings = []
@@ -96,15 +116,21 @@ def _contents(
         if not ledger.chunks(table.name) and not target.is_empty(table.target):
             message = "the target's table already holds rows, and no load of it is known: empty it first"
             findings.append(Finding(level="fail", where=table.name, message=message))
-        findings += _ids(spec, table.name, plan, source, target)
+        findings += _ids(spec, table.name, theirs[table.target.name], plan, source, target)
     return findings
 
 
-def _ids(spec: Migration, name: str, plan: Plan, source: Store, target: Store) -> list[Finding]:
+def _ids(spec: Migration, name: str, info: TableInfo, plan: Plan, source: Store, target: Store) -> list[Finding]:
     """Both stores generate ids after the first flip: their ranges must not meet."""
     assert isinstance(source, Fenced) and isinstance(target, Fenced)
     table = plan.table(name)
     ours, theirs = source.generated_from(table.source), target.generated_from(table.target)
+    generated = any(column.generated for column in info.columns)
+    if generated and theirs is None:
+        message = (
+            "the target generates ids, and not from a range of its own (SQLite: AUTOINCREMENT); insert with ids only"
+        )
+        return [Finding(level="warn", where=name, message=message)]
     if ours is None or theirs is None:
         return []
     first = spec.ids.target_from if spec.ids is not None else None

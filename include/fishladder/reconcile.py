@@ -178,6 +178,8 @@ def reconcile_table(
     for chunk in _chunks(table, ends, chunk_rows):
         compared += chunk.keys
         judged, hot = settle(plan, table, ends, ledger, chunk.candidates)
+        if judged.mismatches:  # at once: a pass that dies later has still found them
+            ledger.record_mismatches(check, judged.mismatches)
         mismatches += judged.mismatches
         rejected += judged.rejected
         deferred += hot
@@ -195,10 +197,8 @@ def reconcile_table(
         coverage=_coverage(plan, ends, ledger),
         by_cohort=dict(Counter(mismatch.cohort for mismatch in mismatches)),
     )
-    if mismatches:
-        ledger.record_mismatches(check, mismatches)
-        if table.rewrite == "entity":
-            mark_entities(plan, ends, ledger, {m.entity for m in mismatches if m.entity is not None})
+    if table.rewrite == "entity":
+        mark_entities(plan, ends, ledger, {m.entity for m in mismatches if m.entity is not None})
     ledger.finish_check(check, result)
     return result
 

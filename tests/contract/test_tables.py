@@ -305,7 +305,6 @@ def test_a_key_is_the_same_text_in_a_trigger_and_in_a_chunk(place: Place) -> Non
     with store.read() as reader:
         entries = reader.entries(["t"], 10)
         rows = reader.rows(found, None, None)
-        print(entries, rows)
         (there,) = reader.rows_by_key(found, [e.key for e in entries])
     assert len(rows) == 1
     assert entries[-1].key == there or entries[-2].key == there

@@ -94,7 +94,7 @@ def test_a_file_changed_in_between_must_be_prepared(file: Path) -> None:
     file.write_text(SPEC.replace("item: {entity: customer_id}", "item: {entity: customer_id, drop: [amount]}"))
     with pytest.raises(InputError, match="small_prepare"):
         tasks.cut(desk(file))
-    with pytest.raises(InputError, match=r"item.*restart the table"):
+    with pytest.raises(InputError, match=r"item.*undo that"):
         tasks.prepare(desk(file), actor="somebody")
 
 
@@ -156,3 +156,38 @@ def test_connections_come_from_the_environment() -> None:
         connect_environment("source", {})
     with pytest.raises(InputError, match="cassandra cannot be opened yet"):
         open_store("cassandra", lambda: None)
+
+
+def test_rejects_are_listed_and_retried(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with closing(sqlite3.connect(tmp_path / "target.db")) as connection:
+        connection.executescript(SCHEMA.partition("INSERT INTO")[0].replace("UNIQUE", "UNIQUE CHECK (email <> 'b')"))
+    at = desk(file)
+    tasks.prepare(at, actor="somebody")
+    for table in tasks.cut(at):
+        tasks.load_table(at, table, "1")
+        tasks.close_table(at, table)
+    capsys.readouterr()
+    assert main(["rejects", str(file), "--json"]) == 0
+    (reject,) = json.loads(capsys.readouterr().out)
+    assert (reject["table"], reject["key"], reject["cohort"], reject["attempts"]) == ("customer", "1:2", "AU", 1)
+    assert main(["rejects", str(file), "--table", "item"]) == 0
+    assert capsys.readouterr().out == ""
+    assert main(["rejects", str(file), "--retry"]) == 0
+    assert "customer key 1:2 (AU" in capsys.readouterr().out
+    tasks.replicate(at, seconds=5, until_idle=True)
+    assert at.ledger.open_rejects()[0].attempts == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("strategy: replicate", "strategy: coexist"), "coexist cannot run yet"),
+        (("{entity: customer_id}", "{entity: customer_id, zone: {amount: UTC}}"), "zone: cannot be used yet"),
+    ],
+)
+def test_what_nothing_acts_on_yet_is_refused(
+    file: Path, change: tuple[str, str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.write_text(SPEC.replace(*change))
+    assert main(["preflight", str(file)]) == 1
+    assert words in capsys.readouterr().out

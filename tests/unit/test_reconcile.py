@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from fishladder import reconcile
+from fishladder import install, reconcile
 from fishladder.errors import CoverageError, InputError
 from fishladder.ledger import CheckResult
 from tests import independent
@@ -74,6 +74,7 @@ def test_a_reject_is_reported_as_one(make_small: Callable[..., Small]) -> None:
     small.load()
     result = check(small, "customer")
     assert (found(result), result.rejected) == ((0, 0, 0), 1)
+    assert small.ledger.clean_passes("customer") == 0
 
 
 def test_orphans_are_found_but_not_those_that_the_source_has_too(loaded: Small) -> None:
@@ -123,6 +124,22 @@ def test_stores_that_order_keys_differently_meet_in_partitions(make_small: Calla
 def test_a_table_that_is_loading_cannot_be_judged(small: Small) -> None:
     with pytest.raises(InputError, match="item"):
         check(small, "item")
+
+
+def test_what_was_missed_without_a_trigger_is_found_after_prepare(loaded: Small) -> None:
+    for table in loaded.plan.tables:
+        check(loaded, table.name)
+    loaded.application("DROP TRIGGER fishladder_item_update", "UPDATE item SET amount = 1000 WHERE id = 10")
+    with pytest.raises(CoverageError, match="run prepare"):
+        loaded.follow()
+    install.install(loaded.spec, loaded.plan, loaded.source, loaded.target, loaded.ledger, actor="operator")
+    loaded.follow()
+    assert [table.name for table in loaded.plan.tables if not loaded.ledger.clean_passes(table.name)] == ["item"]
+    assert found(check(loaded, "item")) == (0, 0, 1)
+    loaded.application("UPDATE item SET amount = 2000 WHERE id = 20")
+    loaded.follow()
+    assert found(check(loaded, "item")) == (0, 0, 0)
+    assert independent.compare(loaded.url("source"), loaded.url("target"), TABLES) == []
 
 
 def test_a_change_behind_the_journal_voids_the_passes(loaded: Small) -> None:

@@ -149,7 +149,7 @@ def finish(tx: Transaction, check: int, result: CheckResult) -> bool:
     clean = (
         row.clean is None
         and row.void is None
-        and not (mismatches or result.deferred or result.orphans or result.duplicates)
+        and not (mismatches or result.deferred or result.rejected or result.orphans or result.duplicates)
         and result.coverage == row.coverage
     )
     _set(tx, check, finished_at=tx.now, clean=clean, result=audit.canonical(asdict(result)))
