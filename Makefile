@@ -18,15 +18,12 @@ demo: .venv/ready  ## play a whole migration on this machine: STORES=real for re
 	STORES="$(STORES)" AUTO="$(AUTO)" $(PYTHON) -m billing.demo
 
 .PHONY: test
-test: .venv/ready postgresql  ## run the tests, on real servers where they can be had: ARGS="-k fence" goes to pytest
-	$(PYTHON) -m tests.servers around $(PYTHON) -m pytest $(ARGS)
-
-# The ledger is tested on PostgreSQL too; its server is started privately, the system's own is not used.
-.PHONY: postgresql
-postgresql:
+test: .venv/ready  ## run the tests, on real servers where they can be had: ARGS="-k fence" goes to pytest
+	@# The ledger is tested on PostgreSQL too, on a private server; the system's own is not used.
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then \
 		apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends postgresql; \
 	fi
+	$(PYTHON) -m tests.servers around $(PYTHON) -m pytest $(ARGS)
 
 .PHONY: check
 check: .venv/ready  ## ruff, mypy and import-linter: what CI checks besides the tests

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import argparse
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -28,4 +28,8 @@ def drop(url: str) -> None:
 
 
 if __name__ == "__main__":
-    {"create": create, "drop": drop}[sys.argv[1]](sys.argv[2])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("create", "drop"))
+    parser.add_argument("url", help="sqlite:////path.db or mysql://user:password@host:port/database")
+    chosen = parser.parse_args()
+    (create if chosen.what == "create" else drop)(chosen.url)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
-import sys
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -41,4 +41,6 @@ def copy_sample(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    create(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("url", help="sqlite:////path.db or mysql://user:password@host:port/database")
+    create(parser.parse_args().url)

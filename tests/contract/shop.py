@@ -11,8 +11,8 @@ from billing import schema
 from billing.database import Database
 from fishladder import spec
 from fishladder.cells import key_text
-from fishladder.fence import set_fence
 from fishladder.clock import SystemClock
+from fishladder.fence import set_fence
 from fishladder.plan import Plan, resolve
 from fishladder.stores.base import Entry, Fence, Relation, Writer
 from tests.contract.stores import Place

@@ -27,7 +27,9 @@ PAIRS = [("sqlite", "sqlite"), ("sqlite", "mysql"), ("mysql", "sqlite"), ("mysql
 
 
 @pytest.mark.parametrize(("origin", "destination"), PAIRS)
-def test_a_copy_under_live_traffic(request: pytest.FixtureRequest, tmp_path: Path, origin: str, destination: str) -> None:
+def test_a_copy_under_live_traffic(
+    request: pytest.FixtureRequest, tmp_path: Path, origin: str, destination: str
+) -> None:
     with ExitStack() as stack:
         ours = stack.enter_context(STORES[origin](request, tmp_path / "source"))
         theirs = stack.enter_context(STORES[destination](request, tmp_path / "target"))

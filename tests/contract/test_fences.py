@@ -76,9 +76,18 @@ def test_a_snapshot_from_before_sees_the_raised_fence(shop: Shop) -> None:
     isolate(shop.user, "REPEATABLE READ")
     with shop.user.transaction():
         shop.user.rows("SELECT * FROM customer")
-        shop.fence("NZ", "nobody")
-        with pytest.raises(DatabaseError, match="fishladder: NZ is not open"):
-            shop.user.execute(RENAME, (1,))
+        for cohort in ("NZ", "*", "shared"):
+            shop.fence(cohort, "nobody")
+        for cohort, statement in (
+            ("NZ", "UPDATE customer SET name = 'x' WHERE id = 1"),
+            ("NZ", "UPDATE invoice_line SET quantity = 2 WHERE id = 1"),
+            ("NZ", "UPDATE invoice SET customer_id = 2 WHERE id = 1"),
+            ("NZ", "UPDATE invoice SET customer_id = 1 WHERE id = 2"),
+            (r"\*", "UPDATE customer SET name = 'x' WHERE id = 3"),
+            ("shared", "UPDATE plan SET name = 'x'"),
+        ):
+            with pytest.raises(DatabaseError, match=f"fishladder: {cohort} is not open"):
+                shop.user.execute(statement)
         shop.user.execute(RENAME, (2,))
     assert shop.journal() == [entry("customer", 2, 2, "AU")]
 

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def _pins(file: str) -> dict[str, str]:
     lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
     pinned = [line.split("#")[0].split("==") for line in lines if line.strip() and not line.strip().startswith("#")]
-    return {pin[0].strip().lower(): pin[1].strip() for pin in pinned}
+    return {pin[0].partition("[")[0].strip().lower(): pin[1].strip() for pin in pinned}
 
 
 def test_bare_make_lists_every_target() -> None:

@@ -17,7 +17,6 @@ import MySQLdb.cursors
 from MySQLdb.constants import FIELD_TYPE
 
 from fishladder import cells
-from fishladder.cells import NO_HOME, SHARED
 from fishladder.errors import AmbiguousError, FatalError, FenceError, RowError, TransientError
 from fishladder.stores.base import (
     Connect,
@@ -31,10 +30,22 @@ from fishladder.stores.base import (
     Triggers,
     Writer,
 )
-from fishladder.stores.mysql_schema import creation, describe, guards, inspect, shapes
+from fishladder.stores.mysql_schema import (
+    blockers,
+    check_engine,
+    creation,
+    describe,
+    folded,
+    guards,
+    identities,
+    inspect,
+    installed_triggers,
+    shapes,
+)
 from fishladder.stores.mysql_triggers import KEY, NAME, trigger_texts
 from fishladder.stores.mysql_types import Binary, MariaDbDialect, MySqlDialect
-from fishladder.stores.sql import Checks, Guard, Session, named, percent_marks, read_fences
+from fishladder.stores.sql import Guard, Session, named, percent_marks, read_fences
+from fishladder.stores.sql_checks import Checks
 
 CHUNK_ROWS = 50_000
 METADATA_WAIT = 60
@@ -315,7 +326,7 @@ class MySqlStore:
         return self._checks().is_empty(relation)
 
     def count(self, relation: Relation) -> dict[str, int]:
-        return self._checks().count(relation, SHARED if relation.entity is None else NO_HOME)
+        return self._checks().count(relation)
 
     def orphans(self, child: Relation, foreign_key: ForeignKey, limit: int) -> list[Orphan]:
         return self._checks().orphans(child, foreign_key, limit)
@@ -369,12 +380,12 @@ class MySqlStore:
         self.run(sql, [token, generation, table, no, generation, generation, token])
 
     def install_triggers(self, tables: Sequence[Triggers]) -> None:
-        user, installed = self.account(), self._installed_triggers()
+        user, installed = self.account(), installed_triggers(self.run)
         for table in tables:
             relation = table.relation
-            self._needs_transactions(relation.name)
+            check_engine(self.run, relation.name)
             wanted = list(trigger_texts(self.dialect, table, user))
-            if all(installed.get(name, ("", ""))[1] == _folded(body) for name, _, body in wanted):
+            if all(installed.get(name, ("", ""))[1] == folded(body) for name, _, body in wanted):
                 continue
             on = self.dialect.quote(relation.name)
             statements = [f"DROP TRIGGER {self.dialect.quote(name)}" for name, _, _ in wanted if name in installed]
@@ -383,21 +394,6 @@ class MySqlStore:
                 for name, moment, body in wanted
             ]
             self._alone_with(relation.name, statements)
-
-    def _installed_triggers(self) -> dict[str, tuple[str, str]]:
-        """Per trigger of fishladder's, its table and its body."""
-        found = self.run(
-            "SELECT trigger_name, event_object_table, action_statement FROM information_schema.triggers"
-            " WHERE trigger_schema = DATABASE() AND trigger_name LIKE 'fishladder!_%' ESCAPE '!'"
-        )
-        return {name.decode(): (table.decode(), _folded(body.decode())) for name, table, body in found}
-
-    def _needs_transactions(self, table: str) -> None:
-        sql = "SELECT engine FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = ?"
-        found = self.run(sql, [table])
-        if not found or found[0][0] != b"InnoDB":
-            engine = (found[0][0] or b"none").decode() if found else "none"
-            raise FatalError(f"{table}: its engine is {engine}, which has no transactions; ALTER TABLE … ENGINE=InnoDB")
 
     def _alone_with(self, table: str, statements: Sequence[str]) -> None:
         """Run statements while nobody changes the table, so that no change slips between two triggers.
@@ -418,26 +414,8 @@ class MySqlStore:
                 self.run("UNLOCK TABLES")
                 self.run(f"SET SESSION lock_wait_timeout = {METADATA_WAIT}")
             self.run("DO SLEEP(1)")
-        blockers = self._blockers(table)
-        raise TransientError(f"{table}: its triggers cannot be changed while {blockers}: {last}") from last
-
-    def _blockers(self, table: str) -> str:
-        sql = (
-            "SELECT t.processlist_id, t.processlist_user FROM performance_schema.metadata_locks l"
-            " JOIN performance_schema.threads t ON t.thread_id = l.owner_thread_id WHERE l.object_schema = DATABASE()"
-            " AND l.object_name = ? AND l.lock_status = 'GRANTED' AND t.processlist_id <> CONNECTION_ID() LIMIT 5"
-        )
-        try:
-            found, what = self.run(sql, [table]), "hold the table open"
-        except FatalError:  # performance_schema is not ours to read; PROCESS shows the transactions
-            sql = (
-                "SELECT x.trx_mysql_thread_id, p.user FROM information_schema.innodb_trx x"
-                " JOIN information_schema.processlist p ON p.id = x.trx_mysql_thread_id"
-                " WHERE x.trx_mysql_thread_id <> CONNECTION_ID() ORDER BY x.trx_started LIMIT 5"
-            )
-            found, what = self.run(sql), "have had transactions open for longest"
-        sessions = [f"session {no.decode()} of {(user or b'?').decode()}" for no, user in found]
-        return f"{', '.join(sessions) or 'other sessions'} {what}"
+        who = blockers(self.run, table)
+        raise TransientError(f"{table}: its triggers cannot be changed while {who}: {last}") from last
 
     def backfill_homes(self, root: Relation, after: bytes | None, limit: int) -> bytes | None:
         return self._checks().backfill_homes(root, after, limit)
@@ -452,27 +430,15 @@ class MySqlStore:
         if not tables:
             return {}
         names = sorted({relation.name for relation in tables})
-        identities, columns = self._identities(names), shapes(self.run, names)
+        identities, columns = identities(self.run, names), shapes(self.run, names)
         triggers: dict[str, list[str]] = {}
-        for name, (table, body) in sorted(self._installed_triggers().items()):
+        for name, (table, body) in sorted(installed_triggers(self.run).items()):
             triggers.setdefault(table, []).append(f"{name} {body}")
         found = {}
         for relation in tables:
             parts = [*identities[relation.name], *columns.get(relation.name, []), *triggers.get(relation.name, [])]
             found[relation.table] = hashlib.sha256("\n".join(parts).encode()).hexdigest()
         return found
-
-    def _identities(self, names: Sequence[str]) -> dict[str, list[str]]:
-        """InnoDB's ids of these tables, of every partition: a new one after TRUNCATE, a rebuild or a swap."""
-        schema = self.run("SELECT DATABASE()")[0][0].decode()
-        view = "innodb_sys_tables" if isinstance(self.dialect, MariaDbDialect) else "innodb_tables"
-        prefix = re.sub(r"([!%_])", r"!\1", _file_name(schema)) + "/%"
-        sql = f"SELECT name, table_id FROM information_schema.{view} WHERE name LIKE ? ESCAPE '!' ORDER BY name"
-        ids: dict[str, list[str]] = {}
-        for name, number in self.run(sql, [prefix]):
-            file = name.decode().partition("/")[2]
-            ids.setdefault(re.split("#p#", file, flags=re.I)[0], []).append(f"{file} {number.decode()}")
-        return {name: ids.get(_file_name(name), ["absent"]) for name in names}
 
     def fences(self) -> dict[str, Fence]:
         return read_fences(self.run("SELECT cohort, writer, epoch FROM fishladder_fence ORDER BY cohort"))
@@ -502,7 +468,7 @@ class MySqlStore:
 
     def uninstall(self) -> None:
         of_table: dict[str, list[str]] = {}
-        for name, (table, _) in self._installed_triggers().items():
+        for name, (table, _) in installed_triggers(self.run).items():
             of_table.setdefault(table, []).append(f"DROP TRIGGER {self.dialect.quote(name)}")
         for table, statements in of_table.items():
             self._alone_with(table, statements)
@@ -524,12 +490,3 @@ def _without_waiting(dialect: MySqlDialect) -> MySqlDialect:
     other = type(dialect)()
     other.share, other.exclusive = f"{dialect.share} NOWAIT", f"{dialect.exclusive} NOWAIT"
     return other
-
-
-def _file_name(name: str) -> str:
-    """A name as InnoDB keeps it: what is not a letter, digit or _ becomes @ and its code point."""
-    return re.sub(r"[^A-Za-z0-9_]", lambda found: f"@{ord(found[0]):04x}", name)
-
-
-def _folded(text: str) -> str:
-    return " ".join(text.split())

@@ -247,3 +247,64 @@ def _others_triggers(run: Run) -> list[Finding]:
     return [
         Finding(level="warn", where=table.decode(), message=f"trigger {name.decode()} {why}") for table, name in found
     ]
+
+
+# Triggers and coverage ---------------------------------------------------------------------------------------
+
+
+def installed_triggers(run: Run) -> dict[str, tuple[str, str]]:
+    """Per trigger of fishladder's, its table and its body."""
+    found = run(
+        "SELECT trigger_name, event_object_table, action_statement FROM information_schema.triggers"
+        " WHERE trigger_schema = DATABASE() AND trigger_name LIKE 'fishladder!_%' ESCAPE '!'"
+    )
+    return {name.decode(): (table.decode(), folded(body.decode())) for name, table, body in found}
+
+
+def check_engine(run: Run, table: str) -> None:
+    sql = "SELECT engine FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = ?"
+    found = run(sql, [table])
+    if not found or found[0][0] != b"InnoDB":
+        engine = (found[0][0] or b"none").decode() if found else "none"
+        raise FatalError(f"{table}: its engine is {engine}, which has no transactions; ALTER TABLE … ENGINE=InnoDB")
+
+
+def blockers(run: Run, table: str) -> str:
+    sql = (
+        "SELECT t.processlist_id, t.processlist_user FROM performance_schema.metadata_locks l"
+        " JOIN performance_schema.threads t ON t.thread_id = l.owner_thread_id WHERE l.object_schema = DATABASE()"
+        " AND l.object_name = ? AND l.lock_status = 'GRANTED' AND t.processlist_id <> CONNECTION_ID() LIMIT 5"
+    )
+    try:
+        found, what = run(sql, [table]), "hold the table open"
+    except FatalError:  # performance_schema is not ours to read; PROCESS shows the transactions
+        sql = (
+            "SELECT x.trx_mysql_thread_id, p.user FROM information_schema.innodb_trx x"
+            " JOIN information_schema.processlist p ON p.id = x.trx_mysql_thread_id"
+            " WHERE x.trx_mysql_thread_id <> CONNECTION_ID() ORDER BY x.trx_started LIMIT 5"
+        )
+        found, what = run(sql), "have had transactions open for longest"
+    sessions = [f"session {no.decode()} of {(user or b'?').decode()}" for no, user in found]
+    return f"{', '.join(sessions) or 'other sessions'} {what}"
+
+
+def identities(run: Run, names: Sequence[str]) -> dict[str, list[str]]:
+    """InnoDB's ids of these tables, of every partition: a new one after TRUNCATE, a rebuild or a swap."""
+    schema = run("SELECT DATABASE()")[0][0].decode()
+    view = "innodb_sys_tables" if isinstance(self.dialect, MariaDbDialect) else "innodb_tables"
+    prefix = re.sub(r"([!%_])", r"!\1", _file_name(schema)) + "/%"
+    sql = f"SELECT name, table_id FROM information_schema.{view} WHERE name LIKE ? ESCAPE '!' ORDER BY name"
+    ids: dict[str, list[str]] = {}
+    for name, number in run(sql, [prefix]):
+        file = name.decode().partition("/")[2]
+        ids.setdefault(re.split("#p#", file, flags=re.I)[0], []).append(f"{file} {number.decode()}")
+    return {name: ids.get(_file_name(name), ["absent"]) for name in names}
+
+
+def _file_name(name: str) -> str:
+    """A name as InnoDB keeps it: what is not a letter, digit or _ becomes @ and its code point."""
+    return re.sub(r"[^A-Za-z0-9_]", lambda found: f"@{ord(found[0]):04x}", name)
+
+
+def folded(text: str) -> str:
+    return " ".join(text.split())

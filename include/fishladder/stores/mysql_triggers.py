@@ -119,7 +119,7 @@ class _Body:
         else:
             self.lines.append(
                 f"SELECT f.cohort, f.writer INTO c_{which}, w_{which} FROM fishladder_home h JOIN fishladder_fence f"
-                f" ON f.cohort = h.cohort WHERE h.entity = e_{which};"
+                f" ON f.cohort = h.cohort WHERE h.entity = e_{which}{self.dialect.share};"
             )
             self.lines.append(f"IF c_{which} IS NULL THEN SET c_{which} = '{NO_HOME}'; END IF;")
         self.lines.append(f"IF w_{which} IS NULL THEN {self._fence(which)} END IF;")

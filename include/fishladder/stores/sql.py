@@ -12,7 +12,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
-from fishladder.cells import NO_HOME, Cell, Row, key_cells, key_text, row_key
+from fishladder.cells import NO_HOME, Cell, Row, key_cells, row_key
 from fishladder.errors import FatalError, RowError, StaleError
 from fishladder.stores.base import (
     Cascade,
@@ -20,11 +20,9 @@ from fishladder.stores.base import (
     Entry,
     Fence,
     Field,
-    ForeignKey,
     Found,
     LoadedChunk,
     LoadState,
-    Orphan,
     Relation,
     Writer,
 )
@@ -408,91 +406,6 @@ def read_fences(found: Iterable[tuple[Any, ...]]) -> dict[str, Fence]:
         name: Writer = writer.decode()
         fences[cohort.decode()] = Fence(writer=name, epoch=int(epoch))
     return fences
-
-
-class Checks:
-    """Reads that look at whole tables: counts, orphans, duplicates, chunk ends."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.dialect = session.dialect
-
-    def chunk_ends(self, relation: Relation, rows: int) -> list[bytes]:
-        columns = self.session.key_columns(relation, "t.")
-        fields = [relation.fields[position] for position in relation.key]
-        texts = ", ".join(self.dialect.text(column, field) for column, field in zip(columns, fields, strict=True))
-        head = f"SELECT {texts} FROM {self.dialect.quote(relation.name)} t"
-        tail = f" ORDER BY {', '.join(columns)} LIMIT 1 OFFSET ?"
-        ends: list[bytes] = []
-        while True:
-            where, parameters = "", []
-            if ends:
-                where = f" WHERE {self.dialect.after(columns)}"
-                parameters = range_parameters(self.session.key_parameters(relation, ends[-1]))
-            found = self.session.run(head + where + tail, [*parameters, rows - 1])
-            if not found:
-                return ends
-            ends.append(key_text(found[0]))
-
-    def backfill_homes(self, root: Relation, after: bytes | None, limit: int) -> bytes | None:
-        """Homes for a slice of roots. Its end is read first: a root that goes meanwhile must not shift the next."""
-        assert root.entity is not None and root.root_cohort is not None
-        dialect, session = self.dialect, self.session
-        column = session.key_columns(root, "t.")[0]
-        above, parameters = "1 = 1", list[Any]()
-        if after is not None:
-            above, parameters = dialect.after([column]), session.key_parameters(root, after)
-        table, key = f"{dialect.quote(root.name)} t", dialect.key_sql(root, "t")
-        slice_ = f"SELECT t.* FROM {table} WHERE {above} ORDER BY {column} LIMIT ?"
-        found = session.run(f"SELECT {key} FROM ({slice_}) t ORDER BY {column} DESC LIMIT 1", [*parameters, limit])
-        if not found:
-            return None
-        last: bytes = found[0][0]
-        entity = dialect.entity_sql(root.entity, "t")
-        cohort = dialect.known_cohort(f"t.{dialect.quote(root.root_cohort)}")
-        root_key = dialect.plain_text(column, root.fields[root.key[0]])
-        session.run(
-            f"INSERT {dialect.ignore} INTO fishladder_home (entity, cohort, root_key)"
-            f" SELECT {entity}, {cohort}, {root_key} FROM {table} WHERE {above} AND {dialect.up_to([column])}",
-            [*parameters, *session.key_parameters(root, last)],
-        )
-        return last
-
-    def is_empty(self, relation: Relation) -> bool:
-        return not self.session.run(f"SELECT 1 FROM {self.dialect.quote(relation.name)} LIMIT 1", [])
-
-    def count(self, relation: Relation, otherwise: str) -> dict[str, int]:
-        table = f"{self.dialect.quote(relation.name)} t"
-        if relation.entity is None:
-            return {otherwise: int(self.session.run(f"SELECT count(*) FROM {table}", [])[0][0])}
-        home = f"LEFT JOIN fishladder_home h ON h.entity = {self.dialect.entity_sql(relation.entity, 't')}"
-        found = self.session.run(f"SELECT h.cohort, count(*) FROM {table} {home} GROUP BY h.cohort", [])
-        counts: dict[str, int] = {}
-        for cohort, count in found:
-            name = otherwise if cohort is None else cohort.decode()
-            counts[name] = counts.get(name, 0) + int(count)
-        return counts
-
-    def orphans(self, child: Relation, foreign_key: ForeignKey, limit: int) -> list[Orphan]:
-        quote, fields = self.dialect.quote, {field.column: field for field in child.fields}
-        there = self.dialect.on("c", foreign_key.columns, "p", foreign_key.parent_columns)
-        points = " AND ".join(f"c.{quote(column)} IS NOT NULL" for column in foreign_key.columns)
-        pieces = [self.dialect.key_piece(self.dialect.text(f"c.{quote(c)}", fields[c])) for c in foreign_key.columns]
-        parent = pieces[0] if len(pieces) == 1 else self.dialect.concat(pieces)
-        sql = (
-            f"SELECT {self.dialect.key_sql(child, 'c')}, {parent} FROM {quote(child.name)} c WHERE {points}"
-            f" AND NOT EXISTS (SELECT 1 FROM {quote(foreign_key.parent)} p WHERE {there}) LIMIT ?"
-        )
-        return [Orphan(key=key, parent_key=parent_key) for key, parent_key in self.session.run(sql, [limit])]
-
-    def duplicates(self, relation: Relation, unique: Sequence[int], limit: int) -> int:
-        columns = [self.dialect.quote(relation.fields[at].column) for at in unique]
-        known = " AND ".join(f"{column} IS NOT NULL" for column in columns)
-        sql = (
-            f"SELECT 1 FROM {self.dialect.quote(relation.name)} WHERE {known}"
-            f" GROUP BY {', '.join(columns)} HAVING count(*) > 1 LIMIT ?"
-        )
-        return len(self.session.run(sql, [limit]))
 
 
 _WORDS = re.compile(

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from fishladder import cells
-from fishladder.cells import NO_HOME, SHARED
 from fishladder.errors import AmbiguousError, FatalError, FenceError, RowError, TransientError
 from fishladder.stores.base import (
     Column,
@@ -29,7 +28,8 @@ from fishladder.stores.base import (
     Triggers,
     Writer,
 )
-from fishladder.stores.sql import Checks, Guard, Session, named, read_fences
+from fishladder.stores.sql import Guard, Session, named, read_fences
+from fishladder.stores.sql_checks import Checks
 from fishladder.stores.sqlite_triggers import trigger_texts
 from fishladder.stores.sqlite_types import FUNCTIONS, SqliteDialect, can_be_key, declared_type, guard, logical_type
 
@@ -310,7 +310,7 @@ class SqliteStore:
         return self._checks().is_empty(relation)
 
     def count(self, relation: Relation) -> dict[str, int]:
-        return self._checks().count(relation, SHARED if relation.entity is None else NO_HOME)
+        return self._checks().count(relation)
 
     def orphans(self, child: Relation, foreign_key: ForeignKey, limit: int) -> list[Orphan]:
         return self._checks().orphans(child, foreign_key, limit)
