@@ -129,9 +129,8 @@ def _rejects(options: argparse.Namespace) -> int:
         return 0
     for reject in found:
         column = f".{reject.column}" if reject.column else ""
-        print(
-            f"{reject.table}{column} key {reject.key.decode()} ({reject.cohort}, {reject.attempts} tries): {reject.error}"
-        )
+        which = f"{reject.table}{column} key {reject.key.decode()} ({reject.cohort}, {reject.attempts} tries)"
+        print(f"{which}: {reject.error}")
     return 0
 
 

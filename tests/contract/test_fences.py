@@ -139,7 +139,8 @@ def test_raising_succeeds_under_constant_traffic(shop: Shop, background: Submit)
             except DatabaseError as error:
                 if "fishladder:" in str(error):
                     return done
-                assert db.must_retry(error), error
+                if not db.must_retry(error):
+                    raise
 
     writers = [background(shop.place.as_user, write_until_refused) for _ in range(3)]
     begun.wait(PATIENCE)
@@ -219,6 +220,6 @@ def test_installing_names_who_is_in_the_way(shop: Shop) -> None:
     with shop.user.transaction():
         shop.user.execute(RENAME, (1,))
         begun = time.monotonic()
-        with pytest.raises(TransientError, match="session .* of application"):
+        with pytest.raises(TransientError, match=r"session \d+ of application"):
             store.install_triggers(shop.plan.triggers("source"))
         assert time.monotonic() - begun < 8

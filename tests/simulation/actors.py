@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from fishladder import install, load, reconcile
@@ -79,9 +80,12 @@ def template(folder: Path) -> None:
 
 
 class Company:
-    """The three databases of one world and its actors."""
+    """The three databases of one world and its actors.
 
-    def __init__(self, seam: Seam, folder: Path, begin_with: Path) -> None:
+    ``hot``: everything is loaded already, and all that happens happens to two customers.
+    """
+
+    def __init__(self, seam: Seam, folder: Path, begin_with: Path, *, hot: bool) -> None:
         for name in ("source.db", "ledger.db"):
             shutil.copy(begin_with / name, folder / name)
         self.seam, self.folder, self.clock = seam, folder, Clock(seam)
@@ -95,6 +99,11 @@ class Company:
         self.plan: Plan = resolve(self.spec, source.describe(), target.describe())
         install.install(self.spec, self.plan, source, target, self.ledger, actor="simulation")
         load.cut(self.plan, source, self.ledger, CHUNK_ROWS)
+        self.dice = Dice(seam.random, 2 if hot else CUSTOMERS + 2)
+        if hot:
+            for table in self.plan.tables:
+                load.load_lane(table, source, target, self.ledger, lane="1")
+                load.close_load(self.plan, table, target, self.ledger)
         self.closed: dict[str, list[Any]] = {}
         self.applications_left = 0
         self.ended = False
@@ -148,7 +157,7 @@ class Company:
                 self.seam.sleep(random.choice((0.0, 0.02, 0.2)))
                 try:
                     with self.transaction() as connection:
-                        for statement, parameters in operation(random):
+                        for statement, parameters in operation(self.dice):
                             self.seam.point(statement.split(" (")[0][:60])
                             connection.execute(statement, parameters)
                 except sqlite3.IntegrityError:
@@ -284,69 +293,75 @@ class Company:
 Statements = Iterator[tuple[str, list[Any]]]
 
 
-def _customer(random: Any) -> int:
-    return int(random.randint(1, CUSTOMERS + 2))
+class Dice:
+    """What the application draws: customers 1 to ``customers``, their items, and anything else."""
+
+    def __init__(self, random: Random, customers: int) -> None:
+        self.choice, self.randint = random.choice, random.randint
+        self.customers = customers
+
+    def customer(self) -> int:
+        return self.randint(1, self.customers)
+
+    def item(self) -> int:
+        return self.customer() * 10 + self.randint(0, 2)
 
 
-def _item(random: Any) -> int:
-    return _customer(random) * 10 + int(random.randint(0, 2))
-
-
-def sign_up(random: Any) -> Statements:
-    number = _customer(random)
-    email = random.choice([f"c{number}", f"c{_customer(random)}"])
-    yield "INSERT INTO customer VALUES (?, ?, ?, 0)", [number, random.choice(("NZ", "AU", "ZZ", None)), email]
+def sign_up(dice: Dice) -> Statements:
+    number = dice.customer()
+    email = dice.choice([f"c{number}", f"c{dice.customer()}"])
+    yield "INSERT INTO customer VALUES (?, ?, ?, 0)", [number, dice.choice(("NZ", "AU", "ZZ", None)), email]
     yield "INSERT INTO item VALUES (?, ?, 0)", [number * 10, number]
 
 
-def charge(random: Any) -> Statements:
-    number = _item(random)
+def charge(dice: Dice) -> Statements:
+    number = dice.item()
     yield "UPDATE customer SET balance = balance + 1 WHERE id = ?", [number // 10]
     yield "UPDATE item SET amount = amount + 1 WHERE id = ?", [number]
     yield "INSERT INTO line SELECT ?, coalesce(max(no), 0) + 1, 7 FROM line WHERE item_id = ?", [number, number]
 
 
-def leave(random: Any) -> Statements:
-    yield "DELETE FROM customer WHERE id = ?", [_customer(random)]
+def leave(dice: Dice) -> Statements:
+    yield "DELETE FROM customer WHERE id = ?", [dice.customer()]
 
 
-def move_country(random: Any) -> Statements:
-    yield "UPDATE customer SET country = ? WHERE id = ?", [random.choice(("NZ", "AU", "IE")), _customer(random)]
+def move_country(dice: Dice) -> Statements:
+    yield "UPDATE customer SET country = ? WHERE id = ?", [dice.choice(("NZ", "AU", "IE")), dice.customer()]
 
 
-def transfer(random: Any) -> Statements:
-    yield "UPDATE item SET customer_id = ? WHERE id = ?", [_customer(random), _item(random)]
+def transfer(dice: Dice) -> Statements:
+    yield "UPDATE item SET customer_id = ? WHERE id = ?", [dice.customer(), dice.item()]
 
 
-def swap_emails(random: Any) -> Statements:
-    one, other = _customer(random), _customer(random)
+def swap_emails(dice: Dice) -> Statements:
+    one, other = dice.customer(), dice.customer()
     yield "UPDATE customer SET email = 'swapping' WHERE id = ?", [one]
     yield "UPDATE customer SET email = ? WHERE id = ?", [f"c{one}", other]
     yield "UPDATE customer SET email = ? WHERE id = ?", [f"c{other}", one]
 
 
-def renumber(random: Any) -> Statements:
-    item = _item(random)
+def renumber(dice: Dice) -> Statements:
+    item = dice.item()
     yield "UPDATE line SET no = no + 100 WHERE item_id = ? AND no < 100", [item]
 
 
-def replace(random: Any) -> Statements:
-    number = _customer(random)
-    yield "INSERT OR REPLACE INTO price VALUES (?, ?)", [random.randint(1, 4), random.randint(1, 999)]
-    yield "UPDATE OR REPLACE customer SET email = ? WHERE id = ?", [f"c{_customer(random)}", number]
+def replace(dice: Dice) -> Statements:
+    number = dice.customer()
+    yield "INSERT OR REPLACE INTO price VALUES (?, ?)", [dice.randint(1, 4), dice.randint(1, 999)]
+    yield "UPDATE OR REPLACE customer SET email = ? WHERE id = ?", [f"c{dice.customer()}", number]
 
 
-def reprice_everything(random: Any) -> Statements:
+def reprice_everything(dice: Dice) -> Statements:
     """A batch job: one statement, many rows."""
     yield "UPDATE item SET amount = amount + 1", []
     yield "UPDATE price SET cents = cents + 1", []
 
 
-def drop_lines(random: Any) -> Statements:
-    yield "DELETE FROM line WHERE item_id = ?", [_item(random)]
+def drop_lines(dice: Dice) -> Statements:
+    yield "DELETE FROM line WHERE item_id = ?", [dice.item()]
 
 
-OPERATIONS: tuple[Callable[[Any], Statements], ...] = (
+OPERATIONS: tuple[Callable[[Dice], Statements], ...] = (
     sign_up, sign_up, charge, charge, charge, leave, move_country, transfer, swap_emails, renumber, replace,
     reprice_everything, drop_lines,
 )  # fmt: skip

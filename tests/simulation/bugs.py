@@ -149,7 +149,7 @@ def applies_while_the_load_is_open() -> Iterator[None]:
 
 @contextmanager
 def unique_clash_by_odku() -> Iterator[None]:
-    """ON DUPLICATE KEY UPDATE, which matches any unique key: the holder's row is overwritten, the new one never made."""
+    """ON DUPLICATE KEY UPDATE matches any unique key: the holder is overwritten, the new row never made."""
 
     def broken(self: Any, copy: Any, table: Any, rows: Any) -> str:
         relation = self._copy(table.name)
@@ -174,7 +174,8 @@ def cascade_not_journaled() -> Iterator[None]:
     def not_for_orphans(table: str, key: str, entity: str | None, source: str = "") -> str:
         return real(table, key, entity, source)[:-1] + (f" AND {entity} IS NOT NULL;" if entity else ";")
 
-    with patch.object(sqlite_triggers, "_descendants", none), patch.object(sqlite_triggers, "_journal", not_for_orphans):
+    broken = patch.multiple(sqlite_triggers, _descendants=none, _journal=not_for_orphans)
+    with broken:
         yield
 
 

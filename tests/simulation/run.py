@@ -23,11 +23,13 @@ def _template() -> Path:
 
 
 def simulate(seed: int, *, operations: int = 12, trace: list[str] | None = None) -> Seam:
-    """Run one world to its end; ``trace`` takes what its actors did. Raises Violation, or whatever one raised."""
+    """Run one world to its end: every other one is hot, loaded already and busy with two customers.
+
+    ``trace`` takes what its actors did. Raises Violation, or whatever one raised."""
     seam = Seam(seed)
     seam.trace = [] if trace is None else trace
     with tempfile.TemporaryDirectory(prefix="fishladder-sim-", dir=FAST) as folder:
-        company = Company(seam, Path(folder), _template())
+        company = Company(seam, Path(folder), _template(), hot=seed % 2 == 1)
         try:
             _play(company, seam, operations)
             company.check()

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from fishladder.errors import FatalError
 from fishladder.stores.base import Column, Finding, ForeignKey, TableInfo
 from fishladder.stores.mysql_types import MySqlDialect, declared_type, guard, logical_type
 from fishladder.stores.sql import Guard
 
-Run = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
+
+class Run(Protocol):
+    """Runs a statement with parameters for its ``?`` and returns the rows."""
+
+    def __call__(self, sql: str, parameters: Sequence[Any] = (), /) -> list[tuple[Any, ...]]: ...
+
 
 _COLUMNS = (
     "SELECT table_name, column_name, data_type, column_type, is_nullable, extra, collation_name,"
@@ -24,8 +30,7 @@ def describe(run: Run) -> dict[str, TableInfo]:
     """Every table of the schema that is not fishladder's, by name."""
     tables = run(
         "SELECT table_name, COALESCE(table_rows, 0), COALESCE(data_length + index_length, 0) FROM"
-        " information_schema.tables WHERE table_schema = DATABASE() AND table_type = 'BASE TABLE' ORDER BY table_name",
-        [],
+        " information_schema.tables WHERE table_schema = DATABASE() AND table_type = 'BASE TABLE' ORDER BY table_name"
     )
     columns, foreign_keys = _columns(run), _foreign_keys(run)
     keys, uniques = _indexes(run)
@@ -56,7 +61,7 @@ def _as_key(column: Column) -> Column:
 
 def _columns(run: Run) -> dict[str, list[Column]]:
     found: dict[str, list[Column]] = {}
-    for line in run(f"{_COLUMNS} ORDER BY table_name, ordinal_position", []):
+    for line in run(f"{_COLUMNS} ORDER BY table_name, ordinal_position"):
         table, name, data_type, column_type, nullable, extra, collation, *sizes = (
             None if value is None else value.decode() for value in line
         )
@@ -106,8 +111,7 @@ def _indexes(run: Run) -> tuple[dict[str, tuple[str, ...]], dict[str, list[tuple
     lines = run(
         "SELECT table_name, index_name, column_name, column_name IS NULL OR sub_part IS NOT NULL"
         " FROM information_schema.statistics WHERE table_schema = DATABASE() AND non_unique = 0"
-        " ORDER BY table_name, index_name, seq_in_index",
-        [],
+        " ORDER BY table_name, index_name, seq_in_index"
     )
     indexes: dict[tuple[str, str], list[str]] = {}
     odd = set()
@@ -133,8 +137,7 @@ def _foreign_keys(run: Run) -> dict[str, list[ForeignKey]]:
         " JOIN information_schema.referential_constraints r ON r.constraint_schema = k.constraint_schema"
         " AND r.constraint_name = k.constraint_name AND r.table_name = k.table_name"
         " WHERE k.table_schema = DATABASE() AND k.referenced_table_name IS NOT NULL"
-        " ORDER BY k.table_name, k.constraint_name, k.ordinal_position",
-        [],
+        " ORDER BY k.table_name, k.constraint_name, k.ordinal_position"
     )
     pairs: dict[tuple[str, ...], list[tuple[str, str]]] = {}
     for *constraint, column, above in ([part.decode() for part in line] for line in lines):
@@ -188,12 +191,12 @@ def inspect(run: Run) -> list[Finding]:
     def expect(where: str, holds: bool, good: str, bad: str, level: Literal["warn", "fail"] = "fail") -> Finding:
         return Finding(level="pass" if holds else level, where=where, message=good if holds else bad)
 
-    variables = {name.decode().lower(): value.decode() for name, value in run("SHOW VARIABLES", [])}
-    granted = " ".join(line[0].decode() for line in run("SHOW GRANTS", []))
+    variables = {name.decode().lower(): value.decode() for name, value in run("SHOW VARIABLES")}
+    granted = " ".join(line[0].decode() for line in run("SHOW GRANTS"))
     findings = [
         expect(
             "sql_mode",
-            "STRICT_" in run("SELECT @@GLOBAL.sql_mode", [])[0][0].decode(),
+            "STRICT_" in run("SELECT @@GLOBAL.sql_mode")[0][0].decode(),
             "strict",
             "is not strict: the application's own writes may be changed in silence; add STRICT_TRANS_TABLES",
             "warn",
@@ -240,8 +243,7 @@ def inspect(run: Run) -> list[Finding]:
 def _others_triggers(run: Run) -> list[Finding]:
     found = run(
         "SELECT event_object_table, trigger_name FROM information_schema.triggers WHERE trigger_schema = DATABASE()"
-        " AND trigger_name NOT LIKE 'fishladder!_%' ESCAPE '!' ORDER BY 1, 2",
-        [],
+        " AND trigger_name NOT LIKE 'fishladder!_%' ESCAPE '!' ORDER BY 1, 2"
     )
     why = "also fires when the copier writes here, so that what it writes would be there twice: let the copier pass"
     return [
@@ -262,6 +264,7 @@ def installed_triggers(run: Run) -> dict[str, tuple[str, str]]:
 
 
 def check_engine(run: Run, table: str) -> None:
+    """Raises FatalError for a table whose changes no transaction holds together."""
     sql = "SELECT engine FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = ?"
     found = run(sql, [table])
     if not found or found[0][0] != b"InnoDB":
@@ -270,6 +273,7 @@ def check_engine(run: Run, table: str) -> None:
 
 
 def blockers(run: Run, table: str) -> str:
+    """In words: the sessions that keep the table from being locked."""
     sql = (
         "SELECT t.processlist_id, t.processlist_user FROM performance_schema.metadata_locks l"
         " JOIN performance_schema.threads t ON t.thread_id = l.owner_thread_id WHERE l.object_schema = DATABASE()"
@@ -288,17 +292,16 @@ def blockers(run: Run, table: str) -> str:
     return f"{', '.join(sessions) or 'other sessions'} {what}"
 
 
-def identities(run: Run, names: Sequence[str]) -> dict[str, list[str]]:
+def identities(run: Run, view: str, names: Sequence[str]) -> dict[str, list[str]]:
     """InnoDB's ids of these tables, of every partition: a new one after TRUNCATE, a rebuild or a swap."""
     schema = run("SELECT DATABASE()")[0][0].decode()
-    view = "innodb_sys_tables" if isinstance(self.dialect, MariaDbDialect) else "innodb_tables"
     prefix = re.sub(r"([!%_])", r"!\1", _file_name(schema)) + "/%"
     sql = f"SELECT name, table_id FROM information_schema.{view} WHERE name LIKE ? ESCAPE '!' ORDER BY name"
     ids: dict[str, list[str]] = {}
     for name, number in run(sql, [prefix]):
         file = name.decode().partition("/")[2]
         ids.setdefault(re.split("#p#", file, flags=re.I)[0], []).append(f"{file} {number.decode()}")
-    return {name: ids.get(_file_name(name), ["absent"]) for name in names}
+    return {name: ids[file] for name in names if (file := _file_name(name)) in ids}
 
 
 def _file_name(name: str) -> str:
@@ -307,4 +310,5 @@ def _file_name(name: str) -> str:
 
 
 def folded(text: str) -> str:
+    """As the server may give it back: every run of blanks as one."""
     return " ".join(text.split())

@@ -27,6 +27,8 @@ class MySqlDialect(Dialect):
     exclusive = " FOR UPDATE"
     bytewise = "utf8mb4_0900_bin"
     """The collation that neither folds nor pads."""
+    tables_view = "innodb_tables"
+    """Where ``information_schema`` has InnoDB's ids of tables."""
 
     def quote(self, name: str) -> str:
         return "`" + name.replace("`", "``") + "`"
@@ -103,6 +105,7 @@ class MySqlDialect(Dialect):
 class MariaDbDialect(MySqlDialect):
     share = " LOCK IN SHARE MODE"
     bytewise = "utf8mb4_nopad_bin"
+    tables_view = "innodb_sys_tables"
 
     def bind(self, cell: Cell, field: Field) -> Any:
         if field.type.kind in ("float", "double") and cell == b"-0.0":

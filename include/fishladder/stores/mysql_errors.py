@@ -1,0 +1,62 @@
+"""MySQL's errors, by number, in fishladder's words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import MySQLdb
+
+from fishladder.errors import AmbiguousError, FatalError, FenceError, RowError, TransientError
+
+_BUSY = {1040, 1203, 1205, 1213, 1412, 2002, 2003, 3572}
+"""Too many connections, lock waits, deadlocks, a table changed under a snapshot, nobody listening, NOWAIT."""
+_LOST = {0, 1053, 1158, 1159, 1160, 1161, 1290, 1317, 1836, 1927, 2006, 2013, 2055, 4031}
+"""The connection or its server ended, or is no primary any more (1290, 1836)."""
+_ROW = {
+    *(1048, 1062, 1169, 1216, 1217, 1264, 1265, 1292, 1364, 1366, 1367, 1406, 1416, 1451, 1452, 1525, 1586, 1690),
+    *(3140, 3141, 3156, 3157, 3819, 3988, 4025),
+}
+_UNIQUE = {1062, 1169, 1586}
+HARMLESS = {b"1287", b"1592", b"1681"}
+"""Warnings about the statement (deprecated, unsafe in a statement-based log), not about its values."""
+
+
+@contextmanager
+def translated(*, committing: bool = False) -> Iterator[None]:
+    """MySQL's errors in fishladder's words; values that the server quotes are left out."""
+    try:
+        yield
+    except (MySQLdb.Error, MySQLdb.Warning) as error:
+        code = error.args[0] if error.args and isinstance(error.args[0], int) else -1
+        message = without_values(str(error.args[1] if len(error.args) > 1 else error))
+        said = f"MySQL {code}: {message}"
+        if code in _LOST:
+            if committing:
+                raise AmbiguousError(f"the connection was lost in a commit: {said}") from error
+            raise TransientError(said) from error
+        if code in _BUSY:
+            raise TransientError(said) from error
+        if code == 1644:
+            if "fishladder:" in message:
+                raise FenceError(message) from error
+            raise RowError("MySQL 1644: a trigger of the table refuses the row") from None  # its words may hold values
+        if code in _ROW:
+            raise RowError(said, column=column_of(message), unique=code in _UNIQUE) from None  # nor may a traceback
+        raise FatalError(said) from error
+
+
+def without_values(message: str) -> str:
+    """The server quotes values; whatever stands in one, nothing of it is left."""
+    for kept in ("(?= for column ['`][^']*['`] at row)", "(?= for function| at row|$)"):
+        quoted = re.compile(rf"(value|DOUBLE|DECIMAL|INTEGER):? '.*'{kept}", re.S)
+        message, found = quoted.subn(r"\1", message)
+        if found:
+            return message
+    return re.sub(r"(Duplicate entry) '.*'(?= for key)", r"\1", message, flags=re.S)
+
+
+def column_of(message: str) -> str | None:
+    found = re.search(r"(?:column|field) ['`]([^']+)['`]", message, re.I)
+    return re.split(r"`\.`|\.", found[1])[-1] if found else None
