@@ -14,11 +14,11 @@ from typing import Literal
 
 from fishladder.cells import SHARDS, Row, row_key
 from fishladder.clock import Clock
-from fishladder.errors import AmbiguousError, CoverageError, RowError, TransientError
+from fishladder.coverage import check_coverage
+from fishladder.errors import AmbiguousError, RowError, TransientError
 from fishladder.ledger import Ledger
 from fishladder.load import Refusal, fitting_rows, rejects_of
 from fishladder.plan import Plan, PlanTable, Side
-from fishladder.spec import digest
 from fishladder.stores.base import Fence, Fenced, Found, LoadState, Relation, Store, Transaction
 
 BATCH = 2_000
@@ -84,27 +84,6 @@ def read_dirty(plan: Plan, ends: Ends, ledger: Ledger, limit: int = BATCH) -> li
         entries = origin.entries(closed, limit)
     found += [Dirty(table=e.table, key=e.key, entity=e.entity, cohort=e.cohort, journal=e.id) for e in entries]
     return found
-
-
-def changed_coverage(plan: Plan, store: Store, side: Side, ledger: Ledger) -> list[str]:
-    """The tables whose identity or triggers in this store are not what was recorded when they were installed."""
-    assert isinstance(store, Fenced)
-    recorded = ledger.coverage(side)
-    relations = [relation for relation in plan.relations(side) if relation.table in recorded]
-    return sorted(table for table, found in store.coverage(relations).items() if found != recorded[table])
-
-
-def check_coverage(plan: Plan, store: Store, side: Side, ledger: Ledger) -> str:
-    """A digest of the store's coverage. Raises CoverageError naming the tables that are not what they were."""
-    changed = changed_coverage(plan, store, side, ledger)
-    if changed:
-        ledger.void_checks(changed, f"{side}: table or triggers changed behind the journal")
-        raise CoverageError(
-            f"{', '.join(changed)}: the {side}'s table or its fishladder triggers are not what prepare installed"
-            " (truncated, altered, swapped, or a trigger dropped), so changes may be unrecorded. Find out which, run"
-            " prepare, which installs them again, then reconcile: the first pass finds what was missed"
-        )
-    return digest(ledger.coverage(side))
 
 
 def apply_batch(

@@ -28,7 +28,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Literal, cast
 
 from fishladder.errors import InputError
@@ -158,6 +158,13 @@ _PATTERNS = {
 }
 
 
+def _float_misfit(cell: bytes, kind: str) -> str | None:
+    text = cell.decode(errors="replace")
+    if _NUMBER.fullmatch(text) is None and text not in ("inf", "-inf", "nan"):
+        return f"not a {kind}"
+    return None if float_text(text, kind) == text else f"more digits than a {kind} can hold"
+
+
 def misfit(cell: Cell, type_: LogicalType) -> str | None:
     """Why a field of this type cannot hold the cell exactly, in words without the value; None if it can."""
     if cell is None:
@@ -169,8 +176,10 @@ def misfit(cell: Cell, type_: LogicalType) -> str | None:
             if size is None or len(cell) <= size or len(cell.decode()) <= size
             else f"longer than {size} characters"
         )
-    if kind in ("json", "float", "double"):
+    if kind == "json":
         return None
+    if kind in ("float", "double"):
+        return _float_misfit(cell, kind)
     found = _PATTERNS["timestamp" if kind == "timestamptz" else kind].fullmatch(cell)
     if found is None:
         return f"not {'an' if kind == 'integer' else 'a'} {kind}"
@@ -189,25 +198,25 @@ def misfit(cell: Cell, type_: LogicalType) -> str | None:
     return None
 
 
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,4})?")
+
+
 def decimal_text(value: object, scale: int | None) -> str:
     """The canonical text of a number: padded to ``scale`` fraction digits, never rounded to them.
 
     What is no number comes back as it is: it differs from every number, and no field takes it.
     A binary float stands for the shortest decimal that reads back to it.
     """
-    try:
-        number = Decimal(repr(value) if isinstance(value, float) else str(value))
-    except InvalidOperation:
+    written = repr(value) if isinstance(value, float) else str(value)
+    if not _NUMBER.fullmatch(written):  # Decimal() also takes '1_000', other scripts' digits and 'NaN'
         return str(value)
-    if not number.is_finite():
-        return str(value)
-    text = format(number, "f")
+    text = format(Decimal(written), "f")
     whole, _, fraction = text.partition(".")
     fraction = fraction.rstrip("0")
     if scale is not None:
         fraction = fraction.ljust(scale, "0")
     whole = whole.lstrip("-").lstrip("0") or "0"
-    sign = "-" if number < 0 else ""
+    sign = "-" if text.startswith("-") and (whole != "0" or fraction.strip("0")) else ""
     return f"{sign}{whole}.{fraction}" if fraction else f"{sign}{whole}"
 
 
@@ -224,17 +233,38 @@ def timestamp_text(value: str, digits: int | None) -> str:
 
 
 def json_text(value: str) -> str:
-    """Keys sorted, no blanks, numbers by value; text that is no JSON comes back as it is."""
+    """Keys sorted, no blanks, numbers by value; text that is no JSON comes back as it is.
+
+    So does what has no single meaning: an object with the same key twice, half of a surrogate pair.
+    """
     try:
-        parsed = json.loads(value, parse_float=Decimal, parse_int=Decimal)
-    except ValueError:
+        parsed = json.loads(value, parse_float=_number, parse_int=_number, object_pairs_hook=_object)
+        text = _json(parsed)
+        text.encode()
+    except (ValueError, RecursionError):  # UnicodeEncodeError is a ValueError
         return value
-    return _json(parsed)
+    return text
+
+
+class _Number(str):
+    """The text of a JSON number, which is not to be quoted."""
+
+
+def _number(text: str) -> _Number:
+    found = decimal_text(text, None)
+    return _Number("-0" if found == "0" and text.startswith("-") else found)
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("the same key twice")
+    return found
 
 
 def _json(value: object) -> str:
-    if isinstance(value, Decimal):
-        return decimal_text(value, None)
+    if isinstance(value, _Number):
+        return str(value)
     if isinstance(value, dict):
         return "{" + ",".join(f"{json.dumps(k, ensure_ascii=False)}:{_json(value[k])}" for k in sorted(value)) + "}"
     if isinstance(value, list):
@@ -243,7 +273,11 @@ def _json(value: object) -> str:
 
 
 def float_text(value: object, kind: str) -> str:
-    """The shortest text that reads back to the same number; ``-0.0`` keeps its sign."""
+    """The shortest text that reads back to the same number; ``-0.0`` keeps its sign.
+
+    ``kind``: ``float`` is rounded to single precision first, so give it only what a store holds in that precision.
+    What is no number comes back as it is.
+    """
     try:
         number = float(value)  # type: ignore[arg-type]
         if kind == "float":

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from fishladder.cells import Row, misfit, row_key
+from fishladder.coverage import record_coverage
 from fishladder.errors import FatalError, FenceError, InputError, RowError, StaleError
 from fishladder.ledger import Chunk, Ledger, Reject
 from fishladder.plan import Plan, PlanTable
@@ -185,7 +186,7 @@ def close_load(plan: Plan, table: PlanTable, target: Store, ledger: Ledger) -> N
         if state.open:
             copy.write_load(table.name, LoadState(generation=generation, open=False))
         copy.commit()
-    ledger.record_coverage("target", target.coverage([table.target]))
+    record_coverage([table.target], target, "target", ledger)
     ledger.close_table(table.name, generation)
 
 

@@ -138,6 +138,8 @@ class _Examination:
             return self.findings, None
         ordered = self._ordered([table for table in tables if table is not None])
         cascades = {side: self._cascades(side, ordered) for side in SIDES}
+        for side in SIDES:
+            self._outside_cascades(side, ordered)
         if self._failed():
             return self.findings, None
         return self.findings, Plan(
@@ -237,10 +239,12 @@ class _Examination:
             return None
         key = tuple(columns.index(column) for column in source.key)
         for position in key:
-            if fields[1][position].type.kind in ("float", "double", "json"):
-                self.fail(
-                    f"{name}.{columns[position]}", f"a {fields[1][position].type} cannot be a key: it has no exact text"
-                )
+            for side in fields:
+                type_, native = side[position].type, side[position].native
+                if type_.kind in ("float", "double", "json") or type_.kind not in ("integer", "boolean", native):
+                    # Rows are enumerated by canonical text and found again by what is stored: the two must be one.
+                    self.fail(f"{name}.{columns[position]}", f"a {native} column taken as {type_} cannot be a key")
+                    break
             if not fields[1][position].bytewise:
                 self.fail(
                     f"{name}.{columns[position]}",
@@ -371,14 +375,33 @@ class _Examination:
                         f"its cascade from {table.name} in the {side} can reach rows of other entities,"
                         " whose fences would not be asked: make it NO ACTION",
                     )
-                if fk.on_update not in ("NO ACTION", "RESTRICT") and set(fk.columns) & set(relation.key_columns):
-                    self.fail(
-                        where, f"ON UPDATE {fk.on_update} in the {side} would change keys unrecorded: make it NO ACTION"
-                    )
+                if not self._recordable_update(side, table, relation, fk):
+                    self.fail(where, f"ON UPDATE {fk.on_update} in the {side} cannot be recorded: make it NO ACTION")
                 step = Step(columns=fk.columns, parent=fk.parent, parent_columns=fk.parent_columns)
                 yield Cascade(relation=relation, path=(step, *path))
                 if fk.on_delete == "CASCADE":
                     yield from self._below(side, top, child, (step, *path), tables)
+
+    @staticmethod
+    def _recordable_update(side: Side, table: PlanTable, child: Relation, fk: ForeignKey) -> bool:
+        """Only a changed key of the parent is looked for, and only in children that follow it and keep their own."""
+        if fk.on_update in ("NO ACTION", "RESTRICT"):
+            return True
+        follows = fk.on_update == fk.on_delete == "CASCADE" and fk.parent_columns == table.at(side).key_columns
+        return follows and not set(fk.columns) & set(child.key_columns)
+
+    def _outside_cascades(self, side: Side, tables: list[PlanTable]) -> None:
+        """A cascade that begins in a table without fishladder's triggers passes every fence, unrecorded."""
+        migrated = {table.at(side).name for table in tables}
+        for table in tables:
+            relation = table.at(side)
+            for fk in self.infos[side][relation.name].foreign_keys:
+                if not _passive(fk) and (fk.parent not in migrated or fk not in relation.foreign_keys):
+                    self.fail(
+                        f"{table.name} ({', '.join(fk.columns)})",
+                        f"its cascade from {fk.parent} in the {side} cannot be recorded:"
+                        " migrate that table and this column, or make it NO ACTION",
+                    )
 
     def _same_entity(self, side: Side, table: PlanTable, child: PlanTable, fk: ForeignKey) -> bool:
         above, below = table.at(side).entity, child.at(side).entity

@@ -14,8 +14,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from fishladder.apply import Dirty, Ends, apply_batch, check_coverage
+from fishladder.apply import Dirty, Ends, apply_batch
 from fishladder.cells import SHARDS, Row, row_digest, row_key
+from fishladder.coverage import check_coverage
 from fishladder.errors import InputError, TransientError
 from fishladder.ledger import CheckResult, DirtyKey, Ledger, Mismatch
 from fishladder.plan import Plan, PlanTable

@@ -26,6 +26,8 @@ from fishladder.errors import InputError
         ("12345678901234567890123456789012345678", 0, "12345678901234567890123456789012345678"),
         ("no number", 2, "no number"),
         ("NaN", 2, "NaN"),
+        ("1_000.5", 2, "1_000.5"),  # Python reads it as a number, a store does not
+        ("١٢", 2, "١٢"),
     ],
 )
 def test_decimals_are_padded_and_never_rounded(value: object, scale: int | None, text: str) -> None:
@@ -49,7 +51,9 @@ def test_timestamps_keep_every_digit(value: str, digits: int | None, text: str) 
 
 def test_json_is_equal_by_value() -> None:
     assert cells.json_text('{"b": 1.10, "a": [1e2, true, null, "é"]}') == '{"a":[100,true,null,"é"],"b":1.1}'
-    assert cells.json_text("{broken") == "{broken"
+    assert cells.json_text('[-0.0, -0, 0, "x"]') == '[-0,-0,0,"x"]'
+    for raw in ("{broken", '{"a":1,"a":2}', '"\\ud800"'):
+        assert cells.json_text(raw) == raw
 
 
 def test_floats_are_the_shortest_text_that_reads_back() -> None:
@@ -114,6 +118,14 @@ def test_a_bad_type_is_named(text: str) -> None:
         (b"00FF", "bytes(2)", False),
         (b"000000", "bytes(2)", False),
         (b"2", "boolean", False),
+        (b"0.1", "double", True),
+        (b"0.10", "double", False),
+        (b"0.123456789012345", "double", True),
+        (b"0.123456789012345", "float", False),
+        (b"16777216.0", "float", True),
+        (b"16777217.0", "float", False),
+        (b"-0.0", "float", True),
+        (b"n/a", "double", False),
         (b"2026-01-31 00:00:00", "date", False),
         (b"2026-01-31 12:00:00.123", "timestamp(3)", True),
         (b"2026-01-31 12:00:00.1234", "timestamp(3)", False),

@@ -102,6 +102,22 @@ def test_shards_follow_the_entity(tmp_path: Path) -> None:
             },
             ["item (amount)", "circle"],
         ),
+        (
+            {
+                "source": DDL + "CREATE TABLE region (id INTEGER PRIMARY KEY);"
+                "ALTER TABLE customer ADD COLUMN region_id INTEGER REFERENCES region (id) ON DELETE CASCADE;",
+                "target": DDL + "ALTER TABLE customer ADD COLUMN region_id INTEGER;",
+            },
+            ["customer (region_id)", "region", "migrate that table"],
+        ),
+        (
+            {"source": DDL.replace("customer (id) ON DELETE CASCADE", "customer (id) ON UPDATE SET NULL")},
+            ["item (customer_id)", "ON UPDATE SET NULL", "cannot be recorded"],
+        ),
+        (
+            {"spec": SPEC.replace("price: shared", "price: {role: shared, types: {id: 'decimal(10,0)'}}")},
+            ["price.id", "taken as decimal(10,0) cannot be a key"],
+        ),
     ],
     ids=[
         "table",
@@ -115,6 +131,9 @@ def test_shards_follow_the_entity(tmp_path: Path) -> None:
         "via",
         "cascade",
         "circle",
+        "outside cascade",
+        "update action",
+        "key type",
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path: Path, change: dict[str, str], words: list[str]) -> None:

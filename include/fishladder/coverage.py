@@ -1,0 +1,47 @@
+"""Coverage: whether each table is still the one, with the triggers, that prepare installed (design §5).
+
+A journal is only as good as the triggers that write it, so everything that believes one asks here first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fishladder.errors import CoverageError
+from fishladder.ledger import Ledger
+from fishladder.plan import Plan, Side
+from fishladder.spec import digest
+from fishladder.stores.base import Fenced, Relation, Store
+
+
+def changed_coverage(plan: Plan, store: Store, side: Side, ledger: Ledger) -> list[str]:
+    """The tables whose identity or triggers in this store are not what was recorded when they were installed."""
+    assert isinstance(store, Fenced)
+    recorded = ledger.coverage(side)
+    relations = [relation for relation in plan.relations(side) if relation.table in recorded]
+    return sorted(table for table, found in store.coverage(relations).items() if found != recorded[table])
+
+
+def record_coverage(relations: Sequence[Relation], store: Store, side: Side, ledger: Ledger) -> None:
+    """Take the coverage as it is now, right after the triggers were installed, for what it must stay.
+
+    Where it is not what was recorded before, changes may have gone unrecorded: clean passes do not count any more.
+    """
+    assert isinstance(store, Fenced)
+    known, found = ledger.coverage(side), store.coverage(relations)
+    moved = sorted(table for table, digest_ in found.items() if known.get(table, digest_) != digest_)
+    ledger.void_checks(moved, f"{side}: installed again after its triggers or its table had changed")
+    ledger.record_coverage(side, found)
+
+
+def check_coverage(plan: Plan, store: Store, side: Side, ledger: Ledger) -> str:
+    """A digest of the store's coverage. Raises CoverageError naming the tables that are not what they were."""
+    changed = changed_coverage(plan, store, side, ledger)
+    if changed:
+        ledger.void_checks(changed, f"{side}: table or triggers changed behind the journal")
+        raise CoverageError(
+            f"{', '.join(changed)}: the {side}'s table or its fishladder triggers are not what prepare installed"
+            " (truncated, altered, swapped, or a trigger dropped), so changes may be unrecorded. Find out which, run"
+            " prepare, which installs them again, then reconcile: the first pass finds what was missed"
+        )
+    return digest(ledger.coverage(side))
