@@ -237,10 +237,17 @@ class _Examination:
                 f"its primary key is ({', '.join(source.key)}) in the source, ({', '.join(target.key)}) in the target",
             )
             return None
+        for side, info in (("source", source), ("target", target)):
+            for index in info.unrecorded:
+                self.fail(
+                    name,
+                    f"the {side}'s unique index {index} is partial, over an expression or folds case:"
+                    " rows that a REPLACE deletes through it could not be recorded",
+                )
         key = tuple(columns.index(column) for column in source.key)
         for position in key:
-            for side in fields:
-                type_, native = side[position].type, side[position].native
+            for end in fields:
+                type_, native = end[position].type, end[position].native
                 if type_.kind in ("float", "double", "json") or type_.kind not in ("integer", "boolean", native):
                     # Rows are enumerated by canonical text and found again by what is stored: the two must be one.
                     self.fail(f"{name}.{columns[position]}", f"a {native} column taken as {type_} cannot be a key")

@@ -112,7 +112,7 @@ NATIVE: dict[str, list[tuple[str, str, str, str | None]]] = {
         ("FLOAT", "16777216", "float", "16777216.0"),
         ("FLOAT", "0.1", "float", "0.10000000149011612"),
         ("DOUBLE", "0.1", "double", "0.1"),
-        ("JSON", """'{"bb": 1.10, "a": null, "c": [1e2, -0.0]}'""", "json", '{"a":null,"bb":1.1,"c":[100,0]}'),
+        ("JSON", """'{"bb": 1.10, "a": null, "c": [1e2, 0.0]}'""", "json", '{"a":null,"bb":1.1,"c":[100,0]}'),
         ("CHAR(36)", "'0188B3C4-7F3E-7C5D-9A6B-2F1E0D3C4B5A'", "uuid", "0188b3c4-7f3e-7c5d-9a6b-2f1e0d3c4b5a"),
     ],
 }  # fmt: skip

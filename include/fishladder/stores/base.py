@@ -54,12 +54,16 @@ class ForeignKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableInfo:
-    """A table as the store declares it; ``rows`` and ``bytes`` are the store's own estimates."""
+    """A table as the store declares it; ``rows`` and ``bytes`` are the store's own estimates.
+
+    ``unrecorded``: indexes through which the store changes rows that no trigger can name.
+    """
 
     name: str
     columns: tuple[Column, ...]
     key: tuple[str, ...]
     uniques: tuple[tuple[str, ...], ...] = ()
+    unrecorded: tuple[str, ...] = ()
     foreign_keys: tuple[ForeignKey, ...] = ()
     rows: int = 0
     bytes: int = 0

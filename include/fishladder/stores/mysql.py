@@ -42,6 +42,7 @@ from fishladder.stores.mysql_schema import (
     inspect,
     installed_triggers,
     shapes,
+    trigger_marks,
 )
 from fishladder.stores.mysql_triggers import KEY, NAME, trigger_texts
 from fishladder.stores.mysql_types import Binary, MariaDbDialect, MySqlDialect
@@ -381,9 +382,7 @@ class MySqlStore:
         for name in names:
             if name in columns and name not in ids:
                 raise FatalError(f"{name}: InnoDB's id of the table cannot be found, so a TRUNCATE would go unseen")
-        triggers: dict[str, list[str]] = {}
-        for name, (table, body) in sorted(installed_triggers(self.run).items()):
-            triggers.setdefault(table, []).append(f"{name} {body}")
+        triggers = trigger_marks(self.run)
         found = {}
         for relation in tables:
             parts = [

@@ -82,7 +82,7 @@ def _columns(run: Run) -> dict[str, list[Column]]:
 
 
 def shapes(run: Run, names: Sequence[str]) -> dict[str, list[str]]:
-    """The columns of these tables and their types, for coverage."""
+    """The columns of these tables, their types and their foreign keys both ways, for coverage."""
     sql = (
         "SELECT table_name, column_name, column_type, is_nullable FROM information_schema.columns"
         f" WHERE table_schema = DATABASE() AND table_name IN ({', '.join('?' * len(names))})"
@@ -91,6 +91,13 @@ def shapes(run: Run, names: Sequence[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for table, *column in run(sql, names):
         found.setdefault(table.decode(), []).append(repr(column))
+    sql = (
+        "SELECT table_name, referenced_table_name, constraint_name, delete_rule, update_rule"
+        " FROM information_schema.referential_constraints WHERE constraint_schema = DATABASE() ORDER BY 1, 2, 3"
+    )
+    for child, parent, *constraint in run(sql):
+        for table in {child.decode(), (parent or b"").decode()} & found.keys():
+            found[table].append(repr((child, parent, *constraint)))
     return found
 
 
@@ -256,11 +263,24 @@ def _others_triggers(run: Run) -> list[Finding]:
 
 def installed_triggers(run: Run) -> dict[str, tuple[str, str]]:
     """Per trigger of fishladder's, its table and its body."""
+    return {name: (table, body) for name, table, body, _ in _triggers(run)}
+
+
+def trigger_marks(run: Run) -> dict[str, list[str]]:
+    """By table, what tells each trigger of fishladder's from any other, also from one made again with the same text."""
+    found: dict[str, list[str]] = {}
+    for name, table, body, made in sorted(_triggers(run)):
+        found.setdefault(table, []).append(f"{name} {made} {body}")
+    return found
+
+
+def _triggers(run: Run) -> list[tuple[str, str, str, str]]:
     found = run(
-        "SELECT trigger_name, event_object_table, action_statement FROM information_schema.triggers"
+        "SELECT trigger_name, event_object_table, action_statement,"
+        " CONCAT_WS(' ', action_timing, event_manipulation, definer, created) FROM information_schema.triggers"
         " WHERE trigger_schema = DATABASE() AND trigger_name LIKE 'fishladder!_%' ESCAPE '!'"
     )
-    return {name.decode(): (table.decode(), folded(body.decode())) for name, table, body in found}
+    return [(name.decode(), table.decode(), folded(body.decode()), made.decode()) for name, table, body, made in found]
 
 
 def check_engine(run: Run, table: str) -> None:

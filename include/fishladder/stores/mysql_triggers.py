@@ -56,12 +56,16 @@ def trigger_texts(dialect: MySqlDialect, table: Triggers, user: str) -> Iterator
         update.lines.append("IF e_old <=> e_new THEN")
         update.home("new")
         update.lines.append("SET c_old = c_new, w_old = w_new; ELSE")
+        if relation.root_cohort is not None:
+            update.birth(relation.root_cohort)  # another key is another entity
         update.both_homes()
         update.lines.append("END IF;")
         update.refuse("old")
         update.refuse("new", also="NOT (w_old <=> w_new)")
         update.journal("new", new_key)
         update.journal("old", old_key, when=f"({rekeyed} OR NOT (e_old <=> e_new))")
+        if relation.root_cohort is not None:
+            update.journal("new", dialect.key_piece("e_new"), table=HOME_TABLE, when="NOT (e_old <=> e_new)")
     update.descendants("new", table.cascades, "NEW", when=rekeyed)
     yield trigger_name(relation, "update"), "AFTER UPDATE", update.text()
 

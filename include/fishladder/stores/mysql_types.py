@@ -35,6 +35,8 @@ class MySqlDialect(Dialect):
 
     def text(self, column: str, field: Field) -> str:
         kind, size = field.type.kind, field.type.size
+        if _spelled_out(field):
+            return column  # a CAST would turn what is no such value into 0, NULL or a part of it
         if kind == "bytes":
             return f"LOWER(HEX({column}))"
         if kind == "uuid":
@@ -63,10 +65,19 @@ class MySqlDialect(Dialect):
         return self.text(column, field)
 
     def finish(self, field: Field) -> Callable[[bytes], bytes] | None:
-        if field.type.kind == "json":
+        kind = field.type.kind
+        if kind == "json":
             return lambda cell: cells.json_text(cell.decode()).encode()
-        if field.type.kind in ("float", "double"):
-            return lambda cell: cells.float_text(cell.decode(), field.type.kind).encode()
+        if kind in ("float", "double"):
+            # In the precision of the column: in the field's, a digit too many would be lost on both sides alike.
+            precision = field.native if field.native == "float" else "double"
+            return lambda cell: cells.float_text(cell.decode(), precision).encode()
+        if not _spelled_out(field):
+            return None
+        if kind == "decimal":
+            return lambda cell: cells.decimal_text(cell.decode(), field.type.scale).encode()
+        if kind in ("timestamp", "timestamptz"):
+            return lambda cell: cells.timestamp_text(cell.decode(), field.type.size).encode()
         return None
 
     def bind(self, cell: Cell, field: Field) -> Any:
@@ -100,6 +111,11 @@ class MySqlDialect(Dialect):
 
     def concat(self, pieces: Sequence[str]) -> str:
         return f"CONCAT({', '.join(pieces)})"
+
+
+def _spelled_out(field: Field) -> bool:
+    """Whether the column is text that the migration file takes for something else."""
+    return field.native in ("string", "json") and field.type.kind not in ("string", "json", "uuid", "bytes")
 
 
 class MariaDbDialect(MySqlDialect):

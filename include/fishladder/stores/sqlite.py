@@ -119,6 +119,9 @@ class SqliteTransaction(Session):
             self.run("RELEASE attempt", [])
 
 
+_CREATED_UNIQUES = "SELECT name, partial FROM pragma_index_list(?) WHERE \"unique\" AND origin = 'c'"
+
+
 class SqliteStore:
     """One SQLite file. ``connect`` opens a new ``sqlite3.Connection`` to it."""
 
@@ -221,6 +224,7 @@ class SqliteStore:
             columns=columns,
             key=key,
             uniques=tuple(self._uniques(name)),
+            unrecorded=tuple(self._odd_uniques(name)),
             foreign_keys=tuple(self._foreign_keys(name)),
             rows=self._row_estimate(name),
         )
@@ -253,6 +257,13 @@ class SqliteStore:
             columns = self.run("SELECT name FROM pragma_index_info(?) ORDER BY seqno", [index.decode()])
             if all(column is not None for (column,) in columns):
                 yield tuple(column.decode() for (column,) in columns)
+
+    def _odd_uniques(self, name: str) -> Iterator[str]:
+        """Unique indexes whose holders a trigger cannot find by columns, when REPLACE deletes them in silence."""
+        for index, partial in self.run(_CREATED_UNIQUES, [name]):
+            columns = self.run("SELECT name, coll FROM pragma_index_xinfo(?) WHERE key", [index.decode()])
+            if partial or any(column is None or coll.upper() != b"BINARY" for column, coll in columns):
+                yield index.decode()
 
     def _foreign_keys(self, name: str) -> Iterator[ForeignKey]:
         sql = 'SELECT id, "table", "from", "to", on_delete, on_update FROM pragma_foreign_key_list(?) ORDER BY id, seq'
@@ -371,7 +382,7 @@ class SqliteStore:
     def install_triggers(self, tables: Sequence[Triggers]) -> None:
         with self._changing():
             for table in tables:
-                for name, body in trigger_texts(self.dialect, table):
+                for name, body in trigger_texts(self.dialect, table, list(self._uniques(table.relation.name))):
                     self.run(f"DROP TRIGGER IF EXISTS {self.dialect.quote(name)}")
                     self.run(f"CREATE TRIGGER {self.dialect.quote(name)} {body}")
 
@@ -385,10 +396,11 @@ class SqliteStore:
         return {None if cohort is None else cohort.decode(): count for cohort, count in found}
 
     def coverage(self, tables: Sequence[Relation]) -> dict[str, str]:
-        found = self.run("SELECT tbl_name, type, name, sql FROM sqlite_master WHERE type IN ('table', 'trigger')")
+        found = self.run("SELECT tbl_name, type, name, coalesce(sql, '') FROM sqlite_master")
         parts: dict[str, list[str]] = {}
         for table, kind, name, sql in sorted(found):
-            if kind == b"table" or name.startswith(b"fishladder_"):
+            unique = kind == b"index" and sql.upper().startswith(b"CREATE UNIQUE")  # whose holders REPLACE deletes
+            if kind == b"table" or unique or name.startswith(b"fishladder_"):
                 parts.setdefault(table.decode(), []).append(f"{kind!r} {name!r} {sql!r}")
         return {
             relation.table: hashlib.sha256("\n".join(parts.get(relation.name, ["absent"])).encode()).hexdigest()

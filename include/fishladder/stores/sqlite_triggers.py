@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from fishladder.cells import NO_HOME, SHARED
 from fishladder.stores.base import HOME_TABLE, Cascade, Relation, Triggers
@@ -42,14 +42,18 @@ def _closed(entity: str | None) -> str:
     return f"coalesce({_writer(_cohort(entity))}, 'nobody') NOT IN ('application', 'free')"
 
 
-def trigger_texts(dialect: SqliteDialect, table: Triggers) -> Iterator[tuple[str, str]]:
+def trigger_texts(
+    dialect: SqliteDialect, table: Triggers, uniques: Sequence[tuple[str, ...]]
+) -> Iterator[tuple[str, str]]:
+    """Name and text of each trigger of a table. ``uniques``: columns of its unique keys, migrated or not."""
     relation = table.relation
     name, quoted = f"fishladder_{relation.name}", dialect.quote(relation.name)
     new_key, old_key = dialect.key_sql(relation, "NEW"), dialect.key_sql(relation, "OLD")
     new = dialect.entity_sql(relation.entity, "NEW") if relation.entity else None
     old = dialect.entity_sql(relation.entity, "OLD") if relation.entity else None
     via = relation.entity is not None and bool(relation.entity.steps)
-    # The database deletes this row because of its parent, which is gone, has been journaled and was not refused.
+    # The database changes this row because of its parent, which is gone and was not refused. It is journaled again
+    # all the same, of no entity: an entry too many costs a comparison.
     orphaned = f"({old} IS NULL AND {_CASCADING})" if via else "FALSE"
     adrift = f"({orphaned} AND {new} IS NULL)" if via else "FALSE"
 
@@ -57,8 +61,8 @@ def trigger_texts(dialect: SqliteDialect, table: Triggers) -> Iterator[tuple[str
         return f"{name}_{event}", f"{when} ON {quoted} {_NOT_COPYING} BEGIN {' '.join(lines)} END"
 
     # REPLACE deletes the holders of the new unique values without firing anything: journal them first.
-    yield trigger("displace", "BEFORE INSERT", _displaced(dialect, relation, None))
-    yield trigger("replace", "BEFORE UPDATE", _displaced(dialect, relation, old_key))
+    yield trigger("displace", "BEFORE INSERT", _displaced(dialect, relation, uniques, None))
+    yield trigger("replace", "BEFORE UPDATE", _displaced(dialect, relation, uniques, old_key))
 
     born = list(_birth(dialect, relation)) if relation.root_cohort is not None else []
     yield trigger(
@@ -72,7 +76,7 @@ def trigger_texts(dialect: SqliteDialect, table: Triggers) -> Iterator[tuple[str
             *begin,
             _refuse(relation, f"{_closed(old)} AND NOT {orphaned}"),
             *_descendants(dialect, table.cascades, "OLD", old),
-            _journal(relation.table, old_key, old, f" WHERE NOT {orphaned}"),
+            _journal(relation.table, old_key, old),
         ],
     )
     if table.cascades:
@@ -88,8 +92,9 @@ def trigger_texts(dialect: SqliteDialect, table: Triggers) -> Iterator[tuple[str
         "update",
         "AFTER UPDATE",
         [
+            *born,  # another key of a root is another entity
             *refusals,
-            _journal(relation.table, new_key, new, f" WHERE NOT {adrift}"),
+            _journal(relation.table, new_key, new),
             _journal(relation.table, old_key, old, f" WHERE {moved}"),
             *_descendants(dialect, table.cascades, "NEW", new, f"{old_key} <> {new_key}"),
         ],
@@ -110,11 +115,13 @@ def _birth(dialect: SqliteDialect, root: Relation) -> Iterator[str]:
     yield f"INSERT INTO fishladder_home (entity, cohort, root_key) SELECT {entity}, {cohort}, {plain} {unborn};"
 
 
-def _displaced(dialect: SqliteDialect, relation: Relation, old_key: str | None) -> Iterator[str]:
+def _displaced(
+    dialect: SqliteDialect, relation: Relation, uniques: Sequence[tuple[str, ...]], old_key: str | None
+) -> Iterator[str]:
     key = dialect.key_sql(relation, "t")
     entity = dialect.entity_sql(relation.entity, "t") if relation.entity else None
-    for unique in (relation.key, *relation.uniques):
-        columns = [dialect.quote(relation.fields[at].column) for at in unique]
+    for unique in (relation.key_columns, *uniques):
+        columns = [dialect.quote(column) for column in unique]
         same = " AND ".join(f"t.{column} = NEW.{column}" for column in columns)
         if old_key is not None:
             same += f" AND {key} <> {old_key}"

@@ -26,8 +26,10 @@ class SqliteDialect(Dialect):
             return f"fishladder_timestamp({column}, {'NULL' if type_.size is None else type_.size})"
         if kind == "date":
             return f"fishladder_date({column})"
-        if kind in ("json", "float", "double"):
-            return f"fishladder_{kind}({column})"
+        if kind == "json":
+            return f"fishladder_json({column})"
+        if kind in ("float", "double"):  # what SQLite holds is a double, whatever the field can take
+            return f"fishladder_double({column})"
         return self.plain_text(column, field)
 
     def plain_text(self, column: str, field: Field) -> str:
@@ -153,6 +155,5 @@ FUNCTIONS: tuple[tuple[str, int, Callable[..., str | None]], ...] = (
     ("fishladder_timestamp", 2, _null(lambda value, digits: cells.timestamp_text(str(value), digits))),
     ("fishladder_date", 1, _date),
     ("fishladder_json", 1, _null(lambda value: cells.json_text(str(value)))),
-    ("fishladder_float", 1, _null(lambda value: cells.float_text(value, "float"))),
     ("fishladder_double", 1, _null(lambda value: cells.float_text(value, "double"))),
 )
