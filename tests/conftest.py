@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from typing import NoReturn
 
 import pytest
@@ -36,15 +37,26 @@ def not_tested(config: pytest.Config, store: str, reason: object) -> NoReturn:
 
 
 @pytest.fixture(scope="session")
-def mysql_server(pytestconfig: pytest.Config) -> str:
-    """The DSN of a MySQL, as an account that may create databases and accounts."""
+def mysql_server(pytestconfig: pytest.Config) -> Iterator[str]:
+    """The DSN of a MySQL, as an account that may create databases and accounts.
+
+    Our own server waits for no disk meanwhile: processes are killed here, machines are not.
+    """
     try:
         dsn = mysql.dsn()
     except Unavailable as reason:
         not_tested(pytestconfig, "MySQL", reason)
     if "MariaDB" in (version := mysql.version(dsn)):
         pytestconfig.stash[UNTESTED]["MySQL"] = f"{version} took its place"
-    return dsn
+    if os.environ.get("MYSQL_DSN"):
+        yield dsn
+        return
+    with closing(mysql.connect(dsn)) as connection:
+        with connection.cursor() as cursor:
+            cursor.execute("SET GLOBAL innodb_flush_log_at_trx_commit = 2, sync_binlog = 0")
+        yield dsn
+        with connection.cursor() as cursor:
+            cursor.execute("SET GLOBAL innodb_flush_log_at_trx_commit = DEFAULT, sync_binlog = DEFAULT")
 
 
 @pytest.fixture

@@ -345,10 +345,19 @@ class SqliteStore:
 
     def inspect(self) -> list[Finding]:
         mode = self.run("PRAGMA journal_mode")[0][0].decode()
-        if mode != "wal":
+        if mode == "wal":
+            findings = [Finding(level="pass", where="journal_mode", message="WAL")]
+        else:
             message = f"is {mode}; readers would block: PRAGMA journal_mode = WAL"
-            return [Finding(level="fail", where="journal_mode", message=message)]
-        return [Finding(level="pass", where="journal_mode", message="WAL")]
+            findings = [Finding(level="fail", where="journal_mode", message=message)]
+        triggers = self.run("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'")
+        for name, sql in triggers:
+            if re.search(rb"RAISE\s*\(\s*IGNORE", sql, re.I) and not name.startswith(b"fishladder_"):
+                message = (
+                    "uses RAISE(IGNORE), which cuts fishladder's own triggers short: let it refuse instead"
+                )
+                findings.append(Finding(level="fail", where=f"trigger {name.decode()}", message=message))
+        return findings
 
     def install_tables(self) -> None:
         with self._changing():

@@ -52,8 +52,7 @@ def trigger_texts(
     new = dialect.entity_sql(relation.entity, "NEW") if relation.entity else None
     old = dialect.entity_sql(relation.entity, "OLD") if relation.entity else None
     via = relation.entity is not None and bool(relation.entity.steps)
-    # The database changes this row because of its parent, which is gone and was not refused. It is journaled again
-    # all the same, of no entity: an entry too many costs a comparison.
+    # The database changes this row because of its parent, which is gone, has been journaled and was not refused.
     orphaned = f"({old} IS NULL AND {_CASCADING})" if via else "FALSE"
     adrift = f"({orphaned} AND {new} IS NULL)" if via else "FALSE"
 
@@ -76,7 +75,7 @@ def trigger_texts(
             *begin,
             _refuse(relation, f"{_closed(old)} AND NOT {orphaned}"),
             *_descendants(dialect, table.cascades, "OLD", old),
-            _journal(relation.table, old_key, old),
+            _journal(relation.table, old_key, old, f" WHERE NOT {orphaned}"),
         ],
     )
     if table.cascades:
@@ -94,7 +93,7 @@ def trigger_texts(
         [
             *born,  # another key of a root is another entity
             *refusals,
-            _journal(relation.table, new_key, new),
+            _journal(relation.table, new_key, new, f" WHERE NOT {adrift}"),
             _journal(relation.table, old_key, old, f" WHERE {moved}"),
             *_descendants(dialect, table.cascades, "NEW", new, f"{old_key} <> {new_key}"),
         ],
