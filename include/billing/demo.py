@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import random
+import secrets
 import shlex
 import shutil
 import signal
@@ -49,6 +50,7 @@ class Demo:
         self.traffic: subprocess.Popen[str] | None = None
         self.airflow: Airflow | None = None
         self.server_started = False
+        self.server: MySQLdb.Connection | None = None
 
     # Steps
 
@@ -66,19 +68,19 @@ class Demo:
         self._python("tests.servers", "start")
         dsn = self._mysql_dsn()
         address = urlsplit(dsn)
-        root = MySQLdb.connect(
+        self.server = root = MySQLdb.connect(
             host=address.hostname, port=address.port or 3306, user=address.username or "", passwd=address.password or ""
         )
-        password = "demo"
+        password = secrets.token_hex(12)
         with root.cursor() as cursor:
             cursor.execute(f"DROP DATABASE IF EXISTS {DATABASE}")
             cursor.execute(f"CREATE DATABASE {DATABASE} CHARACTER SET utf8mb4")
             for user in ("demo_copier", "demo_app"):
-                cursor.execute("CREATE USER IF NOT EXISTS %s@'%%' IDENTIFIED BY %s", (user, password))
+                cursor.execute("DROP USER IF EXISTS %s@'%%'", (user,))
+                cursor.execute("CREATE USER %s@'%%' IDENTIFIED BY %s", (user, password))
             cursor.execute("GRANT PROCESS ON *.* TO demo_copier@'%'")
             cursor.execute(f"GRANT ALL ON {DATABASE}.* TO demo_copier@'%'")
             cursor.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {DATABASE}.* TO demo_app@'%'")
-        root.close()
         place = f"{quote(password)}@{address.hostname}:{address.port or 3306}/{DATABASE}"
         self.target = f"mysql://demo_copier:{place}"
         self.applications["billing_target_app"] = f"mysql://demo_app:{place}"
@@ -111,8 +113,7 @@ class Demo:
         self.airflow.start()
         for step in ("prepare", "load", "replicate", "reconcile"):
             self.airflow.wait_for_dag(f"billing_{step}")
-        for connection in ("billing_source", "billing_target"):
-            self.airflow.pool(f"fishladder_{connection}", 8)
+        self.airflow.pool("fishladder_billing_target", 8)
         say(f"Airflow is at {self.airflow.url} (user admin, password {self.airflow.password})")
 
     def migrate(self) -> None:
@@ -127,7 +128,8 @@ class Demo:
             if step == "load":
                 rows = sum(table["rows"] for table in self._status()["tables"].values())
                 seconds = time.monotonic() - began
-                self.facts["rows moved"] = f"{rows:,} by the load, in {seconds:.0f} s with Airflow's own time"
+                rate = f"{rows / seconds:,.0f} rows/s"
+                self.facts["rows moved"] = f"{rows:,} by the load in {seconds:.0f} s, {rate} with Airflow's own time"
 
     def plant_and_repair(self) -> None:
         """Damage the target behind everybody's back; reconciliation finds it, the applier repairs it."""
@@ -250,6 +252,12 @@ class Demo:
             self.airflow.stop()
         if self.server_started:
             self._python("tests.servers", "stop", check=False)
+        elif self.server is not None:
+            with self.server.cursor() as cursor:
+                cursor.execute(f"DROP DATABASE {DATABASE}")
+                for user in ("demo_copier", "demo_app"):
+                    cursor.execute("DROP USER %s@'%%'", (user,))
+            self.server.close()
 
     def summary(self) -> str:
         kind = "MySQL" if self.real else "SQLite"
@@ -263,8 +271,24 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
+def _choices() -> tuple[bool, bool, int]:
+    """AUTO, STORES and CUSTOMERS of the environment. Raises ValueError."""
+    auto, stores, customers = (os.environ.get(name, "") for name in ("AUTO", "STORES", "CUSTOMERS"))
+    if auto not in ("", "0", "1"):
+        raise ValueError(f"AUTO is 1 or nothing, not {auto!r}")
+    if stores not in ("", "embedded", "real"):
+        raise ValueError(f"STORES is real or nothing, not {stores!r}")
+    if customers and not customers.isdigit():
+        raise ValueError(f"CUSTOMERS is a number, not {customers!r}")
+    return auto == "1", stores == "real", max(100, int(customers or 2000))
+
+
 def main() -> int:
-    automatic, real = bool(os.environ.get("AUTO")), os.environ.get("STORES") == "real"
+    try:
+        automatic, real, customers = _choices()
+    except ValueError as error:
+        say(f"make demo: {error}")
+        return 2
     HOME.mkdir(exist_ok=True)
     with (HOME / "lock").open("w") as lock:
         try:
@@ -275,8 +299,10 @@ def main() -> int:
         for path in HOME.iterdir():
             if path.name != "lock":
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        demo = Demo(real=real, customers=int(os.environ.get("CUSTOMERS") or 2000))
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        demo = Demo(real=real, customers=customers)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
+        finished = False
         try:
             for step in (
                 demo.prepare_stores,
@@ -288,6 +314,7 @@ def main() -> int:
             ):
                 step()
             say("\n" + demo.summary())
+            finished = True
             if not automatic:
                 assert demo.airflow is not None
                 say(
@@ -300,6 +327,7 @@ def main() -> int:
             return 1
         except KeyboardInterrupt:
             say("ending")
+            return 0 if finished else 130
         finally:
             demo.stop()
     return 0

@@ -370,11 +370,11 @@ def follow(
     assert isinstance(ends.origin, Fenced)
     report, pause, beat, end = Followed(), POLL, 0.0, clock.monotonic() + seconds
     while True:
-        applied = Applied()
+        applied, looked = Applied(), False
         if not ledger.control().paused:
             try:
                 applied = apply_round(plan, workers, ledger)
-                pause = POLL
+                pause, looked = POLL, True
             except (TransientError, AmbiguousError):  # repeating is reading again: nothing was forgotten
                 pause = min(2 * pause, LONGEST_PAUSE)
                 report = replace(report, failures=report.failures + 1)
@@ -388,7 +388,7 @@ def follow(
             lag=lag,
             worst_lag=max(report.worst_lag, lag or 0.0),
         )
-        finished = not applied.forgotten and (until_idle or clock.monotonic() + pause >= end)
+        finished = not applied.forgotten and ((until_idle and looked) or clock.monotonic() + pause >= end)
         if applied.forgotten or finished or clock.monotonic() - beat >= HEARTBEAT:
             beat = clock.monotonic()
             if not applied.forgotten:
@@ -401,5 +401,5 @@ def follow(
             return report
         else:
             clock.sleep(pause)
-        if clock.monotonic() >= end and not until_idle:
+        if clock.monotonic() >= end:
             return report

@@ -175,17 +175,20 @@ def reconcile_table(
         raise InputError(f"{table.name}: its load is not closed yet; a pass would only find what is still to come")
     before = _coverage(plan, ends, ledger)
     check = ledger.begin_check(table.name, before)
-    compared, mismatches, rejected, deferred = 0, list[Mismatch](), 0, 0
+    compared = rejected = deferred = 0
+    kinds, cohorts, entities = Counter[str](), Counter[str](), set[bytes]()
     for chunk in _chunks(table, ends, chunk_rows):
         compared += chunk.keys
         judged, hot = settle(plan, table, ends, ledger, chunk.candidates)
         if judged.mismatches:  # at once: a pass that dies later has still found them
             ledger.record_mismatches(check, judged.mismatches)
-        mismatches += judged.mismatches
+        kinds.update(mismatch.kind for mismatch in judged.mismatches)
+        cohorts.update(mismatch.cohort for mismatch in judged.mismatches)
+        if table.rewrite == "entity":
+            entities |= {mismatch.entity for mismatch in judged.mismatches if mismatch.entity is not None}
         rejected += judged.rejected
         deferred += hot
-        progress(compared, len(mismatches))
-    kinds = Counter(mismatch.kind for mismatch in mismatches)
+        progress(compared, kinds.total())
     result = CheckResult(
         compared=compared,
         missing=kinds["missing"],
@@ -196,10 +199,9 @@ def reconcile_table(
         orphans=sum(count_orphans(plan, table, ends, ledger, fk) for fk in table.target.foreign_keys),
         duplicates=_duplicates(table, ends),
         coverage=_coverage(plan, ends, ledger),
-        by_cohort=dict(Counter(mismatch.cohort for mismatch in mismatches)),
+        by_cohort=dict(cohorts),
     )
-    if table.rewrite == "entity":
-        mark_entities(plan, ends, ledger, {m.entity for m in mismatches if m.entity is not None})
+    mark_entities(plan, ends, ledger, entities)
     ledger.finish_check(check, result)
     return result
 

@@ -19,6 +19,8 @@ from tests.contract.stores import Place
 
 SPEC = Path(schema.__file__).parents[1] / "migrations" / "billing.yaml"
 COHORTS = ("AU", "NZ", "*", "shared")
+Line = tuple[str, bytes, bytes | None, str]
+"""An entry of the journal: table, key, entity, cohort."""
 WHEN = "2026-01-31 12:00:00.000000"
 
 
@@ -40,8 +42,8 @@ class Shop:
     def fence(self, cohort: str, writer: Writer, epoch: int = 2, store: Any = None, deadline: float = 30.0) -> Fence:
         return set_fence(store or self.store, SystemClock(), cohort, writer, epoch, deadline=deadline)
 
-    def journal(self) -> list[tuple[str, bytes, bytes | None, str]]:
-        """What was journaled since the last look: table, key, entity, cohort, each once."""
+    def journal(self) -> list[Line]:
+        """What was journaled since the last look, each line once."""
         with self.store.read() as reader:
             entries: list[Entry] = reader.entries([table.name for table in self.plan.tables], 10_000)
         with self.store.begin() as transaction:
@@ -59,7 +61,7 @@ def key(*cells: object) -> bytes:
     return key_text(str(cell).encode() for cell in cells)
 
 
-def entry(table: str, row: object, customer: int | None, cohort: str) -> tuple[str, bytes, bytes | None, str]:
+def entry(table: str, row: object, customer: int | None, cohort: str) -> Line:
     return table, key(row), None if customer is None else key(customer), cohort
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from threading import Thread
 
 import pytest
 
+from billing.database import connect
 from billing.traffic import Traffic
 from chinook import schema
 from chinook.traffic import Shop
@@ -42,6 +43,16 @@ def chinook(
         yield source, target
 
 
+def totals(url: str) -> list[tuple[str, int, int]]:
+    """Per country: invoices, and what they come to in cents."""
+    with closing(connect(url)) as database:
+        found = database.rows(
+            "SELECT c.Country, count(*), sum(round(i.Total * 100)) FROM Customer c"
+            " JOIN Invoice i ON i.CustomerId = c.CustomerId GROUP BY c.Country"
+        )
+    return sorted((country, int(count), int(cents)) for country, count, cents in found)
+
+
 def test_the_file_is_short() -> None:
     assert len(FILE.read_text().splitlines()) <= 40
 
@@ -70,6 +81,7 @@ def test_chinook_moves_under_live_changes(chinook: tuple[str, str]) -> None:
     assert not shop.summary.failed and not shop.summary.refused
     tasks.replicate(at, seconds=60, until_idle=True)
     assert independent.compare(source, target, schema.TABLES) == []
+    assert totals(source) == totals(target)
     for table in tables:
         tasks.reconcile_table(at, table)
     assert all(at.ledger.clean_passes(table) >= 1 for table in tables)

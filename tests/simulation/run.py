@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
 import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from tests.simulation.actors import Company, Violation, template
+from tests.simulation.actors import Company, Violation, reprice_everything, template
 from tests.simulation.world import Actor, Seam
 
 FAST = "/dev/shm" if Path("/dev/shm").is_dir() else None
@@ -18,6 +20,7 @@ RESTARTS = 6
 @cache
 def _template() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="fishladder-template-", dir=FAST))
+    atexit.register(shutil.rmtree, folder)
     template(folder)
     return folder
 
@@ -41,7 +44,7 @@ def simulate(seed: int, *, operations: int = 12, trace: list[str] | None = None)
 
 def _play(company: Company, seam: Seam, operations: int) -> None:
     people = [seam.start(f"application {n}", company.application(operations), mortal=False) for n in (1, 2)]
-    people.append(seam.start("batch job", company.application(3), mortal=False))
+    people.append(seam.start("batch job", company.application(3, (reprice_everything,)), mortal=False))
     makers: dict[str, Callable[[], Callable[[], bool]]] = {
         "lane 1": lambda: company.lane("1"),
         "lane 2": lambda: company.lane("2"),

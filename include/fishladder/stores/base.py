@@ -247,11 +247,11 @@ class Transaction(Reader, Protocol):
         ...
 
     def insert(self, relation: Relation, rows: Sequence[Row]) -> None:
-        """Insert rows that are not there yet. Raises RowError; then nothing of this call stays."""
+        """Insert rows that are not there yet. Raises RowError; a savepoint around it undoes what was inserted."""
         ...
 
     def update(self, relation: Relation, rows: Sequence[Row]) -> None:
-        """Overwrite rows that are there, by key. Raises RowError; then nothing of this call stays."""
+        """Overwrite rows that are there, by key. Raises RowError, with some of them perhaps written: as above."""
         ...
 
     def delete(self, relation: Relation, keys: Sequence[bytes]) -> None: ...

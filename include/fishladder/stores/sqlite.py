@@ -353,9 +353,7 @@ class SqliteStore:
         triggers = self.run("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'")
         for name, sql in triggers:
             if re.search(rb"RAISE\s*\(\s*IGNORE", sql, re.I) and not name.startswith(b"fishladder_"):
-                message = (
-                    "uses RAISE(IGNORE), which cuts fishladder's own triggers short: let it refuse instead"
-                )
+                message = "uses RAISE(IGNORE), which cuts fishladder's own triggers short: let it refuse instead"
                 findings.append(Finding(level="fail", where=f"trigger {name.decode()}", message=message))
         return findings
 
