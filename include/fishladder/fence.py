@@ -37,5 +37,5 @@ def set_fence(store: Store, clock: Clock, cohort: str, writer: Writer, epoch: in
                 raise TransientError(
                     f"the fence of {cohort} could not be locked in {deadline:g} s: a transaction stays open"
                 ) from error
-            clock.sleep(BETWEEN_TRIES * min(tries, TRIES_WITHOUT_WAITING))
+            clock.sleep(BETWEEN_TRIES)
     return store.fences()[cohort]

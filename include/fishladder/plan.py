@@ -29,6 +29,8 @@ from fishladder.stores.base import (
 
 Side = Literal["source", "target"]
 SIDES: tuple[Side, Side] = ("source", "target")
+KEY_BYTES = 2_000
+"""The longest key text that the journal of every store takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,6 +260,10 @@ class _Examination:
                     "a string key must be compared byte for byte and without padding in the target"
                     " (MySQL: COLLATE utf8mb4_0900_bin), or two keys could become one",
                 )
+        if sum(_key_bytes(fields[0][position].type) for position in key) > KEY_BYTES:
+            self.note(
+                "warn", name, f"keys can be longer than {KEY_BYTES} bytes: the application could not write such a row"
+            )
         paths = [self._entity(side, name, table) for side in SIDES]
         relations = [
             Relation(
@@ -417,6 +423,12 @@ class _Examination:
         if below.steps:
             return (below.steps[0].columns, below.steps[0].parent) == (fk.columns, fk.parent)
         return table.at(side).root_cohort is not None and fk.columns == (below.column,)
+
+
+def _key_bytes(type_: LogicalType) -> int:
+    """How long the text of such a key column can be; what has no limit counts as short."""
+    widest = {"string": 4, "bytes": 2}
+    return (type_.size or 0) * widest.get(type_.kind, 1)
 
 
 def _passive(fk: ForeignKey) -> bool:

@@ -145,6 +145,7 @@ class MysqlServer:
         shutil.rmtree(self.home, ignore_errors=True)  # what an interrupted start left
         archives = debian.download(self.package, suite=self._suite(), cache=self.cache / self.name)
         self.root.mkdir(parents=True)
+        (self.home / "tmp").mkdir()
         debian.unpack(archives, self.root)
         version = subprocess.run([*self._program(), "--version"], capture_output=True, text=True, check=False)
         if version.returncode != 0:
@@ -157,6 +158,7 @@ class MysqlServer:
         return state
 
     def _launch(self, state: State) -> State:
+        (self.home / "tmp").mkdir(exist_ok=True)
         if not _is_free(state.port):
             state = State(version=state.version, port=_free_port(), password=state.password)
             self._remember(state)
@@ -221,6 +223,7 @@ class MysqlServer:
             f"--datadir={self.data}",
             f"--lc-messages-dir={self.root / 'usr/share/mysql'}/",
             f"--plugin-dir={self.root / 'usr/lib/mysql/plugin'}",
+            f"--tmpdir={self.home / 'tmp'}",  # in a shared one, a server that starts removes another's tables
             "--socket=server.sock",  # relative to the data directory: a deep folder would exceed a socket's 107 bytes
             f"--pid-file={self.data / 'server.pid'}",
             "--local-infile=1",
