@@ -6,13 +6,18 @@ import atexit
 import shutil
 import tempfile
 from collections.abc import Callable
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
+from fishladder import load
 from tests.simulation.actors import Company, Violation, reprice_everything, template
 from tests.simulation.world import Actor, Seam
 
 FAST = "/dev/shm" if Path("/dev/shm").is_dir() else None
+IMPATIENT = timedelta(seconds=0.2)
+"""After so long a lane's chunk may be claimed by the other: a stalled lane becomes a zombie."""
 RESTARTS = 6
 """How often an actor that was killed is started again before it may live."""
 
@@ -34,7 +39,8 @@ def simulate(seed: int, *, operations: int = 12, trace: list[str] | None = None)
     with tempfile.TemporaryDirectory(prefix="fishladder-sim-", dir=FAST) as folder:
         company = Company(seam, Path(folder), _template(), hot=seed % 2 == 1)
         try:
-            _play(company, seam, operations)
+            with patch.object(load, "STALE_CLAIM", IMPATIENT):
+                _play(company, seam, operations)
             company.check()
         finally:
             seam.stop()
