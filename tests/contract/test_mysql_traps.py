@@ -1,0 +1,104 @@
+"""What MySQL lets happen behind a journal, or to a text that is taken for a number: each was once missed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from fishladder.cells import misfit, parse_type
+from fishladder.plan import Plan, resolve
+from fishladder.spec import loads
+from fishladder.stores import connect_url, open_store
+from fishladder.stores.base import Field, Relation
+from fishladder.stores.mysql import MySqlStore
+from tests.servers import mysql
+
+SPEC = """
+migration: traps
+strategy: replicate
+source: {kind: mysql, connection: source}
+target: {kind: mysql, connection: target}
+application: {source: source_app, target: target_app}
+cohort: {label: country, root: customer, column: country, waves: [["*"]]}
+tables:
+  customer: root
+  item: {entity: customer_id}
+"""
+TABLES = (
+    "CREATE TABLE customer (id BIGINT PRIMARY KEY, country VARCHAR(2), born VARCHAR(30), ratio DOUBLE)",
+    "CREATE TABLE item (id BIGINT PRIMARY KEY, customer_id BIGINT NOT NULL, KEY (customer_id))",
+)
+
+
+@pytest.fixture
+def store(mysql_database: mysql.Database) -> Iterator[MySqlStore]:
+    """A schema with fishladder's tables and triggers."""
+    with closing(mysql.connect(mysql_database.admin)) as connection, connection.cursor() as cursor:
+        for table in TABLES:
+            cursor.execute(table)
+    opened = open_store(*connect_url(mysql_database.copier))
+    assert isinstance(opened, MySqlStore)
+    opened.install_tables()
+    opened.install_triggers(plan(opened).triggers("source"))
+    yield opened
+    opened.close()
+
+
+def plan(store: MySqlStore) -> Plan:
+    tables = store.describe()
+    return resolve(loads(SPEC, name="traps.yaml", environment={}), tables, tables)
+
+
+def test_a_trigger_made_again_with_the_same_text_is_another(store: MySqlStore) -> None:
+    relations = plan(store).relations("source")
+    before = store.coverage(relations)
+    name = "fishladder_item_update"
+    triggers = "FROM information_schema.triggers WHERE trigger_schema = DATABASE() AND trigger_name = ?"
+    ((body, made),) = store.run(f"SELECT action_statement, created {triggers}", [name])
+    while store.run(f"SELECT created {triggers}", [name]) == [(made,)]:  # the server counts hundredths of a second
+        store.run(f"DROP TRIGGER {name}")
+        store.run(f"CREATE TRIGGER {name} AFTER UPDATE ON item FOR EACH ROW {body.decode()}")
+    after = store.coverage(relations)
+    assert {table for table in before if before[table] != after[table]} == {"item"}
+
+
+def test_a_foreign_key_added_later_is_seen_at_both_of_its_ends(store: MySqlStore) -> None:
+    relations = plan(store).relations("source")
+    before = store.coverage(relations)
+    store.run("ALTER TABLE item ADD FOREIGN KEY (customer_id) REFERENCES customer (id) ON DELETE CASCADE")
+    after = store.coverage(relations)
+    assert {table for table in before if before[table] != after[table]} == {"customer", "item"}
+
+
+@pytest.mark.parametrize(
+    ("type_", "text"),
+    [
+        ("decimal(12,2)", "12abc"),
+        ("integer(10)", "n/a"),
+        ("boolean", "yes"),
+        ("timestamp(0)", "2026-02-30 and more"),
+        ("timestamp(0)", ""),
+        ("double", "1,5"),
+    ],
+)
+def test_text_that_is_no_such_value_is_found_as_it_is(store: MySqlStore, type_: str, text: str) -> None:
+    store.run("INSERT INTO customer VALUES (1, 'NZ', ?, NULL)", [text])
+    assert misfit(read(store, "born", type_, "string"), parse_type(type_)) is not None
+
+
+def test_a_double_in_a_float_field_keeps_its_digits(store: MySqlStore) -> None:
+    store.run("INSERT INTO customer VALUES (1, 'NZ', NULL, 0.123456789012345), (2, 'NZ', NULL, 0.5)")
+    cell = read(store, "ratio", "float", "double")
+    assert cell == b"0.123456789012345"
+    assert misfit(cell, parse_type("float")) is not None
+
+
+def read(store: MySqlStore, column: str, type_: str, native: str) -> bytes | None:
+    """The cell of the first customer's column, taken as a type that the migration file might give."""
+    key = Field(column="id", type=parse_type("integer(19)"), native="integer", checked=False)
+    field = Field(column=column, type=parse_type(type_), native=native, checked=True)  # type: ignore[arg-type]
+    relation = Relation(table="customer", name="customer", fields=(key, field), key=(0,), entity=None)
+    with store.read() as reader:
+        return reader.rows(relation, None, None)[0][1]
