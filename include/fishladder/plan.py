@@ -188,7 +188,9 @@ class _Examination:
                 continue
             type_ = self._type(name, table, column, other)
             if type_ is not None:
-                pairs.append((_field(column, type_), _field(other, type_)))
+                blank = type_.kind in ("string", "bytes") and (column.blank_is_null or other.blank_is_null)
+                blank = blank and column.name not in source.key
+                pairs.append((_field(column, type_, blank), _field(other, type_, blank)))
         known = {pair[1].column for pair in pairs}
         for other in target.columns:
             if other.name not in known and not other.nullable and not other.generated and not other.computed:
@@ -249,7 +251,7 @@ class _Examination:
         key = tuple(columns.index(column) for column in source.key)
         for position in key:
             for end in fields:
-                type_, native = end[position].type, end[position].native
+                type_, native = end[position].type, end[position].native.kind
                 if type_.kind in ("float", "double", "json") or type_.kind not in ("integer", "boolean", native):
                     # Rows are enumerated by canonical text and found again by what is stored: the two must be one.
                     self.fail(f"{name}.{columns[position]}", f"a {native} column taken as {type_} cannot be a key")
@@ -435,22 +437,23 @@ def _passive(fk: ForeignKey) -> bool:
     return fk.on_delete in ("NO ACTION", "RESTRICT") and fk.on_update in ("NO ACTION", "RESTRICT")
 
 
-def _field(column: Column, type_: LogicalType) -> Field:
+def _field(column: Column, type_: LogicalType, blank_is_null: bool) -> Field:
     assert column.type is not None
     return Field(
         column=column.name,
         type=type_,
-        native=column.type.kind,
+        native=column.type,
         checked=not (column.enforced and holds(type_, column.type)),
         bytewise=column.bytewise,
+        blank_is_null=blank_is_null,
     )
 
 
 def _ordered_alike(one: Field, other: Field) -> bool:
     if one.type.kind in ("integer", "boolean"):
-        return one.native == other.native
+        return one.native.kind == other.native.kind
     if one.type.kind in ("string", "bytes", "uuid"):
-        return one.native == other.native and one.bytewise and other.bytewise
+        return one.native.kind == other.native.kind and one.bytewise and other.bytewise
     return False
 
 
@@ -468,7 +471,7 @@ def _travelling_tables() -> tuple[PlanTable, ...]:
     text = LogicalType(kind="string")
 
     def table(name: str, columns: tuple[str, ...], keys: int) -> PlanTable:
-        fields = tuple(Field(column=column, type=text, native="string", checked=False) for column in columns)
+        fields = tuple(Field(column=column, type=text, native=text, checked=False) for column in columns)
         entity = next(field for field in fields if field.column == "entity")
         relation = Relation(
             table=name,

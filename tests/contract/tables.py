@@ -22,7 +22,7 @@ def field(column: Column, type_: LogicalType | None = None) -> Field:
     return Field(
         column=column.name,
         type=type_ or column.type,
-        native=column.type.kind,
+        native=column.type,
         checked=not column.enforced,
         bytewise=column.bytewise,
     )

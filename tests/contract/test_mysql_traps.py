@@ -97,8 +97,8 @@ def test_a_double_in_a_float_field_keeps_its_digits(store: MySqlStore) -> None:
 
 def read(store: MySqlStore, column: str, type_: str, native: str) -> bytes | None:
     """The cell of the first customer's column, taken as a type that the migration file might give."""
-    key = Field(column="id", type=parse_type("integer(19)"), native="integer", checked=False)
-    field = Field(column=column, type=parse_type(type_), native=native, checked=True)  # type: ignore[arg-type]
+    key = Field(column="id", type=parse_type("integer(19)"), native=parse_type("integer(19)"), checked=False)
+    field = Field(column=column, type=parse_type(type_), native=parse_type(native), checked=True)
     relation = Relation(table="customer", name="customer", fields=(key, field), key=(0,), entity=None)
     with store.read() as reader:
         return reader.rows(relation, None, None)[0][1]

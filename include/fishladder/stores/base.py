@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from fishladder.cells import Kind, LogicalType, Row
+from fishladder.cells import LogicalType, Row
 
 Connect = Callable[[], Any]
 """Opens a new DB-API connection; called again whenever one was lost."""
@@ -30,7 +30,8 @@ class Column:
     """A column as the store declares it. ``type`` None: a type fishladder cannot carry.
 
     ``bytewise``: the column's equality and order are those of its bytes (no case folding, no padding).
-    ``enforced``: the store refuses values beyond the declared type.
+    ``enforced``: the store refuses values beyond the declared type. ``blank_is_null``: it cannot tell ``''`` from
+    NULL (Oracle).
     """
 
     name: str
@@ -41,6 +42,7 @@ class Column:
     computed: bool = False
     bytewise: bool = True
     enforced: bool = True
+    blank_is_null: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,14 +81,16 @@ class TableInfo:
 class Field:
     """A column of this store and the migration's logical type of it.
 
-    ``native`` is the kind this store declares; ``checked``: the store can hold more than the field.
+    ``native`` is the type this store declares; ``checked``: the store can hold more than the field.
+    ``blank_is_null``: one of the two stores cannot tell ``''`` from NULL, so here both are read as NULL.
     """
 
     column: str
     type: LogicalType
-    native: Kind
+    native: LogicalType
     checked: bool
     bytewise: bool = True
+    blank_is_null: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

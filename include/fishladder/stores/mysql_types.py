@@ -48,15 +48,15 @@ class MySqlDialect(Dialect):
         if kind == "decimal":
             return _decimal(column if field.type.scale is not None else f"({column} + 0)", field.type.scale)
         if kind == "integer":
-            return column if field.native in ("integer", "boolean") else _decimal(f"({column} + 0)", None)
-        if kind == "date" and field.native != "date":
+            return column if field.native.kind in ("integer", "boolean") else _decimal(f"({column} + 0)", None)
+        if kind == "date" and field.native.kind != "date":
             return f"IF(TIME({column}) = 0, CAST(DATE({column}) AS CHAR), CAST({column} AS CHAR))"
         if kind in ("timestamp", "timestamptz"):
             return _timestamp(f"CAST({column} AS DATETIME(6))", size)
         return column
 
     def plain_text(self, column: str, field: Field) -> str:
-        if field.type.kind == "timestamptz" and field.native == "timestamptz":
+        if field.type.kind == "timestamptz" and field.native.kind == "timestamptz":
             # In UTC, whatever the time zone of the session.
             utc = f"(TIMESTAMP'1970-01-01 00:00:00.000000' + INTERVAL UNIX_TIMESTAMP({column}) SECOND)"
             return _timestamp(utc, field.type.size)
@@ -70,7 +70,7 @@ class MySqlDialect(Dialect):
             return lambda cell: cells.json_text(cell.decode()).encode()
         if kind in ("float", "double"):
             # In the precision of the column: in the field's, a digit too many would be lost on both sides alike.
-            precision = field.native if field.native == "float" else "double"
+            precision = "float" if field.native.kind == "float" else "double"
             return lambda cell: cells.float_text(cell.decode(), precision).encode()
         if not _spelled_out(field):
             return None
@@ -106,6 +106,9 @@ class MySqlDialect(Dialect):
     def key_piece(self, text: str) -> str:
         return f"CONCAT(LENGTH({text}), ':', {text})"
 
+    def blank_null(self, text: str) -> str:
+        return f"IF(LENGTH({text}) = 0, NULL, {text})"  # equality would take blanks for '' under some collations
+
     def cohort_text(self, column: str) -> str:
         return f"CAST(CONVERT({column} USING utf8mb4) AS BINARY)"
 
@@ -115,7 +118,7 @@ class MySqlDialect(Dialect):
 
 def _spelled_out(field: Field) -> bool:
     """Whether the column is text that the migration file takes for something else."""
-    return field.native in ("string", "json") and field.type.kind not in ("string", "json", "uuid", "bytes")
+    return field.native.kind in ("string", "json") and field.type.kind not in ("string", "json", "uuid", "bytes")
 
 
 class MariaDbDialect(MySqlDialect):

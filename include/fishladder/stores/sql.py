@@ -69,6 +69,15 @@ class Dialect:
         """SQL for one column's part of a key text: its length in bytes, ``:`` and the cell."""
         raise TypeError("a concrete dialect spells key_piece()")
 
+    def blank_null(self, text: str) -> str:
+        """SQL that turns ``''`` into NULL and leaves every other text as it is."""
+        return f"nullif({text} || '', '')"  # an expression: the column's collation is not its own
+
+    def cell(self, column: str, field: Field) -> str:
+        """SQL for a column as a list of columns to read has it."""
+        text = self.text(column, field)
+        return self.blank_null(text) if field.blank_is_null else text
+
     def concat(self, pieces: Sequence[str]) -> str:
         return "(" + " || ".join(pieces) + ")"
 
@@ -182,7 +191,7 @@ class Session:
 
     def _select(self, relation: Relation, alias: str = "t") -> str:
         quote = self.dialect.quote
-        return ", ".join(self.dialect.text(f"{alias}.{quote(field.column)}", field) for field in relation.fields)
+        return ", ".join(self.dialect.cell(f"{alias}.{quote(field.column)}", field) for field in relation.fields)
 
     def _rows(self, relation: Relation, found: Iterable[tuple[Any, ...]]) -> list[Row]:
         finishers = [(at, finish) for at, field in enumerate(relation.fields) if (finish := self.dialect.finish(field))]
