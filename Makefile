@@ -41,12 +41,20 @@ stores-stop:  ## stop them and remove their files; downloads stay until make cle
 	@if [ -d .stores ]; then $(firstword $(wildcard $(PYTHON)) python3.11) -m tests.servers stop; fi
 
 .PHONY: bench
-bench: .venv/ready  ## measure
+bench: .venv/ready  ## measure, beside references: ROWS=100000, CASES=load,apply, PEERS=1 for other tools too
 	$(PYTHON) -m tests.servers around $(PYTHON) -m benchmarks
+
+.PHONY: types
+types: .venv/ready  ## run every type into every other one, and write docs/types.md
+	$(PYTHON) -m tests.servers around $(PYTHON) -m tests.contract.matrix
 
 .PHONY: simulate
 simulate: .venv/ready  ## run the simulated world: SEEDS=1000
 	$(PYTHON) -m tests.simulation --seeds $(SEEDS)
+
+.PHONY: model
+model: .venv/ready  ## explore the models' larger worlds, for minutes: ARGS="load" explores that one
+	$(PYTHON) -m tests.model --large $(ARGS)
 
 .PHONY: constraints
 constraints: .venv/bin/uv  ## pin what requirements.txt brings along, in constraints.txt

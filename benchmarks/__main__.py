@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: run everything, print a table, and write benchmarks/results.jsonl."""
+"""``python -m benchmarks``: measure, print a table, and write benchmarks/results.jsonl."""
 
 from __future__ import annotations
 
@@ -6,61 +6,84 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
-from benchmarks import cases
-from benchmarks.ground import Bench, Ground, MysqlGround, SqliteGround
+from benchmarks import airflow_tasks, apply, load, oracle, peers, reconcile
+from benchmarks.ground import Ground, database
 from benchmarks.results import Result, keep, table
+from billing.database import connect
 from tests.servers import Unavailable, mysql
 
 RESULTS = Path(__file__).with_name("results.jsonl")
-ROWS = "ROWS"
 SMALLEST = 1_000
+LARGEST = 100_000_000
+SETTINGS = ("version", "innodb_flush_log_at_trx_commit", "sync_binlog", "log_bin", "innodb_buffer_pool_size")
+
+CASES: dict[str, Callable[[Ground], Iterator[Result]]] = {
+    "load": load.load,
+    "memory": load.memory,
+    "oracle": oracle.oracle,
+    "reconcile": reconcile.reconcile,
+    "found": reconcile.found,
+    "apply": apply.apply,
+    "lag": apply.lag,
+    "triggers": apply.triggers,
+    "tasks": airflow_tasks.tasks,
+    "peers": peers.peers,
+}
 
 
 def main() -> int:
-    """Returns 0; 1 if a goal is missed, or a store cannot be had and ``REQUIRE_STORES=1``; 2 for a wrong size."""
+    """Returns 0; 1 if a goal is missed, or a store cannot be had and ``REQUIRE_STORES=1``; 2 for wrong settings."""
     argparse.ArgumentParser(
-        prog="python -m benchmarks", description=__doc__, epilog=f"{ROWS}=n sets the size."
+        prog="python -m benchmarks",
+        description=__doc__,
+        epilog=f"Set in the environment: ROWS=n, the size; CASES=a,b out of {', '.join(CASES)}; PEERS=1 to install"
+        " and run other tools beside fishladder.",
     ).parse_args()
-    size = os.environ.get(ROWS) or "100000"
-    if not size.isdecimal() or int(size) < SMALLEST:
-        print(f"{ROWS}={size}: write a whole number of at least {SMALLEST}", file=sys.stderr)
+    size = os.environ.get("ROWS") or "1000000"
+    if not size.isdecimal() or not SMALLEST <= int(size) <= LARGEST:
+        print(f"ROWS={size}: write a whole number from {SMALLEST} to {LARGEST}", file=sys.stderr)
         return 2
-    results: list[Result] = []
-    skipped: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="fishladder-bench-") as name:
-        for ground in _grounds(Path(name), skipped):
-            folder = Path(name) / ground.kind
-            folder.mkdir()
-            with Bench(ground=ground, folder=folder, invoices=int(size)) as bench:
-                for found in _run(bench):
-                    print(f"{found.benchmark}: {found.case}: {found.ratio:g}", file=sys.stderr)
-                    results.append(found)
-    keep(results, RESULTS)
-    print(table(results))
-    for reason in skipped:
-        print(f"!!! NOT MEASURED: {reason}", file=sys.stderr)
-    missed = any(found.holds is False for found in results)
-    return int(missed or (bool(skipped) and os.environ.get("REQUIRE_STORES") == "1"))
-
-
-def _grounds(folder: Path, skipped: list[str]) -> Iterator[Ground]:
-    yield SqliteGround(folder)
+    with_peers = os.environ.get("PEERS") == "1"
+    default = [name for name in CASES if with_peers or name != "peers"]
+    chosen = [name.strip() for name in os.environ.get("CASES", "").split(",") if name.strip()] or default
+    if unknown := set(chosen) - CASES.keys():
+        print(f"CASES: there is no {', '.join(sorted(unknown))}; choose from {', '.join(CASES)}", file=sys.stderr)
+        return 2
     try:
         server = mysql.dsn()
     except Unavailable as reason:
-        skipped.append(f"MySQL, for {reason}")
-        return
-    yield MysqlGround(server)
+        print(f"!!! NOT MEASURED: {reason}", file=sys.stderr)
+        return int(os.environ.get("REQUIRE_STORES") == "1")
+    results: list[Result] = []
+    settings = _settings(server)
+    with tempfile.TemporaryDirectory(prefix="fishladder-bench-") as name:
+        for case in chosen:
+            # Each case seeds its own: what one leaves behind in the server is not measured by the next.
+            with Ground(server=server, folder=Path(name), rows=int(size), peers=with_peers) as ground:
+                for found in CASES[case](ground):
+                    print(f"{found.benchmark}: {found.case}: {found.ratio}", file=sys.stderr)
+                    results.append(found)
+                    keep(results, RESULTS)
+    print(", ".join(f"{setting} {value}" for setting, value in settings.items()))
+    print(table(results))
+    missing = [found for found in results if found.value is None]
+    for found in missing:
+        print(f"!!! NOT MEASURED: {found.benchmark}: {found.case}", file=sys.stderr)
+    if _settings(server) != settings:
+        print("!!! Somebody changed the server's settings meanwhile: measure again, alone", file=sys.stderr)
+    missed = any(found.holds is False for found in results)
+    return int(missed or (bool(missing) and os.environ.get("REQUIRE_STORES") == "1"))
 
 
-def _run(bench: Bench) -> Iterator[Result]:
-    for lanes in bench.ground.lanes:
-        yield from cases.load(bench, lanes, typed=bench.ground.typed and lanes == 1)
-    yield from cases.apply_and_reconcile(bench)
-    yield from cases.triggers(bench)
+def _settings(server: str) -> dict[str, str]:
+    """What the numbers depend on besides the machine; it is the same for what is measured and for its reference."""
+    with database(server) as address, closing(connect(address.admin)) as db:
+        rows: dict[str, str] = dict(db.rows("SHOW GLOBAL VARIABLES"))
+    return {setting: rows[setting] for setting in SETTINGS}
 
 
 if __name__ == "__main__":

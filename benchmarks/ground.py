@@ -2,189 +2,140 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
-from itertools import count, islice
+from functools import cached_property
+from itertools import count
 from pathlib import Path
-from typing import Protocol
 
-from billing.database import Database, Row, connect
+from billing.database import Database, connect
 from fishladder import tasks
 from fishladder.ledger import open_ledger, upgrade
 from fishladder.spec import loads
 from fishladder.stores import connect_url, open_store
 from tests.servers import mysql
 
+LANES = 2
+STEP = 2
+"""Between two keys, so that there is room for rows that only one side has."""
 INVOICES_PER_CUSTOMER = 20
-SEED_BATCH = 10_000
-COLUMNS = "id, customer_id, number, status, period, net, tax, total, currency, note, created_at, updated_at"
-SCHEMA = """
-CREATE TABLE customer (
-    id {key}, country VARCHAR(2), name VARCHAR(80) NOT NULL, updated_at DATETIME(6) NOT NULL
-);
-CREATE TABLE invoice (
-    id {key}, customer_id BIGINT NOT NULL, number VARCHAR(20) NOT NULL, status VARCHAR(10) NOT NULL,
-    period VARCHAR(7) NOT NULL, net {money}, tax {money}, total {money}, currency VARCHAR(3) NOT NULL,
-    note VARCHAR(200), created_at DATETIME(6) NOT NULL, updated_at DATETIME(6) NOT NULL,
+SEED_BATCH = 100_000
+QUIET = 600.0
+"""Seconds that the applier gets to make everything right that was left from a case before."""
+
+COLUMNS = (
+    *("id", "customer_id", "invoice_no", "status", "period", "quantity", "net", "tax", "total", "currency", "note"),
+    *("external_id", "paid_on", "created_at", "updated_at"),
+)
+ALL = ", ".join(COLUMNS)
+CUSTOMER = """CREATE TABLE customer (
+    id BIGINT PRIMARY KEY, country VARCHAR(2), name VARCHAR(80) NOT NULL, updated_at DATETIME(6) NOT NULL
+)"""
+INVOICE = """CREATE TABLE invoice (
+    id BIGINT PRIMARY KEY, customer_id BIGINT NOT NULL, invoice_no VARCHAR(20) NOT NULL, status VARCHAR(10) NOT NULL,
+    period VARCHAR(7) NOT NULL, quantity INT NOT NULL, net DECIMAL(12,2) NOT NULL, tax DECIMAL(12,4) NOT NULL,
+    total DECIMAL(12,2) NOT NULL, currency VARCHAR(3) NOT NULL, note VARCHAR(200), external_id BINARY(16) NOT NULL,
+    paid_on DATE, created_at DATETIME(6) NOT NULL, updated_at DATETIME(6) NOT NULL,
+    INDEX invoice_customer (customer_id), INDEX invoice_created (created_at),
     FOREIGN KEY (customer_id) REFERENCES customer (id)
-);
-CREATE INDEX invoice_created ON invoice (created_at);
+)"""
+CUSTOMER_VALUES = """
+    n, ELT(1 + n % 3, 'NZ', 'AU', 'US'), CONCAT('Customer ', n), TIMESTAMP('2026-01-01 00:00:00.5') + INTERVAL n SECOND
 """
-WORDS = {
-    "sqlite": {"key": "INTEGER PRIMARY KEY", "money": "DECIMAL_TEXT(12,2)"},
-    "mysql": {"key": "BIGINT PRIMARY KEY", "money": "DECIMAL(12,2)"},
-}
+# The values of each column out of n, the number of the row from 1 on. Among them are what copying tends to change:
+# microseconds, NULL beside '', trailing blanks, quotes and backslashes, letters beyond ASCII and beyond two bytes.
+VALUES = f"""
+    n * {STEP}, 1 + (n * 104729) % {{customers}}, CONCAT('INV-', LPAD(n, 10, '0')),
+    ELT(1 + n % 3, 'open', 'paid', 'void'),
+    CONCAT(2020 + n % 7, '-', LPAD(1 + n % 12, 2, '0')), n % 1000 - 20, (100 + n * 7919 % 99901) / 100,
+    (100 + n * 7919 % 99901) / 500, (100 + n * 7919 % 99901) * 1.2 / 100, 'EUR',
+    CASE WHEN n % 4 = 0 THEN NULL WHEN n % 101 = 1 THEN '' WHEN n % 103 = 1 THEN CONCAT('ends in a blank ', n, ' ')
+        WHEN n % 107 = 1 THEN CONCAT('it''s "C:\\\\\\\\temp"\t', n, '\n')
+        WHEN n % 109 = 1 THEN CONCAT('bezahlt – 谢谢 🐟 ', n)
+        ELSE CONCAT('paid late by customer ', n % 977, ', prefers e-mail, see ticket ', n) END,
+    UNHEX(LEFT(SHA2(n, 256), 32)), IF(n % 3 = 1, DATE('2026-01-01') + INTERVAL n % 365 DAY, NULL),
+    TIMESTAMP('2025-01-01') + INTERVAL n * 977 % 31536000 SECOND + INTERVAL n % 1000000 MICROSECOND,
+    TIMESTAMP('2026-01-01') + INTERVAL n * 7 % 31536000 SECOND + INTERVAL n * 13 % 1000000 MICROSECOND
+"""
+NUMBERS = """
+    WITH RECURSIVE d (no) AS (SELECT 0 UNION ALL SELECT no + 1 FROM d WHERE no < 999)
+    SELECT {values} FROM (
+        SELECT {first} + a.no * 1000 + b.no AS n FROM d AS a, d AS b WHERE a.no < {thousands}
+    ) AS numbers WHERE n <= {last} ORDER BY n
+"""
 MIGRATION = """
 migration: bench
 strategy: replicate
 source: {{kind: {kind}, connection: bench_source}}
-target: {{kind: {kind}, connection: bench_target}}
+target: {{kind: mysql, connection: bench_target}}
 application: {{source: bench_source_app, target: bench_target_app}}
 cohort: {{root: customer, column: country, waves: [["*"]]}}
+lanes: {lanes}
 tables:
   customer: root
-  invoice: {{entity: customer_id}}
+  invoice: {{entity: customer_id{types}}}
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Address:
-    """A database as two accounts see it; where a store knows no accounts, they are the same."""
+    """A database as its accounts see it, each a URL."""
 
+    admin: str
     copier: str
     application: str
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reference:
-    """An empty copy of the target's invoices without triggers, and the source's, both reached through ``db``."""
-
-    db: Database
-    origin: str
-    copy: str
+    @property
+    def name(self) -> str:
+        return self.admin.rpartition("/")[2]
 
 
-class Ground(Protocol):
-    """A kind of store that databases can be had from. ``label`` is what the results call it.
-
-    ``lanes``: with how many lanes to load; ``typed``: whether also to compare with the driver's own types.
-    """
-
-    kind: str
-    label: str
-    lanes: tuple[int, ...]
-    typed: bool
-
-    def database(self) -> AbstractContextManager[Address]:
-        """A fresh, empty database."""
-        ...
-
-    def reference(self, source: Address, target: Address) -> AbstractContextManager[Reference]: ...
+@contextmanager
+def database(server: str) -> Iterator[Address]:
+    """A fresh, empty database on the MySQL with this DSN."""
+    with mysql.database(server) as found:
+        yield Address(admin=found.admin, copier=found.copier, application=found.application)
 
 
-class SqliteGround:
-    kind = label = "sqlite"
-    lanes: tuple[int, ...] = (1,)  # a file has one writer
-    typed = False
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.numbers = count(1)
-
-    @contextmanager
-    def database(self) -> Iterator[Address]:
-        path = self.folder / f"{next(self.numbers)}.db"
-        yield Address(copier=f"sqlite:///{path}", application=f"sqlite:///{path}")
-        for file in self.folder.glob(f"{path.name}*"):
-            file.unlink()
-
-    @contextmanager
-    def reference(self, source: Address, target: Address) -> Iterator[Reference]:
-        ours = "SELECT sql FROM sqlite_master WHERE tbl_name = 'invoice' AND type <> 'trigger' AND sql IS NOT NULL"
-        with closing(connect(target.copier)) as db:
-            statements = [sql for (sql,) in db.rows(ours)]
-        with self.database() as fresh, closing(connect(fresh.copier)) as db:
-            for sql in statements:
-                db.execute(sql)
-            db.execute("PRAGMA foreign_keys = OFF")
-            db.execute("ATTACH ? AS origin", [source.copier.removeprefix("sqlite:///")])
-            yield Reference(db=db, origin="origin.invoice", copy="invoice")
-
-
-class MysqlGround:
-    kind = "mysql"
-    lanes: tuple[int, ...] = (1, 2)
-    typed = True
-
-    def __init__(self, server: str) -> None:
-        self.server = server
-        self.label = "mariadb" if "MariaDB" in mysql.version(server) else "mysql"
-
-    @contextmanager
-    def database(self) -> Iterator[Address]:
-        with mysql.database(self.server) as found:
-            yield Address(copier=found.copier, application=found.application)
-
-    @contextmanager
-    def reference(self, source: Address, target: Address) -> Iterator[Reference]:
-        with closing(connect(target.copier)) as db:
-            db.execute("SET SESSION foreign_key_checks = 0")
-            db.execute("CREATE TABLE reference LIKE invoice")
-            try:
-                yield Reference(db=db, origin=f"{source.copier.rpartition('/')[2]}.invoice", copy="reference")
-            finally:
-                db.execute("DROP TABLE reference")
-
-
-def seed(kind: str, url: str, invoices: int) -> None:
-    """Create the tables and fill them: the same rows for the same number, whatever the store."""
-    rng = random.Random(1)
+def create_tables(url: str) -> None:
     with closing(connect(url)) as db:
-        db.script(SCHEMA.format(**WORDS[kind]))
-        with db.transaction():
-            customers = invoices // INVOICES_PER_CUSTOMER + 1
-            rows = (
-                (no, rng.choice(("NZ", "AU", "US")), f"Customer {no}", _moment(no)) for no in range(1, customers + 1)
-            )
-            while some := list(islice(rows, SEED_BATCH)):
-                db.insert_many("INSERT INTO customer (id, country, name, updated_at) VALUES (?, ?, ?, ?)", some)
-            marks = ", ".join("?" * len(COLUMNS.split(",")))
-            lines = _invoices(invoices, customers, rng)
-            while some := list(islice(lines, SEED_BATCH)):
-                db.insert_many(f"INSERT INTO invoice ({COLUMNS}) VALUES ({marks})", some)
+        db.execute(CUSTOMER)
+        db.execute(INVOICE)
 
 
-def _invoices(invoices: int, customers: int, rng: random.Random) -> Iterator[Row]:
-    for no in range(1, invoices + 1):
-        net = rng.randrange(100, 100_000)
-        tax = net // 5
-        money = [f"{cents // 100}.{cents % 100:02}" for cents in (net, tax, net + tax)]
-        note = None if no % 4 else f"paid late by customer {no % 977}, prefers e-mail, see ticket {no}"
-        period = f"20{20 + no % 7}-{1 + no % 12:02}"
-        yield (
-            *(no, rng.randint(1, customers), f"INV-{no:010}", ("open", "paid", "void")[no % 3], period, *money),
-            *("EUR", note, _moment(no), _moment(no + 86_400)),
-        )
+def seed(url: str, invoices: int) -> None:
+    """Create the tables and fill them inside the server: the same rows for the same number."""
+    create_tables(url)
+    customers = invoices // INVOICES_PER_CUSTOMER + 1
+    with closing(connect(url)) as db:
+        db.execute("SET SESSION foreign_key_checks = 0, transaction_isolation = 'READ-COMMITTED'")
+        _fill(db, "customer", CUSTOMER_VALUES, customers)
+        _fill(db, f"invoice ({ALL})", VALUES.format(customers=customers), invoices)
 
 
-def _moment(no: int) -> str:
-    return f"2026-{1 + no % 12:02}-{1 + no % 28:02} {no % 24:02}:{no % 60:02}:{no % 59:02}.{no % 1_000_000:06}"
+def _fill(db: Database, into: str, values: str, rows: int) -> None:
+    for first in range(1, rows + 1, SEED_BATCH):
+        numbers = NUMBERS.format(values=values, first=first, last=rows, thousands=SEED_BATCH // 1000)
+        db.execute(f"INSERT INTO {into} {numbers}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Migration:
-    """A migration under way. It can be pickled, so that lanes can be processes."""
+    """A migration under way. It can be pickled, so that lanes can be processes.
 
-    kind: str
+    ``kind`` of the source, whose invoices may need ``types``: more of their words in the migration file.
+    """
+
     source: Address
     target: Address
     ledger: str
+    kind: str = "mysql"
+    types: str = ""
 
     @contextmanager
-    def desk(self) -> Iterator[tasks.Desk]:
-        spec = loads(MIGRATION.format(kind=self.kind), name="bench.yaml", environment={})
+    def desk(self, lanes: int = LANES) -> Iterator[tasks.Desk]:
+        spec = loads(MIGRATION.format(kind=self.kind, lanes=lanes, types=self.types), name="bench.yaml", environment={})
         urls = {spec.source.connection: self.source.copier, spec.target.connection: self.target.copier}
         with open_ledger(self.ledger, migration=spec.migration) as ledger:
             yield tasks.Desk(spec=spec, ledger=ledger, open=lambda name: open_store(*connect_url(urls[name])))
@@ -198,19 +149,23 @@ class Migration:
                 if table != "invoice":
                     tasks.load_table(desk, table, "1")
 
-    def finish_load(self) -> None:
-        """The invoices too, and all loads closed."""
+    def close(self) -> None:
+        """All loads closed, and what the source's journal holds applied."""
         with self.desk() as desk:
             for table in tasks.cut(desk):
-                tasks.load_table(desk, table, "1")
                 tasks.close_table(desk, table)
+            self.settle(desk)
+
+    def settle(self, desk: tasks.Desk) -> None:
+        """Apply until nothing is dirty."""
+        tasks.replicate(desk, seconds=QUIET, until_idle=True)
 
 
 @dataclass(kw_only=True)
 class Bench:
-    """A seeded source of one kind, and migrations from it to fresh targets."""
+    """A seeded source and migrations from it to fresh targets, all in one server."""
 
-    ground: Ground
+    server: str
     folder: Path
     invoices: int
     source: Address = field(init=False)
@@ -218,18 +173,73 @@ class Bench:
     numbers: Iterator[int] = field(default_factory=count)
 
     def __enter__(self) -> Bench:
-        self.source = self.kept.enter_context(self.ground.database())
-        seed(self.ground.kind, self.source.copier, self.invoices)
+        self.source = self.kept.enter_context(database(self.server))
+        seed(self.source.admin, self.invoices)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.kept.close()
 
+    @property
+    def last_id(self) -> int:
+        return self.invoices * STEP
+
+    @property
+    def label(self) -> str:
+        """How the cases call what is copied."""
+        return f"mysql→mysql, {rows_text(self.invoices)}"
+
     @contextmanager
     def migration(self) -> Iterator[Migration]:
         """Prepared, with a target and a ledger of its own."""
-        ledger = self.folder / f"ledger-{next(self.numbers)}.db"
-        with self.ground.database() as target:
-            made = Migration(kind=self.ground.kind, source=self.source, target=target, ledger=f"sqlite:///{ledger}")
+        ledger = self.folder / f"ledger-{self.invoices}-{next(self.numbers)}.db"
+        with database(self.server) as target:
+            made = Migration(source=self.source, target=target, ledger=f"sqlite:///{ledger}")
             made.prepare()
             yield made
+
+    @cached_property
+    def loaded(self) -> Migration:
+        """A migration that is loaded, closed and at rest. Whoever changes rows leaves it at rest again."""
+        made = self.kept.enter_context(self.migration())
+        with made.desk() as desk:
+            tasks.load_table(desk, "invoice", "1")
+        made.close()
+        return made
+
+
+@dataclass(kw_only=True)
+class Ground:
+    """A MySQL server and the benches on it, by size; they are seeded when they are first asked for."""
+
+    server: str
+    folder: Path
+    rows: int
+    peers: bool = False
+    kept: ExitStack = field(default_factory=ExitStack)
+    benches: dict[int, Bench] = field(default_factory=dict)
+
+    def __enter__(self) -> Ground:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kept.close()
+
+    def bench(self, at_most: int | None = None) -> Bench:
+        """Of the size that was asked for, or of ``at_most`` if that is less."""
+        size = min(self.rows, at_most or self.rows)
+        if size not in self.benches:
+            self.benches[size] = self.kept.enter_context(self.one_bench(size))
+        return self.benches[size]
+
+    def one_bench(self, size: int) -> Bench:
+        """One that is not kept for other cases."""
+        return Bench(server=self.server, folder=self.folder, invoices=size)
+
+
+def rows_text(rows: int) -> str:
+    """1000000 as "1M rows", 20000 as "20k rows"."""
+    for size, letter in ((1_000_000, "M"), (1_000, "k")):
+        if rows % size == 0:
+            return f"{rows // size}{letter} rows"
+    return f"{rows} rows"

@@ -19,15 +19,17 @@ REPEATS = 3
 class Result:
     """``value`` and ``reference`` in ``unit``, medians; ``ratio``: the median of value / reference of each round.
 
-    ``goal``: the ratio that is asked for, None where none is set; ``holds``: whether it is reached.
+    ``goal``: the ratio that is asked for, None where none is set: at least this where the unit is one of speed
+    (``…/s``), at most this for everything else. ``holds``: whether it is reached. What could not be measured has
+    neither value nor ratio, and its ``unit`` says "not available".
     """
 
     benchmark: str
     case: str
-    value: float
+    value: float | None
     unit: str
-    reference: float
-    ratio: float
+    reference: float | None
+    ratio: float | None
     goal: float | None = None
     holds: bool | None = None
 
@@ -42,31 +44,69 @@ def result(benchmark: str, case: str, unit: str, rounds: Rounds, *, goal: float 
     return Result(
         benchmark=benchmark,
         case=case,
-        value=round(median(value for value, _ in rounds), 1),
+        value=_rounded(median(value for value, _ in rounds)),
         unit=unit,
-        reference=round(median(reference for _, reference in rounds), 1),
+        reference=_rounded(median(reference for _, reference in rounds)),
         ratio=round(ratio, 3),
         goal=goal,
-        holds=None if goal is None else ratio >= goal,
+        holds=None if goal is None else ratio >= goal if _more_is_better(unit) else ratio <= goal,
     )
+
+
+def not_available(benchmark: str, case: str, reason: str, *, goal: float | None = None) -> Result:
+    """A case that this machine cannot measure, and why."""
+    return Result(
+        benchmark=benchmark,
+        case=f"{case}: {reason}",
+        value=None,
+        unit="not available",
+        reference=None,
+        ratio=None,
+        goal=goal,
+    )
+
+
+def _more_is_better(unit: str) -> bool:
+    return unit.endswith("/s")
+
+
+def _rounded(number: float) -> float:
+    return round(number, 1 if number >= 100 else 3)
+
+
+def seconds(work: Callable[P, object], *arguments: P.args, **named: P.kwargs) -> float:
+    """How long ``work`` takes."""
+    began = time.perf_counter()
+    work(*arguments, **named)
+    return time.perf_counter() - began
 
 
 def per_second(count: int, work: Callable[P, object], *arguments: P.args, **named: P.kwargs) -> float:
     """How many a second, when ``work`` does ``count`` of them."""
-    began = time.perf_counter()
-    work(*arguments, **named)
-    return count / (time.perf_counter() - began)
+    return count / seconds(work, *arguments, **named)
 
 
 def table(results: Sequence[Result]) -> str:
     """The results as a table for a person."""
-    width = max((len(found.case) for found in results), default=0)
-    lines = [f"{'benchmark':<11}{'case':<{width}}{'value':>12}{'reference':>12}  {'unit':<15}{'ratio':>6}  goal"]
+    width = max((len(found.case) for found in results if found.value is not None), default=0)
+    lines = [f"{'benchmark':<11}{'case':<{width}}{'value':>12}{'reference':>12}  {'unit':<15}{'ratio':>7}  goal"]
     for found in results:
-        goal = "" if found.goal is None else f"{found.goal:g} {'holds' if found.holds else 'MISSED'}"
-        line = f"{found.benchmark:<11}{found.case:<{width}}{found.value:>12,.0f}{found.reference:>12,.0f}"
-        lines.append(f"{line}  {found.unit:<15}{found.ratio:>6.2f}  {goal}".rstrip())
+        if found.value is None or found.reference is None or found.ratio is None:
+            lines.append(f"{found.benchmark:<11}NOT AVAILABLE  {found.case}")
+            continue
+        line = f"{found.benchmark:<11}{found.case:<{width}}{_number(found.value):>12}{_number(found.reference):>12}"
+        lines.append(f"{line}  {found.unit:<15}{found.ratio:>7.2f}  {_goal(found)}".rstrip())
     return "\n".join(lines)
+
+
+def _number(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 or number == int(number) else f"{number:.2f}"
+
+
+def _goal(found: Result) -> str:
+    if found.goal is None:
+        return ""
+    return f"{'≥' if _more_is_better(found.unit) else '≤'} {found.goal:g} {'holds' if found.holds else 'MISSED'}"
 
 
 def keep(results: Sequence[Result], path: Path) -> None:

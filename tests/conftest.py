@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import pytest
 
-from tests.servers import Unavailable, mysql
+from tests.servers import Unavailable, mysql, oracle
 
 UNTESTED = pytest.StashKey[dict[str, str]]()
 
@@ -63,4 +63,23 @@ def mysql_server(pytestconfig: pytest.Config) -> Iterator[str]:
 def mysql_database(mysql_server: str) -> Iterator[mysql.Database]:
     """A fresh, empty database for one test."""
     with mysql.database(mysql_server) as database:
+        yield database
+
+
+@pytest.fixture(scope="session")
+def oracle_server(pytestconfig: pytest.Config) -> str:
+    """The DSN of an Oracle that was given, else of the Oracle wire emulator, which is none."""
+    try:
+        dsn = oracle.dsn()
+    except Unavailable as reason:
+        not_tested(pytestconfig, "Oracle wire emulator", reason)
+    if not oracle.is_real():
+        pytestconfig.stash[UNTESTED]["Oracle"] = "not verified on Oracle: the Oracle wire emulator took its place"
+    return dsn
+
+
+@pytest.fixture
+def oracle_database(oracle_server: str) -> Iterator[oracle.Database]:
+    """A fresh, empty schema for one test."""
+    with oracle.database(oracle_server) as database:
         yield database

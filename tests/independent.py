@@ -15,14 +15,15 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date, datetime, time
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import MySQLdb
 import MySQLdb.cursors
+import oracledb
 
 NAMED = 5  # how many keys a problem names
 
@@ -36,7 +37,10 @@ class ForeignKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """A table as the database describes it. `columns`: name → number, time, date, bytes or text."""
+    """A table as the database describes it, names in small letters.
+
+    `columns`: name → number, time, date, bytes or text; what Oracle calls a date is either.
+    """
 
     columns: Mapping[str, str]
     key: tuple[str, ...]
@@ -45,7 +49,14 @@ class Shape:
 
 
 class Reader(Protocol):
-    quote: str
+    #: '' is NULL there.
+    blank_is_null: bool
+
+    def quoted(self, name: str) -> str: ...
+
+    def bytewise(self, column: str) -> str:
+        """An expression of a quoted column that no collation takes for another, so that 'a1' is not 'A1'."""
+        ...
 
     def tables(self) -> list[str]: ...
 
@@ -59,8 +70,8 @@ class Reader(Protocol):
 def compare(source_url: str, target_url: str, tables: Sequence[str] | None = None) -> list[str]:
     """Every row of `tables` (default: all tables of the source) in both databases, one line per problem.
 
-    Columns are matched by name and values by what they mean: 1.50 is 1.5, a time is text with microseconds,
-    'a1' is not 'A1', '' is not NULL. Holds a digest per row of one table in memory.
+    Tables and columns are matched by name, values by what they mean: 1.50 is 1.5, a time is text with microseconds,
+    'a1' is not 'A1', '' is not NULL unless an Oracle is among the two. Holds a digest per row of one table in memory.
     """
     problems: list[str] = []
     with ExitStack() as stack:
@@ -70,7 +81,7 @@ def compare(source_url: str, target_url: str, tables: Sequence[str] | None = Non
         for table in chosen:
             if table.startswith("fishladder_"):
                 continue
-            absent = [side for side, reader in _sides(source, target) if table not in reader.tables()]
+            absent = [side for side, reader in _sides(source, target) if _own_name(table, reader) is None]
             if absent:
                 problems.append(f"{table}: the {' and the '.join(absent)} has no such table")
                 continue
@@ -83,7 +94,7 @@ def compare(source_url: str, target_url: str, tables: Sequence[str] | None = Non
                     if unique and set(unique) <= set(columns):
                         problems += _duplicates(side, table, unique, reader)
                 for foreign_key in sorted(shapes[0].foreign_keys | shapes[1].foreign_keys, key=lambda key: key.columns):
-                    if set(foreign_key.columns) <= set(columns) and foreign_key.parent in reader.tables():
+                    if set(foreign_key.columns) <= set(columns) and _own_name(foreign_key.parent, reader):
                         problems += _orphans(side, table, foreign_key, reader)
         if {"customer", "invoice", "payment"} <= set(chosen) and not problems:
             problems += _compare_totals(source, target)
@@ -197,6 +208,19 @@ def _sides(source: Reader, target: Reader) -> tuple[tuple[str, Reader], tuple[st
     return ("source", source), ("target", target)
 
 
+def _own_name(table: str, reader: Reader) -> str | None:
+    """The table's name as this database writes it."""
+    return next((name for name in reader.tables() if name.lower() == table.lower()), None)
+
+
+def _quoted(table: str, reader: Reader) -> str:
+    return reader.quoted(_own_name(table, reader) or table)
+
+
+#: What Oracle calls a date, and what it can be elsewhere.
+_EITHER = ({"date or time", "date"}, {"date or time", "time"})
+
+
 def _compare_rows(table: str, source: Reader, target: Reader) -> list[str]:
     shape, other = source.shape(table), target.shape(table)
     if set(shape.columns) != set(other.columns):
@@ -206,17 +230,22 @@ def _compare_rows(table: str, source: Reader, target: Reader) -> list[str]:
     problems = [
         f"{table}.{column}: {meaning} in the source, {other.columns[column]} in the target"
         for column, meaning in shape.columns.items()
-        if meaning != other.columns[column]
+        if meaning != other.columns[column] and {meaning, other.columns[column]} not in _EITHER
     ]
     if problems:
         return problems
+    meanings = {
+        column: other.columns[column] if meaning == "date or time" else meaning
+        for column, meaning in shape.columns.items()
+    }
+    blank_is_null = source.blank_is_null or target.blank_is_null
     digests: dict[tuple[str | None, ...], bytes] = {}
     in_source = in_target = 0
-    for key, digest in _digests(table, shape, source):
+    for key, digest in _digests(table, shape.key, meanings, source, blank_is_null):
         in_source += 1
         digests[key] = digest
     extra, different = [], []
-    for key, digest in _digests(table, shape, target):
+    for key, digest in _digests(table, shape.key, meanings, target, blank_is_null):
         in_target += 1
         there = digests.pop(key, None)
         if there is None:
@@ -231,15 +260,17 @@ def _compare_rows(table: str, source: Reader, target: Reader) -> list[str]:
     return problems
 
 
-def _digests(table: str, shape: Shape, reader: Reader) -> Iterator[tuple[tuple[str | None, ...], bytes]]:
+def _digests(
+    table: str, key: tuple[str, ...], meanings: Mapping[str, str], reader: Reader, blank_is_null: bool
+) -> Iterator[tuple[tuple[str | None, ...], bytes]]:
     """(key, digest of the row) for each row."""
-    columns = sorted(shape.columns)
-    meanings = [shape.columns[column] for column in columns]
-    key_at = [columns.index(column) for column in shape.key or columns]
-    q = reader.quote
-    selected = ", ".join(f"{q}{column}{q}" for column in columns)
-    for row in reader.rows(f"select {selected} from {q}{table}{q}"):
-        values = [_normal(value, meaning) for value, meaning in zip(row, meanings, strict=True)]
+    columns = sorted(meanings)
+    key_at = [columns.index(column) for column in key or columns]
+    selected = ", ".join(reader.quoted(column) for column in columns)
+    for row in reader.rows(f"select {selected} from {_quoted(table, reader)}"):
+        values = [_normal(value, meanings[column]) for value, column in zip(row, columns, strict=True)]
+        if blank_is_null:
+            values = [value or None for value in values]
         digest = hashlib.sha256()
         for value in values:
             encoded = b"-" if value is None else value.encode("utf-8", "surrogatepass")
@@ -257,11 +288,15 @@ def _normal(value: Any, meaning: str) -> str | None:
             case "number":
                 # A float is what SQLite makes of a NUMERIC column: its shortest text is the number that was meant.
                 number = Decimal(repr(value) if isinstance(value, float) else value)
-                return "0" if number == 0 else format(number.normalize(), "f")
-            case "time":
+                text = format(number, "f")  # normalize() would round to 28 digits
+                return "0" if number == 0 else text.rstrip("0").rstrip(".") if "." in text else text
+            case "time" | "date or time":
                 at = value if isinstance(value, datetime) else datetime.fromisoformat(value)
                 return at.isoformat(sep=" ", timespec="microseconds")
             case "date":
+                if isinstance(value, datetime):
+                    # From Oracle, whose dates have a time: any but midnight is a difference.
+                    return (value.date() if value.time() == time() else value).isoformat()
                 return (value if isinstance(value, date) else date.fromisoformat(value)).isoformat()
             case "bytes":
                 return bytes(value).hex()
@@ -279,26 +314,27 @@ def _name(keys: Sequence[tuple[str | None, ...]]) -> str:
 
 
 def _duplicates(side: str, table: str, unique: tuple[str, ...], reader: Reader) -> list[str]:
-    q = reader.quote
     texts = {column for column, meaning in reader.shape(table).columns.items() if meaning == "text"}
-    # As hexadecimal, so that a collation does not take 'a1' and 'A1' for one.
-    grouped = ", ".join(f"hex({q}{column}{q})" if column in texts else f"{q}{column}{q}" for column in unique)
-    present = " and ".join(f"{q}{column}{q} is not null" for column in unique)
+    quoted = [reader.quoted(column) for column in unique]
+    grouped = ", ".join(
+        reader.bytewise(name) if column in texts else name for column, name in zip(unique, quoted, strict=True)
+    )
+    present = " and ".join(f"{name} is not null" for name in quoted)
     ((count,),) = reader.rows(
-        f"select count(*) from (select 1 as x from {q}{table}{q} where {present} group by {grouped}"
+        f"select count(*) from (select 1 as x from {_quoted(table, reader)} where {present} group by {grouped}"
         " having count(*) > 1) d"
     )
     return [f"{table}: {count} value(s) of {', '.join(unique)} occur more than once in the {side}"] if count else []
 
 
 def _orphans(side: str, table: str, foreign_key: ForeignKey, reader: Reader) -> list[str]:
-    q = reader.quote
-    pairs = list(zip(foreign_key.columns, foreign_key.parent_columns, strict=True))
-    joined = " and ".join(f"p.{q}{parent}{q} = c.{q}{child}{q}" for child, parent in pairs)
-    present = " and ".join(f"c.{q}{child}{q} is not null" for child, _ in pairs)
+    children = [f"c.{reader.quoted(column)}" for column in foreign_key.columns]
+    parents = [f"p.{reader.quoted(column)}" for column in foreign_key.parent_columns]
+    joined = " and ".join(f"{parent} = {child}" for child, parent in zip(children, parents, strict=True))
+    present = " and ".join(f"{child} is not null" for child in children)
     ((count,),) = reader.rows(
-        f"select count(*) from {q}{table}{q} c where {present}"
-        f" and not exists (select 1 from {q}{foreign_key.parent}{q} p where {joined})"
+        f"select count(*) from {_quoted(table, reader)} c where {present}"
+        f" and not exists (select 1 from {_quoted(foreign_key.parent, reader)} p where {joined})"
     )
     columns = ", ".join(foreign_key.columns)
     return (
@@ -330,10 +366,10 @@ def _compare_totals(source: Reader, target: Reader) -> list[str]:
 def _meaning(declared: str) -> str:
     declared = declared.lower()
     for pattern, meaning in (
-        (r"blob|binary", "bytes"),
+        (r"blob|binary|raw", "bytes"),
         (r"datetime|timestamp", "time"),
         (r"date", "date"),
-        (r"int|decimal|numeric|bool|real|float|double", "number"),
+        (r"int|decimal|numeric|number|bool|real|float|double", "number"),
     ):
         if re.search(pattern, declared):
             return meaning
@@ -341,11 +377,17 @@ def _meaning(declared: str) -> str:
 
 
 class _Sqlite:
-    quote = '"'
+    blank_is_null = False
 
     def __init__(self, path: str) -> None:
         self._connection = sqlite3.connect(path, isolation_level=None, timeout=60)
         self._connection.execute("begin")  # one moment, whatever is written meanwhile
+
+    def quoted(self, name: str) -> str:
+        return f'"{name}"'
+
+    def bytewise(self, column: str) -> str:
+        return f"hex({column})"
 
     def tables(self) -> list[str]:
         return [
@@ -357,7 +399,7 @@ class _Sqlite:
     def shape(self, table: str) -> Shape:
         columns = list(self.rows(f'pragma table_info("{table}")'))
         unique = {
-            tuple(column for _, _, column in self.rows(f'pragma index_info("{name}")'))
+            tuple(column.lower() for _, _, column in self.rows(f'pragma index_info("{name}")'))
             for _, name, is_unique, *_ in list(self.rows(f'pragma index_list("{table}")'))
             if is_unique
         }
@@ -365,14 +407,14 @@ class _Sqlite:
         for row in self.rows(f'pragma foreign_key_list("{table}")'):
             references[row[0]].append(row)
         return Shape(
-            columns={name: _meaning(declared) for _, name, declared, *_ in columns},
-            key=tuple(row[1] for row in sorted(columns, key=lambda row: row[5]) if row[5]),
+            columns={name.lower(): _meaning(declared) for _, name, declared, *_ in columns},
+            key=tuple(row[1].lower() for row in sorted(columns, key=lambda row: row[5]) if row[5]),
             unique=frozenset(unique),
             foreign_keys=frozenset(
                 ForeignKey(
-                    columns=tuple(row[3] for row in rows),
-                    parent=rows[0][2],
-                    parent_columns=tuple(row[4] or self.shape(row[2]).key[row[1]] for row in rows),
+                    columns=tuple(row[3].lower() for row in rows),
+                    parent=rows[0][2].lower(),
+                    parent_columns=tuple((row[4] or self.shape(row[2]).key[row[1]]).lower() for row in rows),
                 )
                 for rows in references.values()
             ),
@@ -386,12 +428,18 @@ class _Sqlite:
 
 
 class _Mysql:
-    quote = "`"
+    blank_is_null = False
 
     def __init__(self, **login: Any) -> None:
         self._connection = MySQLdb.connect(charset="utf8mb4", **login)
         self._connection.cursor().execute("set time_zone = '+00:00'")
         self._connection.cursor().execute("start transaction with consistent snapshot")
+
+    def quoted(self, name: str) -> str:
+        return f"`{name}`"
+
+    def bytewise(self, column: str) -> str:
+        return f"hex({column})"
 
     def tables(self) -> list[str]:
         return [
@@ -404,23 +452,23 @@ class _Mysql:
         ]
 
     def shape(self, table: str) -> Shape:
-        here = f"table_schema = database() and table_name = '{table}'"
+        here = f"table_schema = database() and table_name = '{_own_name(table, self)}'"
         indexes: dict[str, list[str]] = defaultdict(list)
         for name, column in self.rows(
             f"select index_name, column_name from information_schema.statistics where {here} and non_unique = 0"
             " order by index_name, seq_in_index"
         ):
-            indexes[name].append(column)
+            indexes[name].append(column.lower())
         references: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
         for name, *row in self.rows(
             "select constraint_name, column_name, referenced_table_name, referenced_column_name"
             f" from information_schema.key_column_usage where {here} and referenced_table_name is not null"
             " order by constraint_name, ordinal_position"
         ):
-            references[name].append((row[0], row[1], row[2]))
+            references[name].append((row[0].lower(), row[1].lower(), row[2].lower()))
         return Shape(
             columns={
-                name: _meaning(declared)
+                name.lower(): _meaning(declared)
                 for name, declared in self.rows(
                     f"select column_name, data_type from information_schema.columns where {here}"
                     " order by ordinal_position"
@@ -448,10 +496,122 @@ class _Mysql:
         self._connection.close()
 
 
+class _Oracle:
+    """Names are taken for such as need no quotes: capital letters there, small ones here."""
+
+    blank_is_null = True
+
+    def __init__(self, *, schema: str | None, **login: Any) -> None:
+        self._connection = oracledb.connect(**login)
+        self._connection.outputtypehandler = self._exact
+        with closing(self._connection.cursor()) as cursor:
+            if schema:
+                cursor.execute(f"alter session set current_schema = {schema}")
+            cursor.execute("set transaction read only")  # one moment; the emulator shows each statement its own
+
+    @staticmethod
+    def _exact(cursor: Any, column: Any) -> Any:
+        """No number becomes a float, and what is large comes at once."""
+        match column.type_code:
+            case oracledb.DB_TYPE_NUMBER:
+                return cursor.var(str, arraysize=cursor.arraysize, outconverter=_whole_or_decimal)
+            case oracledb.DB_TYPE_BLOB:
+                return cursor.var(oracledb.DB_TYPE_LONG_RAW, arraysize=cursor.arraysize)
+            case oracledb.DB_TYPE_CLOB:
+                return cursor.var(oracledb.DB_TYPE_LONG, arraysize=cursor.arraysize)
+        return None
+
+    def quoted(self, name: str) -> str:
+        return name
+
+    def bytewise(self, column: str) -> str:
+        return column  # so it compares by itself
+
+    def tables(self) -> list[str]:
+        return [
+            name.lower()
+            for (name,) in self.rows(
+                "select table_name from all_tables where owner = sys_context('userenv', 'current_schema')"
+                " order by table_name"
+            )
+            if not name.startswith("FISHLADDER_")
+        ]
+
+    def shape(self, table: str) -> Shape:
+        here = f"owner = sys_context('userenv', 'current_schema') and table_name = '{table.upper()}'"
+        constraints = {
+            name: (kind, parent)
+            for name, kind, parent in self.rows(
+                f"select constraint_name, constraint_type, r_constraint_name from all_constraints where {here}"
+                " and constraint_type in ('P', 'U', 'R')"
+            )
+        }
+        columns = {name: self._columns(name) for name in constraints}
+        keys = [columns[name][1] for name, (kind, _) in constraints.items() if kind == "P"]
+        indexes: dict[str, list[str]] = defaultdict(list)
+        for name, column in self.rows(
+            "select c.index_name, lower(c.column_name) from all_ind_columns c join all_indexes i"
+            " on i.owner = c.index_owner and i.index_name = c.index_name"
+            f" where i.{here.replace(' and ', ' and i.')} and i.uniqueness = 'UNIQUE'"
+            " order by c.index_name, c.column_position"
+        ):
+            indexes[name].append(column)
+        above = {parent: self._columns(parent) for kind, parent in constraints.values() if kind == "R"}
+        return Shape(
+            columns={
+                name: "date or time" if declared == "DATE" else _meaning(declared)
+                for name, declared in self.rows(
+                    f"select lower(column_name), data_type from all_tab_columns where {here} order by column_id"
+                )
+            },
+            key=keys[0] if keys else (),
+            unique=frozenset(tuple(index) for index in indexes.values() if tuple(index) not in keys),
+            foreign_keys=frozenset(
+                ForeignKey(columns=columns[name][1], parent=above[parent][0], parent_columns=above[parent][1])
+                for name, (kind, parent) in constraints.items()
+                if kind == "R"
+            ),
+        )
+
+    def _columns(self, constraint: str) -> tuple[str, tuple[str, ...]]:
+        """The table of a constraint and its columns in order."""
+        found = list(
+            self.rows(
+                "select lower(table_name), lower(column_name) from all_cons_columns"
+                f" where owner = sys_context('userenv', 'current_schema') and constraint_name = '{constraint}'"
+                " order by position"
+            )
+        )
+        return found[0][0], tuple(column for _, column in found)
+
+    def rows(self, statement: str) -> Iterator[tuple[Any, ...]]:
+        with closing(self._connection.cursor()) as cursor:
+            cursor.arraysize = 1000
+            cursor.execute(statement)
+            yield from cursor
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def _whole_or_decimal(text: str) -> int | Decimal:
+    number = Decimal(text)
+    return int(number) if number == number.to_integral_value() else number
+
+
 def _open(url: str) -> Reader:
     parts = urlsplit(url)
     if parts.scheme == "sqlite":
         return _Sqlite(unquote(parts.path[1:]))
+    if parts.scheme == "oracle":
+        return _Oracle(
+            host=parts.hostname or "127.0.0.1",
+            port=parts.port or 1521,
+            user=unquote(parts.username or ""),
+            password=unquote(parts.password or ""),
+            service_name=unquote(parts.path[1:]),
+            schema=parse_qs(parts.query).get("schema", [None])[0],
+        )
     return _Mysql(
         host=parts.hostname or "127.0.0.1",
         port=parts.port or 3306,

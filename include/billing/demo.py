@@ -1,7 +1,8 @@
 """``make demo``: a billing database with live traffic moves to another store inside Airflow, every row accounted for.
 
-``STORES=real`` moves it to a real MySQL, ``AUTO=1`` ends by itself, ``CUSTOMERS=n`` sets the size. The demo is a user
-of fishladder: it triggers DAGs by Airflow's REST API and believes only its own comparison.
+Both are SQLite files. ``STORES=real``: from the Oracle wire emulator, or the Oracle that ``ORACLE_DSN`` names, to a
+real MySQL. ``AUTO=1`` ends by itself, ``CUSTOMERS=n`` sets the size. The demo is a user of fishladder: it triggers DAGs
+by Airflow's REST API and believes only its own comparison.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import MySQLdb
+import oracledb
 
 from billing import invariants, schema
 from billing.airflow import Airflow, DemoError
@@ -32,6 +34,14 @@ from billing.database import connect
 ROOT = Path(__file__).parents[2]
 HOME = ROOT / ".demo"
 DATABASE = "fishladder_demo"
+#: What the copier's account needs to install its tables and triggers in another account's schema, and to watch them.
+ORACLE_COPIER = (
+    "CREATE SESSION, SELECT ANY TABLE, INSERT ANY TABLE, UPDATE ANY TABLE, DELETE ANY TABLE, LOCK ANY TABLE,"
+    " CREATE ANY TABLE, ALTER ANY TABLE, DROP ANY TABLE, CREATE ANY INDEX, CREATE ANY TRIGGER, ALTER ANY TRIGGER,"
+    " DROP ANY TRIGGER, CREATE ANY SEQUENCE, SELECT ANY SEQUENCE, SELECT ANY DICTIONARY"
+)
+NO_SUCH_USER = 1918
+ORACLE_APPLICATION = "CREATE SESSION, SELECT ANY TABLE, INSERT ANY TABLE, UPDATE ANY TABLE, DELETE ANY TABLE"
 TRAFFIC_RATE = 25
 TRAFFIC_SECONDS = 3600
 DRAIN_SECONDS = 120.0
@@ -44,51 +54,119 @@ class Demo:
         self.began = time.monotonic()
         self.source = f"sqlite:///{HOME / 'source.db'}"
         self.target = f"sqlite:///{HOME / 'target.db'}"
+        self.owner = self.source  # whoever the source's tables belong to
         self.applications = {"billing_source_app": self.source, "billing_target_app": self.target}
+        self.kinds = ("sqlite", "sqlite")
+        self.source_name, self.target_name = "SQLite", "SQLite"
         self.ledger = f"sqlite:///{HOME / 'ledger.db'}"
         self.facts: dict[str, str] = {}
         self.traffic: subprocess.Popen[str] | None = None
         self.airflow: Airflow | None = None
-        self.server_started = False
-        self.server: MySQLdb.Connection | None = None
+        self.servers = ExitStack()
 
     # Steps
 
     def prepare_stores(self) -> None:
         """A source with customers, an empty target."""
         if self.real:
+            self._create_oracle()
             self._create_mysql()
-        schema.create(self.source)
-        self._python("billing.seed", self.source, "--customers", str(self.customers), "--seed", "7")
+            self.kinds = ("oracle", "mysql")
+        schema.create(self.owner)
+        self._python("billing.seed", self.owner, "--customers", str(self.customers), "--seed", "7")
         environment = self._environment()
         self._python("fishladder", "ledger", "upgrade", environment=environment)
 
+    def _create_oracle(self) -> None:
+        """A schema of its own, and accounts for the copier and the application that do not own it."""
+        self.source_name = "Oracle" if os.environ.get("ORACLE_DSN") else "the Oracle wire emulator"
+        address = urlsplit(self._server("oracle", "ORACLE_DSN"))
+        password = secrets.token_hex(12)
+        system = self.servers.enter_context(
+            oracledb.connect(
+                host=address.hostname,
+                port=address.port or 1521,
+                service_name=address.path.strip("/"),
+                user=unquote(address.username or ""),
+                password=unquote(address.password or ""),
+            )
+        )
+        owner = DATABASE.upper()
+        grants = {
+            owner: "CONNECT, RESOURCE, UNLIMITED TABLESPACE",
+            "DEMO_COPIER": ORACLE_COPIER,
+            "DEMO_APP": ORACLE_APPLICATION,
+        }
+
+        def drop() -> None:
+            for user in reversed(grants):
+                try:
+                    cursor.execute(f"DROP USER {user} CASCADE")
+                except oracledb.DatabaseError as error:
+                    if error.args[0].code != NO_SUCH_USER:
+                        raise
+
+        cursor = self.servers.enter_context(system.cursor())
+        drop()
+        for user, rights in grants.items():
+            cursor.execute(f'CREATE USER {user} IDENTIFIED BY "{password}"')
+            cursor.execute(f"GRANT {rights} TO {user}")
+        self.servers.callback(drop)
+
+        def url(user: str) -> str:
+            place = f"{address.hostname}:{address.port or 1521}{address.path}"
+            return f"oracle://{user}:{password}@{place}?schema={owner}"
+
+        self.owner, self.source = url(owner), url("DEMO_COPIER")
+        self.applications["billing_source_app"] = url("DEMO_APP")
+
     def _create_mysql(self) -> None:
-        self.server_started = not self._mysql_dsn()
-        self._python("tests.servers", "start")
-        dsn = self._mysql_dsn()
-        address = urlsplit(dsn)
-        self.server = root = MySQLdb.connect(
-            host=address.hostname, port=address.port or 3306, user=address.username or "", passwd=address.password or ""
+        """A database of its own, with an account for the copier and one for the application."""
+        self.target_name = "MySQL"
+        address = urlsplit(self._server("mysql", "MYSQL_DSN"))
+        root = self.servers.enter_context(
+            closing(
+                MySQLdb.connect(
+                    host=address.hostname,
+                    port=address.port or 3306,
+                    user=unquote(address.username or ""),
+                    passwd=unquote(address.password or ""),
+                )
+            )
         )
         password = secrets.token_hex(12)
-        with root.cursor() as cursor:
+        users = ("demo_copier", "demo_app")
+
+        def drop() -> None:
             cursor.execute(f"DROP DATABASE IF EXISTS {DATABASE}")
-            cursor.execute(f"CREATE DATABASE {DATABASE} CHARACTER SET utf8mb4")
-            for user in ("demo_copier", "demo_app"):
+            for user in users:
                 cursor.execute("DROP USER IF EXISTS %s@'%%'", (user,))
-                cursor.execute("CREATE USER %s@'%%' IDENTIFIED BY %s", (user, password))
-            cursor.execute("GRANT PROCESS ON *.* TO demo_copier@'%'")
-            cursor.execute(f"GRANT ALL ON {DATABASE}.* TO demo_copier@'%'")
-            cursor.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {DATABASE}.* TO demo_app@'%'")
+
+        cursor = self.servers.enter_context(closing(root.cursor()))
+        drop()
+        cursor.execute(f"CREATE DATABASE {DATABASE} CHARACTER SET utf8mb4")
+        for user in users:
+            cursor.execute("CREATE USER %s@'%%' IDENTIFIED BY %s", (user, password))
+        cursor.execute("GRANT PROCESS ON *.* TO demo_copier@'%'")
+        cursor.execute(f"GRANT ALL ON {DATABASE}.* TO demo_copier@'%'")
+        cursor.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {DATABASE}.* TO demo_app@'%'")
+        self.servers.callback(drop)
         place = f"{quote(password)}@{address.hostname}:{address.port or 3306}/{DATABASE}"
         self.target = f"mysql://demo_copier:{place}"
         self.applications["billing_target_app"] = f"mysql://demo_app:{place}"
 
-    def _mysql_dsn(self) -> str:
-        """The DSN of the MySQL that runs, or nothing."""
+    def _server(self, name: str, variable: str) -> str:
+        """The DSN of a server, which is started unless it runs; then the demo also stops it."""
+        if not (dsn := self._running(variable)):
+            self._python("tests.servers", "start", name)
+            self.servers.callback(lambda: self._python("tests.servers", "stop", name, check=False))
+            dsn = self._running(variable)
+        return dsn
+
+    def _running(self, variable: str) -> str:
+        """The DSN of the server that runs, or nothing."""
         words = shlex.split(self._python("tests.servers", "env"))
-        return next((word.partition("=")[2] for word in words if word.startswith("MYSQL_DSN=")), "")
+        return next((word.partition("=")[2] for word in words if word.startswith(f"{variable}=")), "")
 
     def _environment(self) -> dict[str, str]:
         connections = {"billing_source": self.source, "billing_target": self.target, **self.applications}
@@ -96,14 +174,16 @@ class Demo:
             "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "include", ROOT / "plugins", ROOT))),
             "FISHLADDER_LEDGER": self.ledger,
             "FISHLADDER_POOLS": "1",
-            "BILLING_TARGET_KIND": "mysql" if self.real else "sqlite",
-            **{f"AIRFLOW_CONN_{name.upper()}": url for name, url in connections.items()},
+            "BILLING_SOURCE_KIND": self.kinds[0],
+            "BILLING_TARGET_KIND": self.kinds[1],
+            **{f"AIRFLOW_CONN_{name.upper()}": _for_airflow(url) for name, url in connections.items()},
             **{f"FISHLADDER_{name.upper()}": url for name, url in connections.items()},
         }
 
     def start_traffic(self) -> None:
         """Customers: one process that goes on until the demo stops it."""
-        command = [sys.executable, "-m", "billing.traffic", self.source, "--rate", str(TRAFFIC_RATE)]
+        url = self.applications["billing_source_app"]
+        command = [sys.executable, "-m", "billing.traffic", url, "--rate", str(TRAFFIC_RATE)]
         command += ["--seconds", str(TRAFFIC_SECONDS), "--log", str(HOME / "traffic.jsonl")]
         environment = {**os.environ, **self._environment()}
         self.traffic = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
@@ -250,21 +330,21 @@ class Demo:
             self.traffic.communicate()
         if self.airflow is not None:
             self.airflow.stop()
-        if self.server_started:
-            self._python("tests.servers", "stop", check=False)
-        elif self.server is not None:
-            with self.server.cursor() as cursor:
-                cursor.execute(f"DROP DATABASE {DATABASE}")
-                for user in ("demo_copier", "demo_app"):
-                    cursor.execute("DROP USER %s@'%%'", (user,))
-            self.server.close()
+        self.servers.close()
 
     def summary(self) -> str:
-        kind = "MySQL" if self.real else "SQLite"
-        lines = [
-            f"billing: {self.customers:,} customers from SQLite to {kind}, {time.monotonic() - self.began:.0f} s in all"
-        ]
-        return "\n".join([*lines, *(f"  {name:<18} {fact}" for name, fact in self.facts.items())])
+        way = f"from {self.source_name} to {self.target_name}"
+        line = f"billing: {self.customers:,} customers {way}, {time.monotonic() - self.began:.0f} s in all"
+        return "\n".join([line, *(f"  {name:<18} {fact}" for name, fact in self.facts.items())])
+
+
+def _for_airflow(url: str) -> str:
+    """A connection's URL as Airflow reads it: Oracle's service is an extra there, and its schema the path."""
+    parts = urlsplit(url)
+    if parts.scheme != "oracle":
+        return url
+    schema = parts.query.partition("schema=")[2]
+    return parts._replace(path=f"/{schema}", query=f"service_name={parts.path[1:]}").geturl()
 
 
 def say(line: str) -> None:

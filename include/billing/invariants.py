@@ -1,7 +1,7 @@
 """What must hold in a billing database at any time: `python -m billing.invariants URL`.
 
-An auditor's view: it shares no code with the service, the seed or anything else. All statements run on SQLite and
-on MySQL. Amounts are compared in whole cents (or hundredths of a cent), because SQLite computes with floats.
+An auditor's view: it shares no code with the service, the seed or anything else. All statements run on SQLite, on
+MySQL and on Oracle. Amounts are compared in whole cents (or hundredths of a cent), because SQLite computes with floats.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import sys
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import MySQLdb
+import oracledb
 
 #: What the customers without a country are listed under.
 NOWHERE = "(none)"
@@ -40,7 +41,8 @@ CHECKS = {
         ) p on p.invoice_id = i.id
         where coalesce(p.charged, 0) <> round(i.total * 100) - round(i.credit_used * 100)
             or coalesce(p.refunded, 0) > coalesce(p.charged, 0)
-            or (i.status = 'refunded') <> (coalesce(p.refunded, 0) > 0 and p.refunded = p.charged)
+            or case when i.status = 'refunded' then 1 else 0 end
+                <> case when p.refunded > 0 and p.refunded = p.charged then 1 else 0 end
             or i.status not in ('paid', 'refunded')""",
     "a gift card's entries and what remains add up to what it began with": """
         select 'gift_card', g.code from gift_card g
@@ -128,7 +130,9 @@ def totals(url: str) -> dict[str, Totals]:
     found: dict[str, dict[str, Any]] = {}
     with _Snapshot(url) as snapshot:
         for measure, (tables, value) in measures.items():
-            for country, amount in snapshot.rows(f"select c.country_code, {value} from {tables} group by 1"):
+            for country, amount in snapshot.rows(
+                f"select c.country_code, {value} from {tables} group by c.country_code"
+            ):
                 counted = "count" in value
                 found.setdefault(country or NOWHERE, {})[measure] = (
                     int(amount) if counted else Decimal(int(amount)).scaleb(-2)
@@ -145,7 +149,7 @@ class _Snapshot:
         if parts.scheme == "sqlite":
             self._connection = sqlite3.connect(unquote(parts.path[1:]), isolation_level=None, timeout=60)
             self._connection.execute("begin")
-        else:
+        elif parts.scheme == "mysql":
             self._connection = MySQLdb.connect(
                 host=parts.hostname or "127.0.0.1",
                 port=parts.port or 3306,
@@ -155,6 +159,17 @@ class _Snapshot:
                 charset="utf8mb4",
             )
             self._connection.cursor().execute("start transaction with consistent snapshot")
+        else:
+            self._connection = oracledb.connect(
+                host=parts.hostname or "127.0.0.1",
+                port=parts.port or 1521,
+                user=unquote(parts.username or ""),
+                password=unquote(parts.password or ""),
+                service_name=parts.path[1:],
+            )
+            if schema := parse_qs(parts.query).get("schema"):
+                self._connection.cursor().execute(f"alter session set current_schema = {schema[0]}")
+            self._connection.cursor().execute("set transaction read only")
 
     def __enter__(self) -> _Snapshot:
         return self

@@ -24,12 +24,12 @@ def drop(url: str) -> None:
     """Drop the tables that exist."""
     with closing(connect(url)) as database:
         for table in reversed(TABLES):
-            database.execute(f"DROP TABLE IF EXISTS {table}")
+            database.drop(table)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("create", "drop"))
-    parser.add_argument("url", help="sqlite:////path.db or mysql://user:password@host:port/database")
+    parser.add_argument("url", help="sqlite:////path.db, mysql://… or oracle://…, as billing.database.connect has it")
     chosen = parser.parse_args()
     (create if chosen.what == "create" else drop)(chosen.url)

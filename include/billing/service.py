@@ -44,12 +44,21 @@ def sign_up(
     with db.transaction():
         if customer_id and db.rows("SELECT id FROM customer WHERE id = ?" + db.for_update, (customer_id,)):
             raise Declined(f"customer {customer_id} exists")
-        generated = db.insert(
-            "INSERT INTO customer (id, country_code, name, email, born_on, balance, newsletter, note, created_at,"
-            " updated_at) VALUES (?, ?, ?, ?, NULL, '0.00', ?, NULL, ?, ?)",
-            (customer_id, country, name, email, True, timestamp(at), timestamp(at)),
+        given = {"id": customer_id} if customer_id else {}
+        columns = {
+            **given,
+            "country_code": country,
+            "name": name,
+            "email": email,
+            "balance": "0.00",
+            "newsletter": True,
+            "created_at": timestamp(at),
+            "updated_at": timestamp(at),
+        }
+        customer_id = db.insert(
+            f"INSERT INTO customer ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})",
+            list(columns.values()),
         )
-        customer_id = customer_id or generated
         subscription_id = _subscribe(db, customer_id, plan_id, billing_cycle, at)
     return {"customer_id": customer_id, "subscription_id": subscription_id, "country": country, "email": email}
 

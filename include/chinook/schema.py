@@ -1,8 +1,9 @@
-"""Creates Chinook's tables, empty (`python -m chinook.schema URL`), or a copy of its SQLite file with the data."""
+"""Creates Chinook's tables, empty (`python -m chinook.schema URL`), or with the data that ships with it."""
 
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 from contextlib import closing
 from pathlib import Path
@@ -25,6 +26,8 @@ TABLES = (
     "Invoice",
     "InvoiceLine",
 )
+#: How many rows an INSERT of the Oracle script may have: its own of a thousand take the emulator minutes.
+ROWS = 40
 
 
 def create(url: str) -> None:
@@ -35,9 +38,25 @@ def create(url: str) -> None:
 
 
 def copy_sample(path: Path) -> str:
-    """Copy the shipped database, which stays as it is, to `path`; returns its URL."""
+    """Copy the shipped SQLite database, which stays as it is, to `path`; returns its URL."""
     shutil.copyfile(HERE / "Chinook_Sqlite.sqlite", path)
     return f"sqlite:///{path.absolute()}"
+
+
+def load_sample(url: str) -> None:
+    """Run the shipped Oracle script in an empty schema: tables and rows. Its INSERTs of many rows need Oracle 23."""
+    script = (HERE / "Chinook_Oracle.sql").read_text(encoding="utf-8")
+    # The account is there already, and these are words of SQL*Plus.
+    script = re.sub(r"^(?:GRANT|CONNECT|exit|commit)\b.*;$", "", script, flags=re.MULTILINE)
+    with closing(connect(url)) as database, database.transaction():
+        database.script(re.sub(r"^(INSERT INTO .*)\n((?: +\(.*\)[,;]\n)+)", _in_parts, script, flags=re.MULTILINE))
+
+
+def _in_parts(insert: re.Match[str]) -> str:
+    """One INSERT as several of no more than ROWS."""
+    rows = insert[2].splitlines()
+    parts = ["\n".join(rows[start : start + ROWS])[:-1] for start in range(0, len(rows), ROWS)]
+    return "".join(f"{insert[1]}\n{part};\n" for part in parts)
 
 
 if __name__ == "__main__":

@@ -12,22 +12,25 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from fishladder.cells import SHARDS, Row, row_key
+from fishladder.cells import NO_HOME, SHARDS, Row, row_key
 from fishladder.clock import Clock
 from fishladder.coverage import check_coverage
 from fishladder.errors import AmbiguousError, RowError, TransientError
-from fishladder.ledger import Ledger
+from fishladder.ledger import DirtyKey, Ledger
 from fishladder.load import Refusal, fitting_rows, rejects_of
 from fishladder.plan import Plan, PlanTable, Side
 from fishladder.stores.base import Fence, Fenced, Found, LoadState, Relation, Store, Transaction
 
 BATCH = 2_000
+"""Reasons that a worker takes at once."""
 POLL = 0.2
 """Seconds between looks at an empty journal."""
 LONGEST_PAUSE = 30.0
 """Seconds that the applier backs off at most after failures."""
 HEARTBEAT = 5.0
 """Seconds between looks at the coverage, and notes of the lag, while nothing is to do."""
+BUSY_HEARTBEAT = 1.0
+"""Seconds between notes in the ledger while there is: each is a flush to its disk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,10 +110,8 @@ def apply_batch(
         batch.lock(copy, dirty)
         batch.read(copy, dirty)
         batch.write(copy)
-        if attempts:
-            touched = ((t, key, cohort) for (t, key), cohort in batch.changed.items() if cohort in attempts)
-            for table, key, cohort in touched:
-                copy.touch([(table, key, cohort)], attempts[cohort])
+        for cohort, attempt in (attempts or {}).items():
+            copy.touch(batch.changed_in(cohort), attempt)
         batch.record(ledger)
         copy.commit()
     batch.forget(ledger, dirty)
@@ -119,6 +120,20 @@ def apply_batch(
 
 def _closed(state: LoadState | None) -> bool:
     return state is not None and not state.open
+
+
+class _Shards:
+    """``Plan.shards``, remembered: nothing else is asked as often."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self._known: dict[tuple[str, bytes | None], frozenset[int]] = {}
+
+    def of(self, table: str, key: bytes, entity: bytes | None) -> frozenset[int]:
+        known = (table, key if entity is None else entity)
+        if known not in self._known:
+            self._known[known] = self.plan.shards(table, key, entity)
+        return self._known[known]
 
 
 class _Batch:
@@ -130,21 +145,24 @@ class _Batch:
         self.every_shard = every_shard
         self.applied = Applied()
         self.shards: frozenset[int] = frozenset()
+        self.shards_of = _Shards(plan).of
         self.fences: dict[str, Fence] = {}
         self.homes: dict[bytes, str] = {}
         self.keys: dict[str, dict[bytes, list[Dirty]]] = {}
         self.owner: dict[str, dict[bytes, Found]] = {}
         self.there: dict[str, dict[bytes, Found]] = {}
         self.refused: dict[str, list[Refusal]] = {}
-        self.changed: dict[tuple[str, bytes], str] = {}
+        self.changed: dict[str, set[bytes]] = {}
         self.kept: set[tuple[str, bytes]] = set()
+        self.doubts: list[int] = []
+        self.writable: dict[tuple[str, bytes | None], bool] = {}
 
     def lock(self, copy: Transaction, dirty: Sequence[Dirty]) -> None:
         """Shards in ascending order, then the fences, shared: raising a fence waits for this transaction."""
         if self.every_shard:
             self.shards = frozenset(range(SHARDS))
         else:
-            self.shards = frozenset().union(*(self.plan.shards(d.table, d.key, d.entity) for d in dirty))
+            self.shards = frozenset().union(*(self.shards_of(d.table, d.key, d.entity) for d in dirty))
         copy.lock_shards(self.shards)
         self.fences = copy.lock_fences(None)
 
@@ -152,15 +170,17 @@ class _Batch:
         """The owner's rows as they are now, and what the destination has."""
         for line in dirty:
             self.keys.setdefault(line.table, {}).setdefault(line.key, []).append(line)
+            if line.journal is not None and line.entity is not None and line.cohort != NO_HOME:
+                self.homes[line.entity] = line.cohort  # the trigger read it there, and homes never change
         with self.ends.origin.read() as origin:
             for table, keys in self.keys.items():
                 self.owner[table] = origin.rows_by_key(self._owner(table), list(keys))
-            entities = {line.entity for line in dirty if line.entity is not None}
-            entities |= {found.entity for rows in self.owner.values() for found in rows.values() if found.entity}
-            self.homes = origin.homes(entities)
+            unknown = ({line.entity for line in dirty} | _entities(self.owner)) - self.homes.keys()
+            self.homes |= origin.homes(entity for entity in unknown if entity is not None)
         for table, keys in self.keys.items():
             self.there[table] = copy.rows_by_key(self._copy(table), list(keys))
-        self.homes |= copy.homes({f.entity for rows in self.there.values() for f in rows.values() if f.entity})
+        unknown = _entities(self.there) - self.homes.keys()
+        self.homes |= copy.homes(entity for entity in unknown if entity is not None)
 
     def write(self, copy: Transaction) -> None:
         """Parents before children, then deletes, children first."""
@@ -182,7 +202,8 @@ class _Batch:
     def record(self, ledger: Ledger) -> None:
         """Rejects, and doubts that are over, into the ledger while the shards are still locked.
 
-        If the commit then fails, the reasons are not forgotten and the keys stay dirty.
+        If the commit then fails, the reasons are not forgotten and the keys stay dirty: also where another batch has
+        forgotten them, for each outcome is a doubt of its own until the commit.
         """
         refused = [
             reject
@@ -191,13 +212,18 @@ class _Batch:
         ]
         wrong = {(reject.table, reject.key) for reject in refused} | self.kept
         right = {table: [key for key in keys if (table, key) not in wrong] for table, keys in self.keys.items()}
-        ledger.record_outcome(right, refused)
+        self.doubts = ledger.record_outcome(right, refused, self._doubt)
         self.applied.rejected = len(refused)
+
+    def _doubt(self, table: str, key: bytes) -> DirtyKey:
+        entity = self._entity(table, key)
+        cohort = self.plan.table(table).cohort(entity, self.homes)
+        return DirtyKey(table=table, key=key, entity=entity, cohort=cohort, origin="outcome")
 
     def forget(self, ledger: Ledger, dirty: Sequence[Dirty]) -> None:
         """After the commit: delete exactly the reasons that were read, but those of keys that were left."""
         done = [line for line in dirty if (line.table, line.key) not in self.kept]
-        ledger.forget([line.ledger for line in done if line.ledger is not None])
+        ledger.forget(self.doubts + [line.ledger for line in done if line.ledger is not None])
         journal = [line.journal for line in done if line.journal is not None]
         if journal:
             with self.ends.origin.begin() as origin:
@@ -208,18 +234,24 @@ class _Batch:
     # Which keys this batch may write
 
     def _may(self, table: PlanTable, key: bytes) -> bool:
-        reasons = self.keys[table.name][key]
-        entities = {line.entity for line in reasons}
-        for found in (self.owner[table.name].get(key), self.there[table.name].get(key)):
-            if found is not None:
-                entities.add(found.entity)
-        if not all(self.plan.shards(table.name, key, entity) <= self.shards for entity in entities):
-            # The row moved to another entity, whose shard somebody else may hold right now.
-            return self._keep(table, key, self.applied.wide)
-        cohorts = {table.cohort(entity, self.homes) for entity in entities}
-        if any(cohort not in self.fences or self.fences[cohort].writer != "copier" for cohort in cohorts):
-            return self._keep(table, key, self.applied.left)
-        return True
+        entities = {line.entity for line in self.keys[table.name][key]}
+        for rows in (self.owner[table.name], self.there[table.name]):
+            if key in rows:
+                entities.add(rows[key].entity)
+        if all(self._writable(table, key, entity) for entity in entities):
+            return True
+        held = all(self.shards_of(table.name, key, entity) <= self.shards for entity in entities)
+        # Not held: the row moved to another entity, whose shard somebody else may hold right now.
+        return self._keep(table, key, self.applied.left if held else self.applied.wide)
+
+    def _writable(self, table: PlanTable, key: bytes, entity: bytes | None) -> bool:
+        """Whether this batch holds the shard, and the fence lets copiers write."""
+        known = (table.name, key if table.shared else entity)
+        if known not in self.writable:
+            fence = self.fences.get(table.cohort(entity, self.homes))
+            is_open = fence is not None and fence.writer == "copier"
+            self.writable[known] = is_open and self.shards_of(table.name, key, entity) <= self.shards
+        return self.writable[known]
 
     def _keep(self, table: PlanTable, key: bytes, where: list[Dirty]) -> bool:
         self.kept.add((table.name, key))
@@ -229,31 +261,35 @@ class _Batch:
     # Writing rows
 
     def _write_rows(self, copy: Transaction, table: PlanTable, changed: Mapping[bytes, Row]) -> None:
-        relation, there = self._copy(table.name), self.there[table.name]
-        fitting, refused = fitting_rows(self._owner(table.name), relation, list(changed.values()))
-        new = [row for row in fitting if self._key(table.name, row) not in there]
-        old = [row for row in fitting if self._key(table.name, row) in there]
-        try:
-            with copy.savepoint():
-                copy.insert(relation, new)
-                copy.update(relation, old)
-        except RowError:
-            for row in fitting:
-                refused += self._write_row(copy, table, row)
+        owner, relation = self._owner(table.name), self._copy(table.name)
+        fitting, refused = fitting_rows(owner, relation, list(changed.values()))
+        refused += self._write_some(copy, table, fitting)
         self.refused[table.name] = refused
         bad = {self._key(table.name, refusal.row) for refusal in refused}
         written = [key for key in changed if key not in bad and (table.name, key) not in self.kept]
         self.applied.written += len(written)
         self._note(table, written)
 
+    def _write_some(self, copy: Transaction, table: PlanTable, rows: Sequence[Row]) -> list[Refusal]:
+        """Write rows in few statements; what fails is halved until each row that fails alone is known."""
+        if not rows:
+            return []
+        try:
+            with copy.savepoint():
+                copy.upsert(self._copy(table.name), rows, self.there[table.name])
+            return []
+        except RowError:
+            if len(rows) == 1:
+                return self._write_row(copy, table, rows[0])
+        middle = len(rows) // 2
+        return self._write_some(copy, table, rows[:middle]) + self._write_some(copy, table, rows[middle:])
+
     def _write_row(self, copy: Transaction, table: PlanTable, row: Row) -> list[Refusal]:
+        """A row that was refused among others, or alone: whether it is there may have changed meanwhile."""
         relation, key = self._copy(table.name), self._key(table.name, row)
         try:
             with copy.savepoint():
-                if key in copy.rows_by_key(relation, [key]):
-                    copy.update(relation, [row])
-                else:
-                    copy.insert(relation, [row])
+                copy.upsert(relation, [row], copy.rows_by_key(relation, [key]))
             return []
         except RowError as error:
             if error.unique and table.serial:
@@ -297,11 +333,21 @@ class _Batch:
         self._note(table, [*present, *wanted])
         return "written"
 
+    def changed_in(self, cohort: str) -> list[tuple[str, bytes, str]]:
+        """The keys of this cohort that were written or deleted, as ``touch`` takes them."""
+        return [
+            (table.name, key, cohort)
+            for table in self.plan.tables
+            for key in self.changed.get(table.name, ())
+            if table.cohort(self._entity(table.name, key), self.homes) == cohort
+        ]
+
+    def _entity(self, table: str, key: bytes) -> bytes | None:
+        found = self.owner[table].get(key) or self.there[table].get(key)
+        return found.entity if found else None
+
     def _note(self, table: PlanTable, keys: Iterable[bytes]) -> None:
-        owner, there = self.owner[table.name], self.there[table.name]
-        for key in keys:
-            found = owner.get(key) or there.get(key)
-            self.changed[table.name, key] = table.cohort(found.entity if found else None, self.homes)
+        self.changed.setdefault(table.name, set()).update(keys)
 
     def _owner(self, table: str) -> Relation:
         return self.plan.table(table).at(self.ends.owner)
@@ -313,16 +359,23 @@ class _Batch:
         return row_key(row, self._owner(table).key)
 
 
-def apply_round(plan: Plan, workers: Sequence[Ends], ledger: Ledger, limit: int = BATCH) -> Applied:
-    """One look at the oldest reasons, applied by shard in parallel; what needs every shard comes last, alone."""
+def _entities(tables: Mapping[str, Mapping[bytes, Found]]) -> set[bytes | None]:
+    return {found.entity for rows in tables.values() for found in rows.values()}
+
+
+def apply_round(plan: Plan, workers: Sequence[Ends], ledger: Ledger, limit: int | None = None) -> Applied:
+    """One look at the oldest reasons, applied by shard in parallel; what needs every shard comes last, alone.
+
+    ``limit``: how many of them, a batch for each worker unless it is given.
+    """
     ends = workers[0]
-    dirty = read_dirty(plan, ends, ledger, limit)
+    dirty = read_dirty(plan, ends, ledger, limit or BATCH * len(workers))
     if dirty:
         check_coverage(plan, ends.origin, ends.owner, ledger)
     narrow: list[list[Dirty]] = [[] for _ in workers]
-    total = Applied()
+    total, shards_of = Applied(), _Shards(plan).of
     for line in dirty:
-        shards = plan.shards(line.table, line.key, line.entity)
+        shards = shards_of(line.table, line.key, line.entity)
         if len(shards) > 1:
             total.wide.append(line)
         else:
@@ -368,7 +421,8 @@ def follow(
     """
     ends = workers[0]
     assert isinstance(ends.origin, Fenced)
-    report, pause, beat, end = Followed(), POLL, 0.0, clock.monotonic() + seconds
+    report = noted = Followed()
+    pause, beat, end = POLL, 0.0, clock.monotonic() + seconds
     while True:
         applied, looked = Applied(), False
         if not ledger.control().paused:
@@ -389,17 +443,27 @@ def follow(
             worst_lag=max(report.worst_lag, lag or 0.0),
         )
         finished = not applied.forgotten and ((until_idle and looked) or clock.monotonic() + pause >= end)
-        if applied.forgotten or finished or clock.monotonic() - beat >= HEARTBEAT:
+        busy = applied.forgotten > 0
+        if finished or clock.monotonic() - beat >= (BUSY_HEARTBEAT if busy else HEARTBEAT):
             beat = clock.monotonic()
-            if not applied.forgotten:
+            if not busy:
                 check_coverage(plan, ends.origin, ends.owner, ledger)
-            ledger.note("applier", {"applied": report.applied, "lag": lag, "worst_lag": report.worst_lag})
-        if applied.forgotten:
-            ledger.add_counts("applied", {"changes": applied.forgotten, "rejects": applied.rejected})
+            noted = _note(ledger, report, noted)
+        if busy:
             progress(report)
         elif finished:
             return report
         else:
             clock.sleep(pause)
         if clock.monotonic() >= end:
+            _note(ledger, report, noted)
             return report
+
+
+def _note(ledger: Ledger, report: Followed, noted: Followed) -> Followed:
+    """Into the ledger: where the applier stands, and what it did since ``noted``."""
+    ledger.note("applier", {"applied": report.applied, "lag": report.lag, "worst_lag": report.worst_lag})
+    changes, rejects = report.applied - noted.applied, report.rejected - noted.rejected
+    if changes or rejects:
+        ledger.add_counts("applied", {"changes": changes, "rejects": rejects})
+    return report

@@ -252,7 +252,7 @@ class _Number(str):
 
 def _number(text: str) -> _Number:
     found = decimal_text(text, None)
-    return _Number("-0" if found == "0" and text.startswith("-") else found)
+    return _Number("-0.0" if found == "0" and text.startswith("-") else found)  # "-0" would be read as an integer
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -294,6 +294,9 @@ def key_text(cells: Iterable[bytes]) -> bytes:
 
 def key_cells(text: bytes) -> tuple[bytes, ...]:
     """The cells of a key text. Raises ValueError if it is none."""
+    colon = text.index(b":") if text else 0
+    if text and int(text[:colon]) == len(text) - colon - 1:  # most keys are one column
+        return (text[colon + 1 :],)
     cells, at = [], 0
     while at < len(text):
         colon = text.index(b":", at)

@@ -9,6 +9,7 @@ from fishladder.cells import NO_HOME, SHARED
 from fishladder.coverage import record_coverage
 from fishladder.errors import InputError
 from fishladder.ledger import Ledger
+from fishladder.names import own_name, settle
 from fishladder.plan import Plan
 from fishladder.spec import Migration
 from fishladder.spec_parts import OTHERS
@@ -28,11 +29,13 @@ class Installed:
 def create_target_tables(spec: Migration, source: Store, target: Store) -> list[str]:
     """Create the target's missing tables after the source's. Returns their names, parents first."""
     assert isinstance(target, Fenced)
-    there, ours = target.describe(), source.describe()
+    spec, ours, there = settle(spec, source.describe(), target.describe())
     missing = [name for name, table in spec.tables.items() if (table.target or name) not in there and name in ours]
     created: list[str] = []
     while missing:
-        parents = {name: {fk.parent for fk in ours[name].foreign_keys} - {name} for name in missing}
+        parents = {
+            name: {own_name(fk.parent, spec.tables) for fk in ours[name].foreign_keys} - {name} for name in missing
+        }
         name = next((name for name in missing if not parents[name] & set(missing)), missing[0])
         target.create_table(_translated(spec, ours, name))
         missing.remove(name)
@@ -71,13 +74,13 @@ def _translated(spec: Migration, ours: Mapping[str, TableInfo], name: str) -> Ta
         foreign_keys=tuple(
             ForeignKey(
                 columns=renamed(name, fk.columns),
-                parent=spec.tables[fk.parent].target or fk.parent,
-                parent_columns=renamed(fk.parent, fk.parent_columns),
+                parent=spec.tables[parent].target or parent,
+                parent_columns=renamed(parent, fk.parent_columns),
                 on_delete=fk.on_delete,
                 on_update=fk.on_update,
             )
             for fk in info.foreign_keys
-            if fk.parent in spec.tables and not set(fk.columns) & set(table.drop)
+            if (parent := own_name(fk.parent, spec.tables)) in spec.tables and not set(fk.columns) & set(table.drop)
         ),
     )
 

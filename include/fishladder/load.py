@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
 
-from fishladder.cells import Row, misfit, row_key
+from fishladder.cells import Cell, Row, misfit, row_key
 from fishladder.coverage import record_coverage
 from fishladder.errors import FatalError, FenceError, InputError, RowError, StaleError
 from fishladder.ledger import Chunk, Ledger, Reject
 from fishladder.plan import Plan, PlanTable
-from fishladder.stores.base import Fenced, LoadedChunk, LoadState, Relation, Store, Transaction
+from fishladder.stores.base import BulkLoader, Fenced, LoadedChunk, LoadState, Relation, Store, Transaction
 
 STALE_CLAIM = timedelta(minutes=10)
 """After so long an unfinished claim may be claimed again. Only speed depends on it: tokens keep zombies out."""
@@ -92,36 +93,69 @@ def load_chunk(table: PlanTable, source: Store, target: Store, ledger: Ledger, c
                         f"{table.name}: the target is not open to the copier for {cohort} ({fence.writer})"
                     )
             with source.read() as origin:
-                rows = origin.rows(table.source, chunk.lower, chunk.upper)
-            refusals = insert_all_that_fit(copy, table, rows)
+                written, refusals = insert_all_that_fit(
+                    copy, table, lambda: origin.stream(table.source, chunk.lower, chunk.upper)
+                )
             if refusals:
                 rejects = rejects_of(source, table.source, table, refusals)
                 ledger.record_rejects(rejects, chunk=chunk.no, token=chunk.token)
-            loaded = LoadedChunk(token=chunk.token, rows=len(rows) - len(refusals))
+            loaded = LoadedChunk(token=chunk.token, rows=written)
             copy.finish_chunk(table.name, chunk.no, loaded.rows)
             copy.commit()
     ledger.finish_chunk(table.name, chunk.no, chunk.token, loaded.rows, done_under=loaded.token)
     return loaded.rows, len(refusals)
 
 
-def insert_all_that_fit(copy: Transaction, table: PlanTable, rows: Sequence[Row]) -> list[Refusal]:
-    """Insert the rows; halve what fails until each row that fails alone is known."""
-    fitting, refused = fitting_rows(table.source, table.target, rows)
-    refused += bisect(table.target, fitting, lambda some: _attempt(copy, lambda: copy.insert(table.target, some)))
-    return refused
+def insert_all_that_fit(
+    copy: Transaction, table: PlanTable, stream: Callable[[], Generator[list[Row], None, None]]
+) -> tuple[int, list[Refusal]]:
+    """Insert the rows of a stream, the fast way if they all fit; else halve what fails until each bad row is known.
+
+    ``stream`` starts from the beginning each time. Returns how many rows were written, and those that were not.
+    """
+    if isinstance(copy, BulkLoader):
+        refused: list[Refusal] = []
+        try:
+            with copy.savepoint(), closing(stream()) as batches:
+                return copy.load(table.target, _fitting(table, batches, refused)), refused
+        except RowError:
+            refused.clear()  # once more, row by row where need be
+    written, refused = 0, []
+    with closing(stream()) as batches:
+        for batch in _fitting(table, batches, refused):
+            wrong = bisect(table.target, batch, lambda some: _attempt(copy, lambda: copy.insert(table.target, some)))
+            written += len(batch) - len(wrong)
+            refused += wrong
+    return written, refused
+
+
+def _fitting(table: PlanTable, batches: Iterable[Sequence[Row]], refused: list[Refusal]) -> Iterator[list[Row]]:
+    for batch in batches:
+        fitting, wrong = fitting_rows(table.source, table.target, batch)
+        refused += wrong
+        if fitting:
+            yield fitting
 
 
 def fitting_rows(owner: Relation, copy: Relation, rows: Sequence[Row]) -> tuple[list[Row], list[Refusal]]:
     """Part the rows that the fields can hold exactly from those that they cannot: servers round in silence."""
-    checked = [(at, field.type, copy.fields[at].column) for at, field in enumerate(owner.fields) if field.checked]
+    wrong: dict[int, dict[Cell, str]] = {}
+    for position, field in enumerate(owner.fields):
+        if field.checked:
+            cells = {row[position] for row in rows}
+            reasons = {cell: reason for cell in cells if (reason := misfit(cell, field.type)) is not None}
+            if reasons:
+                wrong[position] = reasons
+    if not wrong:
+        return list(rows), []
     fitting, refused = [], []
     for row in rows:
-        wrong = ((column, reason) for at, type_, column in checked if (reason := misfit(row[at], type_)))
-        column, reason = next(wrong, (None, None))
-        if reason is None:
+        found = ((at, reasons[row[at]]) for at, reasons in wrong.items() if row[at] in reasons)
+        at, reason = next(found, (None, ""))
+        if at is None:
             fitting.append(row)
         else:
-            refused.append(Refusal(row=row, column=column, error=f"the value is {reason}"))
+            refused.append(Refusal(row=row, column=copy.fields[at].column, error=f"the value is {reason}"))
     return fitting, refused
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 from fishladder.cells import NO_HOME, SHARDS, SHARED, LogicalType, holds, key_text, meet, parse_type, shard
 from fishladder.errors import InputError
+from fishladder.names import settle
 from fishladder.spec import Migration, TableSpec, nearest
 from fishladder.stores.base import (
     APPLIED_TABLE,
@@ -29,6 +30,9 @@ from fishladder.stores.base import (
 
 Side = Literal["source", "target"]
 SIDES: tuple[Side, Side] = ("source", "target")
+_NUMBERS = ("integer", "boolean", "decimal")
+_KEY_KINDS = {"integer": _NUMBERS, "boolean": _NUMBERS, "float": (), "double": (), "json": ()}
+"""What a key column may be declared as for its logical kind, if not only as just that."""
 KEY_BYTES = 2_000
 """The longest key text that the journal of every store takes."""
 
@@ -71,10 +75,10 @@ class Plan:
     cascades: Mapping[Side, Mapping[str, tuple[Cascade, ...]]]
 
     def table(self, name: str) -> PlanTable:
-        found = next((table for table in self.tables if table.name == name), None)
-        if found is None:
-            raise InputError(f"{self.migration} migrates no table {name}{nearest(name, [t.name for t in self.tables])}")
-        return found
+        for table in self.tables:
+            if table.name == name:
+                return table
+        raise InputError(f"{self.migration} migrates no table {name}{nearest(name, [t.name for t in self.tables])}")
 
     @property
     def root(self) -> PlanTable:
@@ -113,7 +117,7 @@ def examine(
     spec: Migration, source: Mapping[str, TableInfo], target: Mapping[str, TableInfo]
 ) -> tuple[list[Finding], Plan | None]:
     """All findings, and the plan if none of them fails."""
-    return _Examination(spec, source, target).run()
+    return _Examination(*settle(spec, source, target)).run()
 
 
 class _Examination:
@@ -252,7 +256,7 @@ class _Examination:
         for position in key:
             for end in fields:
                 type_, native = end[position].type, end[position].native.kind
-                if type_.kind in ("float", "double", "json") or type_.kind not in ("integer", "boolean", native):
+                if native not in _KEY_KINDS.get(type_.kind, (type_.kind,)):
                     # Rows are enumerated by canonical text and found again by what is stored: the two must be one.
                     self.fail(f"{name}.{columns[position]}", f"a {native} column taken as {type_} cannot be a key")
                     break
@@ -446,6 +450,7 @@ def _field(column: Column, type_: LogicalType, blank_is_null: bool) -> Field:
         checked=not (column.enforced and holds(type_, column.type)),
         bytewise=column.bytewise,
         blank_is_null=blank_is_null,
+        canonical=column.canonical,
     )
 
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from fishladder.apply import Dirty, Ends, apply_batch
-from fishladder.cells import SHARDS, Row, row_digest, row_key
+from fishladder.cells import SHARDS, Cell, Row, row_digest, row_key
 from fishladder.coverage import check_coverage
 from fishladder.errors import InputError, TransientError
 from fishladder.ledger import CheckResult, DirtyKey, Ledger, Mismatch
@@ -25,6 +26,8 @@ from fishladder.stores.base import Fenced, ForeignKey, Found, Relation, Store
 VERDICT_KEYS = 200
 """Keys judged under one set of locks: small, because copiers and the owner's writers of these rows wait."""
 TRIES = 3
+CHUNKS_AT_ONCE = 5
+"""Of the store's chunks in one range: rows are not kept, so only the age of what is read sets a limit."""
 PARTITIONS = 64
 ORPHANS = 1_000
 
@@ -47,14 +50,56 @@ class Judged:
 
 
 def compare_chunk(table: PlanTable, source: Store, target: Store, lower: bytes | None, upper: bytes | None) -> Compared:
-    """Read the same key range from both stores and compare the rows cell by cell."""
-    with source.read() as origin, target.read() as copy:
-        ours = {row_key(row, table.source.key): row for row in origin.rows(table.source, lower, upper)}
-        theirs = {row_key(row, table.target.key): row for row in copy.rows(table.target, lower, upper)}
-    return Compared(keys=len(ours.keys() | theirs.keys()), candidates=tuple(_unequal(ours, theirs)))
+    """Read the same key range from both stores at once and compare the rows cell by cell.
+
+    Rows pair up only where they are equal, so a store that did not keep to the order of keys would make
+    candidates of what is equal, and never hide a difference.
+    """
+    keys, candidates = 0, list[bytes]()
+    with source.read() as origin, target.read() as copy, ExitStack() as stack:
+        ours = stack.enter_context(closing(origin.stream(table.source, lower, upper)))
+        theirs = stack.enter_context(closing(copy.stream(table.target, lower, upper)))
+        left, right = next(ours, []), next(theirs, [])
+        while left and right:
+            at = other = _equal_rows(left, right)
+            keys += at
+            while at < len(left) and other < len(right) and left[at] != right[other]:
+                mine, yours = _place(table, left[at]), _place(table, right[other])
+                candidates.append(row_key(left[at] if mine <= yours else right[other], table.source.key))
+                at, other = at + (mine <= yours), other + (yours <= mine)
+            left, right = left[at:] or next(ours, []), right[other:] or next(theirs, [])
+        for rows in chain([left], ours, [right], theirs):
+            candidates += (row_key(row, table.source.key) for row in rows)
+    found = tuple(dict.fromkeys(candidates))
+    return Compared(keys=keys + len(found), candidates=found)
 
 
-def _unequal(ours: dict[bytes, Row] | dict[bytes, bytes], theirs: dict[bytes, Row] | dict[bytes, bytes]) -> list[bytes]:
+def _equal_rows(ours: list[Row], theirs: list[Row]) -> int:
+    """How many rows are equal before the first that is not. Lists are compared, for C does that, and halved."""
+    if ours == theirs:
+        return len(ours)
+    equal, end = 0, min(len(ours), len(theirs))
+    while equal < end:
+        middle = (equal + end + 1) // 2
+        if ours[equal:middle] == theirs[equal:middle]:
+            equal = middle
+        else:
+            end = middle - 1
+    return equal
+
+
+def _place(table: PlanTable, row: Row) -> tuple[tuple[int, Cell], ...]:
+    """Where a row stands among the others, as both stores order them (``PlanTable.alike``)."""
+    return tuple(_rank(row[at], table.source.fields[at].type.kind) for at in table.source.key)
+
+
+def _rank(cell: Cell, kind: str) -> tuple[int, Cell]:
+    if kind in ("integer", "boolean") and cell is not None and cell.lstrip(b"-").isdigit():
+        return int(cell), b""
+    return 0, cell
+
+
+def _unequal(ours: dict[bytes, bytes], theirs: dict[bytes, bytes]) -> list[bytes]:
     different = [key for key, row in ours.items() if theirs.get(key) != row]
     return different + [key for key in theirs if key not in ours]
 
@@ -76,11 +121,10 @@ def _spill(folder: Path, side: str, store: Store, relation: Relation, chunk_rows
         files = [stack.enter_context((folder / f"{side}-{number}").open("wb")) for number in range(PARTITIONS)]
         for lower, upper in zip([None, *ends], [*ends, None], strict=True):
             with store.read() as reader:
-                rows = reader.rows(relation, lower, upper)
-            for row in rows:
-                key = row_key(row, relation.key)
-                digest = row_digest((key,))  # spreads keys evenly, whatever they are
-                files[digest[0] % PARTITIONS].write(len(key).to_bytes(4) + key + row_digest(row))
+                for row in chain.from_iterable(reader.stream(relation, lower, upper)):
+                    key = row_key(row, relation.key)
+                    digest = row_digest((key,))  # spreads keys evenly, whatever they are
+                    files[digest[0] % PARTITIONS].write(len(key).to_bytes(4) + key + row_digest(row))
 
 
 def _spilled(path: Path) -> Iterator[tuple[bytes, bytes]]:
@@ -207,7 +251,7 @@ def reconcile_table(
 
 
 def _chunks(table: PlanTable, ends: Ends, chunk_rows: int | None) -> Iterator[Compared]:
-    rows = chunk_rows or ends.origin.chunk_rows
+    rows = chunk_rows or CHUNKS_AT_ONCE * ends.origin.chunk_rows
     if not table.alike:
         yield from compare_partitions(table, ends.origin, ends.destination, rows)
         return

@@ -18,6 +18,7 @@ from fishladder import apply, install, load, reconcile, reports, verdict
 from fishladder.clock import Clock, SystemClock
 from fishladder.errors import InputError
 from fishladder.ledger import CheckResult, Ledger
+from fishladder.names import settle
 from fishladder.plan import Plan, resolve
 from fishladder.preflight import preflight
 from fishladder.spec import Migration, digest
@@ -88,12 +89,11 @@ def check(desk: Desk, accounts: dict[str, str] | None = None) -> list[Finding]:
     """Preflight, kept as evidence. Returns every finding; nothing is changed in the stores."""
     began = desk.clock.now()
     with desk.stores() as (source, target):
-        there, ours = target.describe(), source.describe()
-        tables = desk.spec.tables.items()
-        missing = [name for name, table in tables if (table.target or name) not in there and name in ours]
+        spec, ours, there = settle(desk.spec, source.describe(), target.describe())
+        missing = [name for name, table in spec.tables.items() if (table.target or name) not in there and name in ours]
         if missing:
             desk.say(f"the target lacks {', '.join(missing)}: prepare creates them after the source's")
-            there = {**there, **install.imagined_tables(desk.spec, ours, missing)}
+            there = {**there, **install.imagined_tables(spec, ours, missing)}
         findings, _ = preflight(
             desk.spec,
             source,

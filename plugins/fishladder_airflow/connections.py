@@ -90,12 +90,25 @@ def _mysql(connection: Connection) -> Connect:
     from airflow.providers.mysql.hooks.mysql import MySqlHook
 
     # The connection is handed over, so that whichever thread opens the store asks Airflow nothing.
-    hook = MySqlHook(connection.conn_id, connection=connection)
+    hook = MySqlHook(connection.conn_id, connection=connection, local_infile=True)
     connect: Callable[[], Any] = hook.get_conn
     return connect
 
 
-_CONNECT: Mapping[str, Callable[[Connection], Connect]] = {"mysql": _mysql, "sqlite": _sqlite}
+def _oracle(connection: Connection) -> Connect:
+    from airflow.providers.oracle.hooks.oracle import OracleHook
+
+    class Hook(OracleHook):
+        @classmethod
+        def get_connection(cls, conn_id: str) -> Connection:
+            # It is known: whichever thread opens the store asks Airflow nothing.
+            return connection
+
+    connect: Callable[[], Any] = Hook(connection.conn_id).get_conn
+    return connect
+
+
+_CONNECT: Mapping[str, Callable[[Connection], Connect]] = {"mysql": _mysql, "oracle": _oracle, "sqlite": _sqlite}
 
 
 def accounts(spec: Migration) -> dict[str, str]:

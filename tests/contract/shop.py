@@ -66,18 +66,20 @@ def entry(table: str, row: object, customer: int | None, cohort: str) -> Line:
 
 
 def add_customer(db: Database, number: int | None, country: str | None, email: str | None = None) -> int:
+    given, id_, mark = ((number,), "id, ", "?, ") if number is not None else ((), "", "")
     return db.insert(
-        "INSERT INTO customer (id, country_code, name, email, balance, newsletter, created_at, updated_at)"
-        " VALUES (?, ?, 'somebody', ?, '0.00', 1, ?, ?)",
-        (number, country, email, WHEN, WHEN),
+        f"INSERT INTO customer ({id_}country_code, name, email, balance, newsletter, created_at, updated_at)"
+        f" VALUES ({mark}?, 'somebody', ?, '0.00', 1, ?, ?)",
+        (*given, country, email, WHEN, WHEN),
     )
 
 
 def add_subscription(db: Database, number: int | None, customer: int) -> None:
+    given, id_, mark = ((number,), "id, ", "?, ") if number is not None else ((), "", "")
     db.execute(
-        "INSERT INTO subscription (id, customer_id, plan_id, billing_cycle, active, started_at)"
-        " VALUES (?, ?, 1, 'monthly', 1, ?)",
-        (number, customer, WHEN),
+        f"INSERT INTO subscription ({id_}customer_id, plan_id, billing_cycle, active, started_at)"
+        f" VALUES ({mark}?, 1, 'monthly', 1, ?)",
+        (*given, customer, WHEN),
     )
 
 

@@ -17,7 +17,7 @@ from billing.database import Database, connect
 from fishladder.stores import connect_url, open_store
 from fishladder.stores.base import Store
 from tests.conftest import not_tested
-from tests.servers import Unavailable, mysql
+from tests.servers import Unavailable, mysql, oracle
 
 PATIENCE = 30.0
 """Seconds after which a test that waits for something has failed."""
@@ -83,6 +83,7 @@ class SqlitePlace(Place):
         "enforced types": "SQLite takes any value in any column; what does not fit is found before it is written",
         "negative zero": "SQLite keeps -0.0 as 0",
         "row locks": "its single writer is the only lock, and nobody can see who waits for it",
+        "tables without transactions": "every table of SQLite has them",
         "snapshots": "a writing transaction begins as the only one, so that it never sees an older state",
         "truncate": "SQLite has no TRUNCATE: a DELETE of all rows fires the triggers",
     }
@@ -121,6 +122,32 @@ class MariaDbPlace(MySqlPlace):
         return re.search(rf"LOCK TO BE GRANTED:\n[^\n]* table `{schema}`", status) is not None
 
 
+class OraclePlace(Place):
+    """An Oracle, or the Oracle wire emulator, which is none."""
+
+    kind = "oracle"
+    lacks: ClassVar[Mapping[str, str]] = {
+        # Of Oracle itself.
+        "collations": "columns compare byte for byte, unless a session asks for something else",
+        "negative zero": "Oracle keeps -0.0 as 0",
+        "REPLACE": "Oracle has no REPLACE",
+        "tables without transactions": "every table of Oracle has them",
+        "types of MySQL": "a test of MySQL's types",
+        "unchecked foreign keys": "a session cannot leave foreign keys unchecked: there are no orphans",
+        # Of the Oracle wire emulator.
+        "estimates": "the wire emulator takes no statistics: not verified on Oracle",
+        "EXPLAIN": "the wire emulator explains no plan: not verified on Oracle",
+        "partitions": "the wire emulator has none: not verified on Oracle",
+        "snapshots": "the wire emulator has no autonomous transactions: not verified on Oracle",
+    }
+
+    def wait_for_waiter(self) -> None:
+        admin, end = self.administrator(), time.monotonic() + PATIENCE
+        while admin.rows("SELECT count(*) FROM v$session WHERE blocking_session IS NOT NULL") == [(0,)]:
+            assert time.monotonic() < end, "nobody waits for a lock"
+            threading.Event().wait(0.005)
+
+
 Opener = Callable[[pytest.FixtureRequest, Path], AbstractContextManager[Place]]
 
 
@@ -147,4 +174,15 @@ def mariadb_server(request: pytest.FixtureRequest, folder: Path) -> Iterator[Pla
         yield MariaDbPlace(admin=database.admin, copier=database.copier, application=database.application)
 
 
-STORES: dict[str, Opener] = {"sqlite": sqlite, "mysql": mysql_server, "mariadb": mariadb_server}
+@contextmanager
+def oracle_server(request: pytest.FixtureRequest, folder: Path) -> Iterator[Place]:
+    with oracle.database(request.getfixturevalue("oracle_server")) as database:
+        yield OraclePlace(admin=database.admin, copier=database.copier, application=database.application)
+
+
+STORES: dict[str, Opener] = {
+    "sqlite": sqlite,
+    "mysql": mysql_server,
+    "mariadb": mariadb_server,
+    "oracle": oracle_server,
+}

@@ -25,6 +25,7 @@ def field(column: Column, type_: LogicalType | None = None) -> Field:
         native=column.type,
         checked=not column.enforced,
         bytewise=column.bytewise,
+        canonical=column.canonical,
     )
 
 

@@ -16,14 +16,19 @@ from tests.contract.shop import Shop, key
 
 
 def kill(shop: Shop, connection: Any) -> None:
-    shop.place.administrator().execute(f"KILL {connection.thread_id()}")
+    kill = (
+        f"ALTER SYSTEM KILL SESSION '{connection.session_id},{connection.serial_num}'"
+        if (shop.place.kind == "oracle")
+        else f"KILL {connection.thread_id()}"
+    )
+    shop.place.administrator().execute(kill)
 
 
 def test_a_reader_whose_connection_ends(shop: Shop) -> None:
     shop.place.needs("connection")
     for call in (
         shop.store.fences,
-        lambda: shop.store.query("SELECT 1", {}),
+        lambda: shop.store.query("SELECT count(*) FROM plan", {}),
         lambda: shop.store.count(shop.relation("plan")),
     ):
         kill(shop, shop.store.connection())
@@ -47,14 +52,14 @@ def test_a_connection_that_the_driver_closed(shop: Shop) -> None:
 
 def test_a_transaction_whose_connection_ends(shop: Shop) -> None:
     shop.place.needs("connection")
-    plans = shop.relation("plan")
+    subscriptions = shop.relation("subscription")
     with shop.store.begin() as transaction:
-        transaction.delete(plans, [key(1)])
+        transaction.delete(subscriptions, [key(1)])
         kill(shop, transaction.connection)
         with pytest.raises(TransientError):
             transaction.lock_shards([1])
     with shop.store.begin() as transaction:
-        assert key(1) in transaction.rows_by_key(plans, [key(1)])
+        assert key(1) in transaction.rows_by_key(subscriptions, [key(1)])
         transaction.commit()
         idle = transaction.connection
     kill(shop, idle)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from billing.database import Database, DatabaseError
+from billing.database import Database, DatabaseError, OracleDatabase
 from fishladder.errors import TransientError
 from tests.contract.shop import Shop, add_customer, add_invoice, add_subscription, entry, key
 from tests.contract.stores import PATIENCE
@@ -20,7 +20,9 @@ RENAME = "UPDATE customer SET name = 'renamed' WHERE id = ?"
 
 
 def isolate(db: Database, level: str) -> None:
-    db.execute(f"SET SESSION TRANSACTION ISOLATION LEVEL {level}")
+    oracle = isinstance(db, OracleDatabase)
+    how = "ALTER SESSION SET ISOLATION_LEVEL =" if oracle else "SET SESSION TRANSACTION ISOLATION LEVEL"
+    db.execute(f"{how} {level}")
 
 
 def test_raising_waits_for_a_transaction_that_wrote(shop: Shop, background: Submit) -> None:
@@ -108,7 +110,7 @@ def test_a_snapshot_from_before_sees_new_homes_and_fences(shop: Shop) -> None:
 
 @pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ"])
 def test_a_cascade_sees_children_that_came_while_it_waited(shop: Shop, background: Submit, level: str) -> None:
-    shop.place.needs("row locks")
+    shop.place.needs("row locks", *(["snapshots"] if level == "REPEATABLE READ" else []))
 
     def delete(db: Database) -> None:
         isolate(db, level)

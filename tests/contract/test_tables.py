@@ -184,6 +184,7 @@ def test_counts_are_by_home(shop: Shop) -> None:
 
 
 def test_orphans(shop: Shop) -> None:
+    shop.place.needs("unchecked foreign keys")
     lines = shop.relation("invoice_line")
     (parent,) = lines.foreign_keys
     assert shop.store.orphans(lines, parent, 10) == []
@@ -208,20 +209,26 @@ def test_duplicates(place: Place) -> None:
 def test_reports(shop: Shop) -> None:
     add_invoice(shop.user, 5, 1, [])
     shop.user.execute("UPDATE invoice SET total = '10.00' WHERE id = 5")
-    sql = """
-        select h.cohort, ':cohort ? 100%' as words, count(*), cast(sum(round(i.total * 100)) as signed integer), null
-        from invoice i join fishladder_home h on h.root_key = cast(i.customer_id as char) -- :from here on
-        where h.cohort = :cohort and i.created_at >= :from and i.created_at < :until and 1 = 7 % 2
+    total, customer, odd = "cast(sum(round(i.total * 100)) as signed integer)", "cast(i.customer_id as char)", "7 % 2"
+    if shop.place.kind == "oracle":
+        total, customer, odd = "sum(round(i.total * 100))", "to_char(i.customer_id)", "mod(7, 2)"
+    sql = f"""
+        select h.cohort, ':cohort ? 100%' as words, count(*), {total}, null
+        from invoice i join fishladder_home h on h.root_key = {customer} -- :from here on
+        where h.cohort = :cohort and i.created_at >= :from and i.created_at < :until and 1 = {odd}
         group by h.cohort
     """
     period = {"from": "2026-01-01 00:00:00", "until": "2026-02-01 00:00:00"}
     assert shop.store.query(sql, {"cohort": "NZ", **period}) == [("NZ", ":cohort ? 100%", "2", "1150", None)]
     assert shop.store.query(sql, {"cohort": "N'Z?%s", **period}) == []
-    numbers = "select 1, 0.10, 1.50, -0.0, 100, 2e0, 'x', '1.50'"
+    numbers = "select 1, 0.10, 1.50, -0.0, 100, 2e0, 'x', '1.50'" + (
+        " from dual" if shop.place.kind == "oracle" else ""
+    )
     assert shop.store.query(numbers, {}) == [("1", "0.1", "1.5", "0", "100", "2", "x", "1.50")]
 
 
 def test_reports_find_homes_by_an_index(shop: Shop) -> None:
+    shop.place.needs("EXPLAIN")
     homes, db = shop.relation("fishladder_home"), shop.place.administrator()
     write(shop.store, homes, *((key(n), b"NZ", str(n).encode()) for n in range(1000, 3000)))
     explain = "EXPLAIN"
@@ -288,12 +295,12 @@ def test_coverage_changes_when_changes_could_go_unseen(place: Place, statements:
     before = coverage(store, found)
     db = place.administrator()
     for statement in statements:
-        db.execute(statement)
+        db.execute(statement.replace("ADD COLUMN", "ADD") if place.kind == "oracle" else statement)
     assert coverage(store, found) != before
 
 
 def test_coverage_sees_partitions(place: Place) -> None:
-    place.needs("truncate")
+    place.needs("truncate", "partitions")
     db, store = place.administrator(), place.open()
     db.execute("CREATE TABLE t (id INT PRIMARY KEY) PARTITION BY HASH (id) PARTITIONS 3")
     before = coverage(store, relation(store, "t"))
@@ -303,7 +310,7 @@ def test_coverage_sees_partitions(place: Place) -> None:
 
 def test_a_key_is_the_same_text_in_a_trigger_and_in_a_chunk(place: Place) -> None:
     """Whatever its type, and whatever the session of the application is set to."""
-    place.needs("accounts")
+    place.needs("accounts", "types of MySQL")
     store, db = place.open(), place.user()
     place.administrator().execute(
         "CREATE TABLE t (a TIMESTAMP(3) NOT NULL, b DECIMAL(8,2) NOT NULL, c DATE NOT NULL, d DATETIME NOT NULL,"
@@ -363,6 +370,9 @@ def test_nothing_is_left_after_uninstalling(shop: Shop) -> None:
     db = shop.place.administrator()
     if shop.place.kind == "sqlite":
         left = db.rows("SELECT name FROM sqlite_master WHERE name LIKE 'fishladder%' OR sql LIKE '%fishladder%'")
+    elif shop.place.kind == "oracle":
+        ours = "owner = SYS_CONTEXT('USERENV', 'CURRENT_SCHEMA') AND object_name LIKE 'FISH%'"
+        left = db.rows(f"SELECT object_name FROM all_objects WHERE {ours}")
     else:
         left = db.rows(
             "SELECT table_name FROM information_schema.tables"
@@ -378,7 +388,8 @@ def test_lag_is_the_age_of_the_oldest_entry(shop: Shop) -> None:
     assert shop.store.lag() is None
     shop.user.execute("UPDATE customer SET name = 'x'")
     assert 0 <= shop.store.lag() < 60
-    older = "datetime(at, '-1 hour')" if shop.place.kind == "sqlite" else "at - INTERVAL 1 HOUR"
+    hour = {"sqlite": "datetime(at, '-1 hour')", "oracle": "at - INTERVAL '1' HOUR"}
+    older = hour.get(shop.place.kind, "at - INTERVAL 1 HOUR")
     shop.place.administrator().execute(f"UPDATE fishladder_journal SET at = {older}")
     assert timedelta(hours=1).total_seconds() <= shop.store.lag() < 3700
 
@@ -396,7 +407,7 @@ def test_a_batch_of_upserts_takes_no_more_than_moments(shop: Shop) -> None:
 
 
 def test_a_table_without_transactions_is_refused(place: Place) -> None:
-    place.needs("accounts")
+    place.needs("tables without transactions")
     place.administrator().execute("CREATE TABLE t (id INT PRIMARY KEY) ENGINE=MyISAM")
     store = place.open()
     with pytest.raises(FatalError, match="MyISAM"):
@@ -405,10 +416,12 @@ def test_a_table_without_transactions_is_refused(place: Place) -> None:
 
 def test_a_trigger_of_the_table_that_refuses_a_row(place: Place) -> None:
     store, found = shared_table(place, column("v", "string(9)"))
-    when = "SELECT RAISE(ABORT, 'no secret')" if place.kind == "sqlite" else (
-        "SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'no secret'")  # fmt: skip
-    rows = "" if place.kind == "sqlite" else "FOR EACH ROW"
-    place.administrator().execute(f"CREATE TRIGGER theirs BEFORE INSERT ON t {rows} BEGIN {when}; END")
+    when = {
+        "sqlite": "BEGIN SELECT RAISE(ABORT, 'no secret'); END",
+        "mysql": "FOR EACH ROW BEGIN SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'no secret'; END",
+        "oracle": "FOR EACH ROW BEGIN RAISE_APPLICATION_ERROR(-20001, 'no secret'); END;",
+    }
+    place.administrator().execute(f"CREATE TRIGGER theirs BEFORE INSERT ON t {when[place.kind]}")
     with pytest.raises(RowError):
         write(store, found, row(1, "x"))
 

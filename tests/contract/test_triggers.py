@@ -211,6 +211,7 @@ def test_unique_values_that_are_swapped(shop: Shop) -> None:
 
 
 def test_replace_journals_whom_it_displaces(shop: Shop) -> None:
+    shop.place.needs("REPLACE")
     shop.user.execute(
         "REPLACE INTO customer (id, country_code, name, email, balance, newsletter, created_at, updated_at)"
         " VALUES (10, 'AU', '', '1@example.com', 0, 0, ?, ?)",
@@ -223,6 +224,7 @@ def test_replace_journals_whom_it_displaces(shop: Shop) -> None:
 
 
 def test_replace_may_not_displace_across_a_closed_fence(shop: Shop) -> None:
+    shop.place.needs("REPLACE")
     shop.fence("NZ", "nobody")
     refused(shop, "REPLACE INTO customer (id, country_code, name, email, balance, newsletter, created_at, updated_at)"
                   f" VALUES (10, 'AU', '', '1@example.com', 0, 0, '{WHEN}', '{WHEN}')")  # fmt: skip

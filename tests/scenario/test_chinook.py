@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 
@@ -18,29 +19,42 @@ from fishladder import tasks
 from fishladder.ledger import upgrade
 from tests import independent
 from tests.scenario.worker import desk
-from tests.servers import mysql
+from tests.servers import mysql, oracle
 
 FILE = Path(__file__).parents[2] / "include" / "migrations" / "chinook.yaml"
 
 
-@pytest.fixture(params=["sqlite", "mysql"])
-def chinook(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[str, str]]:
-    """The URLs of a copy of Chinook and of an empty target with its tables."""
-    source = schema.copy_sample(tmp_path / "source.db")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chinook:
+    """The URLs of Chinook and of an empty target with its tables; the shop writes to the source by its own account."""
+
+    source: str
+    application: str
+    target: str
+
+
+@pytest.fixture(params=["sqlite-sqlite", "sqlite-mysql", "oracle-mysql"])
+def chinook(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Chinook]:
+    kinds = request.param.split("-")
     with ExitStack() as stack:
-        if request.param == "sqlite":
+        if kinds[0] == "sqlite":
+            source = application = schema.copy_sample(tmp_path / "source.db")
+        else:
+            database = stack.enter_context(oracle.database(request.getfixturevalue("oracle_server")))
+            schema.load_sample(database.admin)
+            source, application = database.copier, database.application
+        if kinds[1] == "sqlite":
             target = f"sqlite:///{tmp_path}/target.db"
         else:
             target = stack.enter_context(mysql.database(request.getfixturevalue("mysql_server"))).copier
         schema.create(target)
-        monkeypatch.setenv("CHINOOK_TARGET_KIND", request.param)
+        monkeypatch.setenv("CHINOOK_SOURCE_KIND", kinds[0])
+        monkeypatch.setenv("CHINOOK_TARGET_KIND", kinds[1])
         monkeypatch.setenv("FISHLADDER_CHINOOK_SOURCE", source)
         monkeypatch.setenv("FISHLADDER_CHINOOK_TARGET", target)
         monkeypatch.setenv("FISHLADDER_LEDGER", f"sqlite:///{tmp_path}/ledger.db")
         upgrade(f"sqlite:///{tmp_path}/ledger.db")
-        yield source, target
+        yield Chinook(source=source, application=application, target=target)
 
 
 def totals(url: str) -> list[tuple[str, int, int]]:
@@ -57,11 +71,12 @@ def test_the_file_is_short() -> None:
     assert len(FILE.read_text().splitlines()) <= 40
 
 
-def test_chinook_moves_under_live_changes(chinook: tuple[str, str]) -> None:
-    source, target = chinook
+@pytest.mark.timeout(900)  # on a busy machine the Oracle wire emulator takes minutes
+def test_chinook_moves_under_live_changes(chinook: Chinook) -> None:
+    source, target = chinook.source, chinook.target
     at = desk(FILE)
     rng = random.Random(4)
-    shop = Traffic(source, Shop(rng), rng=rng, rate=80)
+    shop = Traffic(chinook.application, Shop(rng), rng=rng, rate=80)
     customers = Thread(target=lambda: shop.run(seconds=600))
     customers.start()
     try:

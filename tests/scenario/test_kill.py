@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from fishladder import tasks
 from fishladder.ledger import upgrade, verify
 from tests import independent
 from tests.scenario.worker import desk
-from tests.servers import mysql
+from tests.servers import mysql, oracle
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "include" / "migrations" / "billing.yaml"
@@ -67,21 +67,30 @@ class Scenario:
         return (self.folder / f"{module}.log").read_text()[-4000:]
 
 
-@pytest.fixture(params=["sqlite-sqlite", "sqlite-mysql", "mysql-mysql"])
+SERVERS: dict[str, Callable[[str], AbstractContextManager[mysql.Database | oracle.Database]]] = {
+    "mysql": mysql.database,
+    "oracle": oracle.database,
+}
+
+
+@pytest.fixture(params=["sqlite-sqlite", "sqlite-mysql", "mysql-mysql", "oracle-mysql"])
 def scenario(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scenario]:
+    owners: list[str] = []
     urls: list[str] = []
     applications: list[str] = []
     with ExitStack() as stack:
         for number, kind in enumerate(request.param.split("-")):
             if kind == "sqlite":
                 urls.append(f"sqlite:///{tmp_path}/{number}.db")
+                owners.append(urls[-1])
                 applications.append(urls[-1])
             else:
-                server = request.getfixturevalue("mysql_server")
-                database = stack.enter_context(mysql.database(server))
+                server = request.getfixturevalue(f"{kind}_server")
+                database = stack.enter_context(SERVERS[kind](server))
+                owners.append(database.admin)
                 urls.append(database.copier)
                 applications.append(database.application)
-        schema.create(urls[0])
+        schema.create(owners[0])
         found = Scenario(tmp_path, urls[0], urls[1], (applications[0], applications[1]))
         stack.enter_context(found.processes)
         yield found
@@ -94,6 +103,7 @@ def until(done: Callable[[], bool], what: str) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.timeout(900)  # on a busy machine the Oracle wire emulator takes minutes
 def test_killed_lanes_and_appliers_lose_nothing(scenario: Scenario, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in scenario.environment.items():
         monkeypatch.setenv(name, value)

@@ -10,9 +10,11 @@ import signal
 import subprocess
 import sys
 
-from tests.servers import Unavailable, mysql
+from tests.servers import Unavailable, mysql, oracle
+from tests.servers.private import PrivateServer
 
-STARTS = {"mysql": mysql.dsn, "mariadb": mysql.mariadb_dsn}
+SERVERS: dict[str, type[PrivateServer]] = {**mysql.SERVERS, oracle.OracleEmulator.name: oracle.OracleEmulator}
+STARTS = {"mysql": mysql.dsn, "mariadb": mysql.mariadb_dsn, "oracle": oracle.dsn}
 
 
 def main(arguments: list[str]) -> int:
@@ -20,7 +22,8 @@ def main(arguments: list[str]) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     start = commands.add_parser("start", help="start a server unless it runs already, and print its DSN")
     start.add_argument("name", nargs="?", choices=STARTS, default="mysql")
-    commands.add_parser("stop", help="stop every server and remove its files; downloads stay in .stores/cache")
+    stop = commands.add_parser("stop", help="stop every server, or one, and remove its files, but for downloads")
+    stop.add_argument("name", nargs="?", choices=SERVERS)
     commands.add_parser("env", help="print an export line for each server that runs")
     around = commands.add_parser("around", help="run a command, then stop the servers that it started")
     around.add_argument("words", nargs=argparse.REMAINDER, metavar="command")
@@ -29,12 +32,12 @@ def main(arguments: list[str]) -> int:
     try:
         match chosen.command:
             case "start":
-                print(f"{mysql.SERVERS[chosen.name].variable}={STARTS[chosen.name]()}")
+                print(f"{SERVERS[chosen.name].variable}={STARTS[chosen.name]()}")
             case "stop":
-                for kind in mysql.SERVERS.values():
+                for kind in [SERVERS[chosen.name]] if chosen.name else SERVERS.values():
                     kind().stop()
             case "env":
-                for kind in mysql.SERVERS.values():
+                for kind in SERVERS.values():
                     if dsn := os.environ.get(kind.variable) or kind().running():
                         print(f"export {kind.variable}={shlex.quote(dsn)}")
             case "around":
@@ -46,7 +49,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _around(command: list[str]) -> int:
-    idle = [server for kind in mysql.SERVERS.values() if not (server := kind()).running()]
+    idle = [server for kind in SERVERS.values() if not (server := kind()).running()]
     process = subprocess.Popen(command)
     # Ctrl-C reaches the command by itself; the servers are stopped after it has ended, whatever ended it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -61,9 +61,11 @@ def download(package: str, *, suite: str, cache: Path) -> Path:
     return archives
 
 
-def unpack(archives: Path, root: Path) -> None:
+def unpack(archives: Path, root: Path, *, without: tuple[str, ...] = ()) -> None:
+    """``without`` names packages that are left out."""
     for archive in sorted(archives.glob("*.deb")):
-        subprocess.run(["dpkg", "-x", archive, root], check=True, capture_output=True)
+        if archive.name.partition("_")[0] not in without:
+            subprocess.run(["dpkg", "-x", archive, root], check=True, capture_output=True)
 
 
 def program(root: Path, path: str, *libraries: str) -> list[str]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import pytest
 
-from fishladder.apply import Dirty, apply_batch, read_dirty
+from fishladder.apply import Dirty, _Batch, apply_batch, read_dirty
 from fishladder.clock import SystemClock
-from fishladder.errors import CoverageError
+from fishladder.errors import CoverageError, FishladderError
 from fishladder.fence import set_fence
+from fishladder.ledger import Ledger
+from fishladder.stores.sqlite import SqliteStore
 from tests import independent
 from tests.unit.small import Small
 
@@ -143,3 +148,42 @@ def test_a_pause_is_honoured(loaded: Small) -> None:
     loaded.ledger.set_control(paused=False, actor="operator")
     loaded.follow()
     assert _equal(loaded)
+
+
+def test_a_batch_that_lost_its_locks_closes_no_reject_of_the_next_for_good(
+    small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server ends its session before it records. Another finds the row refused; then the first one goes on."""
+    small.load()
+    other = replace(small.ends, origin=_again(small.source), destination=_again(small.target))
+    small.application("UPDATE line SET text = 'good' WHERE item_id = 10 AND no = 1")
+    record, forget = _Batch.record, _Batch.forget
+    late: list[_Batch] = []
+
+    def recording(batch: _Batch, ledger: Ledger) -> None:
+        if late:
+            record(batch, ledger)
+            return
+        late.append(batch)
+        small.target.connection().rollback()
+        small.application(f"UPDATE line SET text = '{'long' * 20}' WHERE item_id = 10 AND no = 1")
+        apply_batch(small.plan, other, ledger, read_dirty(small.plan, other, ledger))
+
+    def forgetting(batch: _Batch, ledger: Ledger, dirty: Sequence[Dirty]) -> None:
+        assert len(ledger.open_rejects()) == 1
+        record(late[0], ledger)  # it closes what it has not seen
+        assert ledger.open_rejects() == []
+        forget(batch, ledger, dirty)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Batch, "record", recording)
+        patch.setattr(_Batch, "forget", forgetting)
+        with pytest.raises(FishladderError):  # its commit fails: the transaction is gone
+            apply_batch(small.plan, small.ends, small.ledger, read_dirty(small.plan, small.ends, small.ledger))
+    assert small.follow().rejected == 1
+    assert [reject.table for reject in small.ledger.open_rejects()] == ["line"]
+    assert small.ledger.count_dirty() == 0
+
+
+def _again(store: SqliteStore) -> SqliteStore:
+    return SqliteStore(store._connect)

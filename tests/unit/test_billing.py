@@ -27,11 +27,12 @@ from chinook import schema as chinook
 from chinook.traffic import Shop
 from fishladder import spec
 from tests.independent import acknowledged, compare
-from tests.servers import mysql
+from tests.servers import mysql, oracle
 
 INCLUDE = Path(__file__).parents[2] / "include"
 CUSTOMERS = 600
 AT = datetime(2026, 1, 31, 12, 0, 0, 123456)
+SERVERS = [pytest.param("mysql", marks=pytest.mark.mysql), "oracle"]
 
 
 @pytest.fixture(scope="session")
@@ -48,12 +49,12 @@ def sqlite_url(seeded_file: Path, tmp_path: Path) -> str:
     return copy_of(seeded_file, tmp_path / "billing.db")
 
 
-@pytest.fixture(params=["sqlite", pytest.param("mysql", marks=pytest.mark.mysql)])
+@pytest.fixture(params=["sqlite", *SERVERS])
 def url(request: pytest.FixtureRequest) -> str:
-    """A seeded database of either kind."""
+    """A seeded database of each kind."""
     if request.param == "sqlite":
         return str(request.getfixturevalue("sqlite_url"))
-    admin = str(request.getfixturevalue("mysql_database").admin)
+    admin = str(request.getfixturevalue(f"{request.param}_database").admin)
     schema.create(admin)
     seed(admin, customers=CUSTOMERS, seed=7)
     return admin
@@ -109,13 +110,17 @@ class TestSchemaAndSeed:
         assert first == again
         assert first != other
 
-    @pytest.mark.mysql
-    def test_both_kinds_of_database_hold_the_same(self, sqlite_url: str, mysql_database: mysql.Database) -> None:
-        schema.create(mysql_database.admin)
-        written = seed(mysql_database.admin, customers=CUSTOMERS, seed=7)
+    @pytest.mark.parametrize("kind", SERVERS)
+    def test_every_kind_of_database_holds_the_same(
+        self, sqlite_url: str, kind: str, request: pytest.FixtureRequest
+    ) -> None:
+        admin = str(request.getfixturevalue(f"{kind}_database").admin)
+        schema.create(admin)
+        written = seed(admin, customers=CUSTOMERS, seed=7)
         assert set(written) == set(schema.TABLES)
-        assert compare(sqlite_url, mysql_database.admin) == []
-        assert invariants.totals(sqlite_url) == invariants.totals(mysql_database.admin)
+        assert compare(sqlite_url, admin) == []
+        assert compare(admin, sqlite_url) == []
+        assert invariants.totals(sqlite_url) == invariants.totals(admin)
 
     def test_all_countries_are_there_and_skewed(self, sqlite_url: str) -> None:
         totals = invariants.totals(sqlite_url)
@@ -211,15 +216,43 @@ class TestService:
 
     def test_a_lock_is_told_from_other_errors(self, db: Database, url: str) -> None:
         with closing(connect(url)) as other:
-            other.execute("PRAGMA busy_timeout=0" if url.startswith("sqlite") else "SET innodb_lock_wait_timeout = 1")
-            with db.transaction():
-                service.move_country(db, customer_id=1, country="NZ", at=AT)
-                with pytest.raises(DatabaseError) as locked:
-                    service.move_country(other, customer_id=1, country="AU", at=AT)
-            assert other.must_retry(locked.value)
+            error = _deadlock(db, other) if url.startswith("oracle") else _lock_timeout(db, other, url)
+            assert other.must_retry(error)
             with pytest.raises(DatabaseError) as wrong:
-                other.execute("INSERT INTO gift_card_entry (gift_card_code, amount, created_at) VALUES ('no', 1, '')")
+                other.execute("INSERT INTO gift_card_entry (gift_card_code, amount, created_at) VALUES ('no', 1, NULL)")
             assert not other.must_retry(wrong.value)
+
+
+def _lock_timeout(db: Database, other: Database, url: str) -> Exception:
+    """What a client gets when it has waited for another's lock."""
+    other.execute("PRAGMA busy_timeout=0" if url.startswith("sqlite") else "SET innodb_lock_wait_timeout = 1")
+    with db.transaction():
+        service.move_country(db, customer_id=1, country="NZ", at=AT)
+        with pytest.raises(DatabaseError) as locked:
+            service.move_country(other, customer_id=1, country="AU", at=AT)
+    return locked.value
+
+
+def _deadlock(db: Database, other: Database) -> Exception:
+    """What one of two clients gets who wait for each other: Oracle's locks have no timeout."""
+    both = threading.Barrier(2, timeout=30)
+    errors: list[Exception] = []
+
+    def move(client: Database, *customers: int) -> None:
+        try:
+            with client.transaction():
+                service.move_country(client, customer_id=customers[0], country="NZ", at=AT)
+                both.wait()
+                service.move_country(client, customer_id=customers[1], country="NZ", at=AT)
+        except DatabaseError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=move, args=(db, 1, 2))
+    thread.start()
+    move(other, 2, 1)
+    thread.join()
+    (error,) = errors
+    return error
 
 
 class TestTraffic:
@@ -289,10 +322,13 @@ class TestTraffic:
         assert summary["total"] == logged
         assert summary["seconds"] < 60
 
-    @pytest.mark.mysql
-    def test_it_goes_on_after_a_lost_connection(self, mysql_database: mysql.Database, tmp_path: Path) -> None:
-        schema.create(mysql_database.admin)
-        seed(mysql_database.admin, customers=100, seed=1)
+    @pytest.mark.parametrize("kind", SERVERS)
+    def test_it_goes_on_after_a_lost_connection(
+        self, kind: str, request: pytest.FixtureRequest, tmp_path: Path
+    ) -> None:
+        admin, server = request.getfixturevalue(f"{kind}_database").admin, request.getfixturevalue(f"{kind}_server")
+        schema.create(admin)
+        seed(admin, customers=100, seed=1)
 
         class Cut(Billing):
             """The server ends the client's session before the tenth operation."""
@@ -302,16 +338,26 @@ class TestTraffic:
             def perform(self, db: Database, kind: str, at: datetime) -> service.Receipt:
                 self.performed += 1
                 if self.performed == 10:
-                    ((session,),) = db.rows("SELECT connection_id()")
-                    with closing(connect(mysql_database.admin)) as admin:
-                        admin.execute(f"KILL {session}")
+                    _end_session(db, server)
                 return super().perform(db, kind, at)
 
         rng = random.Random(1)
-        traffic = Traffic(mysql_database.admin, Cut(rng, run="x"), rng=rng, rate=None, log=tmp_path / "log")
+        traffic = Traffic(admin, Cut(rng, run="x"), rng=rng, rate=None, log=tmp_path / "log")
         summary = traffic.run(operations=50)
         assert summary.unknown.total() == 1 and not summary.failed, summary.as_json()
-        assert acknowledged(mysql_database.admin, [tmp_path / "log"]) == []
+        assert acknowledged(admin, [tmp_path / "log"]) == []
+
+
+def _end_session(db: Database, server: str) -> None:
+    if server.startswith("mysql"):
+        ((session,),) = db.rows("SELECT connection_id()")
+        with closing(mysql.connect(server)) as admin, closing(admin.cursor()) as cursor:
+            cursor.execute(f"KILL {session}")
+        return
+    ((session,),) = db.rows("SELECT sys_context('userenv', 'sid') FROM dual")
+    with closing(oracle.connect(server)) as system, closing(system.cursor()) as cursor:
+        ((serial,),) = cursor.execute("SELECT serial# FROM v$session WHERE sid = :1", [session]).fetchall()
+        cursor.execute(f"ALTER SYSTEM KILL SESSION '{session},{int(serial)}' IMMEDIATE")
 
 
 VIOLATIONS = {
@@ -502,20 +548,23 @@ class TestChinook:
                 chinook.TABLES
             )
 
-    @pytest.mark.parametrize("kind", ["sqlite", pytest.param("mysql", marks=pytest.mark.mysql)])
-    def test_its_traffic_runs_on_a_copy_in_either_kind(
+    @pytest.mark.parametrize("kind", ["sqlite", *SERVERS])
+    def test_its_traffic_runs_on_a_copy_in_every_kind(
         self, kind: str, tmp_path: Path, request: pytest.FixtureRequest
     ) -> None:
         sample = chinook.copy_sample(tmp_path / "sample.db")
         url = f"sqlite:///{tmp_path / 'copy.db'}"
-        if kind == "mysql":
-            url = request.getfixturevalue("mysql_database").admin
-        chinook.create(url)
-        with closing(connect(sample)) as source, closing(connect(url)) as target:
-            for table in chinook.TABLES:
-                order = " ORDER BY ReportsTo, EmployeeId" if table == "Employee" else ""
-                rows = source.rows(f"SELECT * FROM {table}{order}")
-                target.insert_many(f"INSERT INTO {table} VALUES ({', '.join('?' * len(rows[0]))})", rows)
+        if kind != "sqlite":
+            url = request.getfixturevalue(f"{kind}_database").admin
+        if kind == "oracle":
+            chinook.load_sample(url)
+        else:
+            chinook.create(url)
+            with closing(connect(sample)) as source, closing(connect(url)) as target:
+                for table in chinook.TABLES:
+                    order = " ORDER BY ReportsTo, EmployeeId" if table == "Employee" else ""
+                    rows = source.rows(f"SELECT * FROM {table}{order}")
+                    target.insert_many(f"INSERT INTO {table} VALUES ({', '.join('?' * len(rows[0]))})", rows)
         assert compare(sample, url) == []
 
         rng = random.Random(1)
@@ -524,7 +573,9 @@ class TestChinook:
         changed = {problem.split(":")[0] for problem in compare(sample, url)}
         assert changed == {"Customer", "Invoice", "InvoiceLine", "Playlist", "PlaylistTrack", "Track"}
         with closing(connect(url)) as db:
-            lines = "SELECT InvoiceId, sum(round(UnitPrice * Quantity * 100)) AS cents FROM InvoiceLine GROUP BY 1"
+            lines = (
+                "SELECT InvoiceId, sum(round(UnitPrice * Quantity * 100)) AS cents FROM InvoiceLine GROUP BY InvoiceId"
+            )
             assert not db.rows(
                 f"SELECT i.InvoiceId FROM Invoice i LEFT JOIN ({lines}) l ON l.InvoiceId = i.InvoiceId"
                 " WHERE round(i.Total * 100) <> coalesce(l.cents, 0)"
@@ -532,28 +583,29 @@ class TestChinook:
 
 
 class TestMigrations:
-    @pytest.mark.parametrize("kind", ["sqlite", "mysql"])
-    def test_the_files_are_read_for_either_kind(self, kind: str) -> None:
-        environment = {"BILLING_SOURCE_KIND": kind, "BILLING_TARGET_KIND": kind, "CHINOOK_TARGET_KIND": kind}
-        billing, music = (
-            spec.load(INCLUDE / "migrations" / f"{name}.yaml", environment) for name in ("billing", "chinook")
-        )
-        assert (billing.source.kind, billing.target.kind, music.target.kind) == (kind, kind, kind)
+    @pytest.mark.parametrize("kind", ["sqlite", "mysql", "oracle"])
+    def test_the_files_are_read_for_every_kind(self, kind: str) -> None:
+        names = ("billing", "chinook")
+        environment = {f"{name.upper()}_{end}_KIND": kind for name in names for end in ("SOURCE", "TARGET")}
+        billing, music = (spec.load(INCLUDE / "migrations" / f"{name}.yaml", environment) for name in names)
+        assert {end.kind for file in (billing, music) for end in (file.source, file.target)} == {kind}
         assert tuple(billing.tables) == schema.TABLES
         assert tuple(music.tables) == chinook.TABLES
 
-    @pytest.mark.mysql
-    def test_the_reports_say_the_same_on_either_kind(self, sqlite_url: str, mysql_database: mysql.Database) -> None:
-        schema.create(mysql_database.admin)
-        seed(mysql_database.admin, customers=CUSTOMERS, seed=7)
+    @pytest.mark.parametrize("kind", SERVERS)
+    def test_the_reports_say_the_same_on_every_kind(
+        self, sqlite_url: str, kind: str, request: pytest.FixtureRequest
+    ) -> None:
+        admin = str(request.getfixturevalue(f"{kind}_database").admin)
+        schema.create(admin)
+        seed(admin, customers=CUSTOMERS, seed=7)
         migration = spec.load(INCLUDE / "migrations" / "billing.yaml", {})
+        collation = "CHARACTER SET utf8mb4 COLLATE utf8mb4_bin" if kind == "mysql" else ""
         answers = []
-        for url, collation in ((sqlite_url, ""), (mysql_database.admin, "CHARACTER SET utf8mb4 COLLATE utf8mb4_bin")):
+        for url, text in ((sqlite_url, "VARCHAR(64)"), (admin, f"VARCHAR(64) {collation}")):
             with closing(connect(url)) as db:
-                db.execute(
-                    f"CREATE TABLE fishladder_home (cohort VARCHAR(64) {collation}, root_key VARCHAR(64) {collation})"
-                )
-                db.execute("INSERT INTO fishladder_home SELECT country_code, CAST(id AS CHAR) FROM customer")
+                db.execute(f"CREATE TABLE fishladder_home (cohort {text}, root_key {text})")
+                db.execute("INSERT INTO fishladder_home SELECT country_code, TRIM(CAST(id AS CHAR(20))) FROM customer")
                 answers.append(
                     {name: db.rows(_bound(report.source)) for name, report in migration.reports.items()}
                     | {name: db.rows(monitor.target or "") for name, monitor in migration.monitors.items()}

@@ -51,7 +51,7 @@ def test_timestamps_keep_every_digit(value: str, digits: int | None, text: str) 
 
 def test_json_is_equal_by_value() -> None:
     assert cells.json_text('{"b": 1.10, "a": [1e2, true, null, "é"]}') == '{"a":[100,true,null,"é"],"b":1.1}'
-    assert cells.json_text('[-0.0, -0, 0, "x"]') == '[-0,-0,0,"x"]'
+    assert cells.json_text('[-0.0, -0, 0, "x"]') == '[-0.0,-0.0,0,"x"]'
     for raw in ("{broken", '{"a":1,"a":2}', '"\\ud800"'):
         assert cells.json_text(raw) == raw
 

@@ -17,7 +17,7 @@ from sqlalchemy import Row, func, insert, or_, select, update
 
 from fishladder.errors import LedgerError, StaleError
 from fishladder.ledger import audit, dirty, tables
-from fishladder.ledger.database import Transaction, slices, upsert
+from fishladder.ledger.database import Transaction, may_be_open, slices, upsert
 
 ORIGIN = "mismatch"
 """The origin of a dirty key that stands for a mismatch to be repaired."""
@@ -210,9 +210,15 @@ def read(tx: Transaction, table: str | None, limit: int) -> list[Check]:
     ]
 
 
-def settle_mismatches(tx: Transaction, table: str, keys: Collection[bytes]) -> None:
+def settle_mismatches(tx: Transaction, table: str, keys: Collection[bytes]) -> set[bytes]:
+    """Returns which of the keys had an open one."""
     columns = tables.mismatch.c
+    found: set[bytes] = set()
+    if not may_be_open(tx, tables.mismatch, table):
+        return found
+    mine = (columns.migration == tx.migration, columns.table == table, columns.state == "open")
     for some in slices(sorted(keys)):
+        found.update(tx.connection.scalars(select(columns.key).where(*mine, columns.key.in_(some))))
         tx.connection.execute(
             update(tables.mismatch)
             .where(
@@ -223,6 +229,7 @@ def settle_mismatches(tx: Transaction, table: str, keys: Collection[bytes]) -> N
             )
             .values(state="settled")
         )
+    return found
 
 
 def open_mismatches(tx: Transaction, table: str | None, limit: int) -> list[Mismatch]:

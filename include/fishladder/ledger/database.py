@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, Table, create_engine, event, text
+from sqlalchemy import Connection, Engine, Table, create_engine, event, select, text
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
@@ -32,6 +32,9 @@ from fishladder.errors import (
 UPGRADE = "python -m fishladder ledger upgrade"
 SLICE = 1000
 """Keys or ids in one statement; SQLite takes 32,766 parameters, PostgreSQL 65,535."""
+
+FEW = 1_000
+"""So many rows are read faster than 2,000 keys are looked for."""
 
 _DRIVERS = {"sqlite": "sqlite+pysqlite", "mysql": "mysql+mysqldb", "postgresql": "postgresql+psycopg"}
 _BUSY_SECONDS = 60
@@ -241,6 +244,14 @@ def upsert(
         else:
             statement = statement.on_conflict_do_nothing()
     connection.execute(statement, list(rows))
+
+
+def may_be_open(tx: Transaction, table: Table, name: str) -> bool:
+    """Whether to look for open rows of the migrated table ``name`` by key: mostly there are few or none at all."""
+    columns = table.c
+    query = select(columns.state).where(columns.migration == tx.migration, columns.table == name).limit(FEW)
+    states = tx.connection.scalars(query).all()
+    return len(states) == FEW or "open" in states
 
 
 def slices(items: Iterable[T]) -> Iterator[list[T]]:

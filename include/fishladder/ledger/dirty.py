@@ -42,23 +42,27 @@ class DirtyEntry:
 
 
 def mark(tx: Transaction, keys: Collection[DirtyKey]) -> None:
-    if not keys:
-        return
-    tx.connection.execute(
-        insert(tables.dirty),
-        [
-            {
-                "migration": tx.migration,
-                "table": key.table,
-                "key": key.key,
-                "entity": key.entity,
-                "cohort": key.cohort,
-                "origin": key.origin,
-                "at": tx.now,
-            }
-            for key in keys
-        ],
-    )
+    if keys:
+        tx.connection.execute(insert(tables.dirty), [_values(tx, key) for key in keys])
+
+
+def mark_one(tx: Transaction, key: DirtyKey) -> int:
+    """Returns the entry's id."""
+    made = tx.connection.execute(insert(tables.dirty).values(_values(tx, key)))
+    assert made.inserted_primary_key is not None
+    return int(made.inserted_primary_key[0])
+
+
+def _values(tx: Transaction, key: DirtyKey) -> dict[str, object]:
+    return {
+        "migration": tx.migration,
+        "table": key.table,
+        "key": key.key,
+        "entity": key.entity,
+        "cohort": key.cohort,
+        "origin": key.origin,
+        "at": tx.now,
+    }
 
 
 def read(tx: Transaction, limit: int, after_id: int) -> list[DirtyEntry]:

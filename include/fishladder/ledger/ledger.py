@@ -211,22 +211,31 @@ class Ledger:
         with self._read() as tx:
             return dirty.of(tx, table, keys)
 
-    def record_outcome(self, right: Mapping[str, Collection[bytes]], refused: Collection[Reject]) -> None:
+    def record_outcome(
+        self,
+        right: Mapping[str, Collection[bytes]],
+        refused: Collection[Reject],
+        doubt: Callable[[str, bytes], DirtyKey],
+    ) -> list[int]:
         """What a batch of the applier found: keys that are right now, by table, and rows that were refused.
 
         Closes the rejects and mismatches of the one, records the other. Called before the batch commits, while its
-        shards are locked: later, it could close what the next batch has just recorded.
+        shards are locked: later, it could close what the next batch has just recorded. Each key of which it changes
+        something is dirty from then on, as ``doubt`` says: returns the entries, to be forgotten after the commit.
         """
         with self._write() as tx:
+            changed = {(reject.table, reject.key) for reject in refused}
             for table, keys in right.items():
-                rejects.close(tx, table, keys)
-                checks.settle_mismatches(tx, table, keys)
+                changed |= {(table, key) for key in rejects.close(tx, table, keys)}
+                changed |= {(table, key) for key in checks.settle_mismatches(tx, table, keys)}
             rejects.record(tx, refused, None, None)
+            return [dirty.mark_one(tx, doubt(table, key)) for table, key in sorted(changed)]
 
     def forget(self, ids: Collection[int]) -> None:
         """Delete exactly these entries."""
-        with self._write() as tx:
-            dirty.forget(tx, ids)
+        if ids:
+            with self._write() as tx:
+                dirty.forget(tx, ids)
 
     def dirty_keys(self, table: str, keys: Collection[bytes]) -> set[bytes]:
         """Which of these keys have an entry."""

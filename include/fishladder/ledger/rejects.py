@@ -10,7 +10,7 @@ from sqlalchemy import delete, func, insert, literal, select, update
 from sqlalchemy.sql.elements import ColumnElement
 
 from fishladder.ledger import audit, tables
-from fishladder.ledger.database import Transaction, slices, upsert
+from fishladder.ledger.database import Transaction, may_be_open, slices, upsert
 
 RETRY = "retry"
 """The origin of a dirty key that stands for a reject to be tried again."""
@@ -68,14 +68,19 @@ def keep_only(tx: Transaction, table: str, chunk: int, token: int) -> None:
     )
 
 
-def close(tx: Transaction, table: str, keys: Collection[bytes]) -> None:
+def close(tx: Transaction, table: str, keys: Collection[bytes]) -> set[bytes]:
+    """Returns which of the keys had an open one."""
     columns = tables.reject.c
-    for some in slices(sorted(keys)):
+    if not may_be_open(tx, tables.reject, table):
+        return set()
+    found = among(tx, table, keys)
+    for some in slices(sorted(found)):
         tx.connection.execute(
             update(tables.reject)
             .where(columns.migration == tx.migration, columns.table == table, columns.key.in_(some))
             .values(state="closed")
         )
+    return found
 
 
 def _open(tx: Transaction, table: str | None = None, cohort: str | None = None) -> list[ColumnElement[bool]]:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from fishladder.errors import InputError
 from fishladder.stores.base import Connect, Store
 
-_STORES = {"sqlite": ("fishladder.stores.sqlite", "SqliteStore"), "mysql": ("fishladder.stores.mysql", "MySqlStore")}
+_STORES = {
+    "sqlite": ("fishladder.stores.sqlite", "SqliteStore"),
+    "mysql": ("fishladder.stores.mysql", "MySqlStore"),
+    "oracle": ("fishladder.stores.oracle", "OracleStore"),
+}
 
 
 def open_store(kind: str, connect: Connect) -> Store:
@@ -27,8 +31,9 @@ def open_store(kind: str, connect: Connect) -> Store:
 def connect_url(url: str) -> tuple[str, Connect]:
     """The kind of store that a URL names, and what opens a connection to it.
 
-    ``sqlite:////absolute/path.db`` or ``mysql://user:password@host:port/schema``, special characters in the
-    password percent-encoded. Raises InputError; the message never holds the password.
+    ``sqlite:////absolute/path.db``, ``mysql://user:password@host:port/schema`` or
+    ``oracle://user:password@host:port/service``, with ``?schema=OWNER`` where the tables are not the user's own;
+    special characters in the password percent-encoded. Raises InputError; the message never holds the password.
     """
     parts = urlsplit(url)
     if parts.scheme == "sqlite":
@@ -46,10 +51,20 @@ def connect_url(url: str) -> tuple[str, Connect]:
             "user": unquote(parts.username or ""),
             "passwd": unquote(parts.password or ""),
             "db": schema,
+            "local_infile": True,  # the fast way to load
         }
         return "mysql", lambda: import_module("fishladder.stores.mysql").connect(**options)
+    if parts.scheme == "oracle":
+        service = unquote(parts.path).lstrip("/")
+        if not parts.hostname or not service:
+            raise InputError("an oracle URL needs a host and a service: oracle://user:password@host:1521/service")
+        account = {"user": unquote(parts.username or ""), "password": unquote(parts.password or "")}
+        where = {"host": parts.hostname, "port": parts.port or 1521, "service_name": service}
+        owner = parse_qs(parts.query).get("schema", [None])[0]
+        return "oracle", lambda: import_module("fishladder.stores.oracle").connect(schema=owner, **account, **where)
     raise InputError(
-        f"{parts.scheme or 'nothing'} is no kind of store URL; write sqlite:////path or mysql://user:password@host/schema"
+        f"{parts.scheme or 'nothing'} is no kind of store URL; write sqlite:////path,"
+        " mysql://user:password@host/schema or oracle://user:password@host/service"
     )
 
 

@@ -5,7 +5,7 @@ A store contributes SQL, never the order of events. One instance serves one thre
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -31,7 +31,7 @@ class Column:
 
     ``bytewise``: the column's equality and order are those of its bytes (no case folding, no padding).
     ``enforced``: the store refuses values beyond the declared type. ``blank_is_null``: it cannot tell ``''`` from
-    NULL (Oracle).
+    NULL (Oracle). ``canonical``: a query without any function gives numbers as the cells of ``type``.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Column:
     bytewise: bool = True
     enforced: bool = True
     blank_is_null: bool = False
+    canonical: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +84,7 @@ class Field:
 
     ``native`` is the type this store declares; ``checked``: the store can hold more than the field.
     ``blank_is_null``: one of the two stores cannot tell ``''`` from NULL, so here both are read as NULL.
+    ``canonical``: as the column's.
     """
 
     column: str
@@ -91,6 +93,7 @@ class Field:
     checked: bool
     bytewise: bool = True
     blank_is_null: bool = False
+    canonical: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,8 +205,17 @@ class Orphan:
 class Reader(Protocol):
     """Reads; every call sees what is committed at that moment."""
 
+    def stream(self, relation: Relation, lower: bytes | None, upper: bytes | None) -> Generator[list[Row], None, None]:
+        """The rows of a chunk in key order, in batches: keys above ``lower``, up to and with ``upper``.
+
+        All as of one moment, no more than a batch in memory; other calls may be made meanwhile. Raises
+        TransientError when the connection is lost on the way: rows are never left out in silence. Close it if you
+        leave it before its end.
+        """
+        ...
+
     def rows(self, relation: Relation, lower: bytes | None, upper: bytes | None) -> list[Row]:
-        """The rows of a chunk in key order: keys above ``lower``, up to and with ``upper``."""
+        """The same all at once."""
         ...
 
     def rows_by_key(self, relation: Relation, keys: Sequence[bytes], *, lock: bool = False) -> dict[bytes, Found]:
@@ -258,6 +270,13 @@ class Transaction(Reader, Protocol):
         """Overwrite rows that are there, by key. Raises RowError, with some of them perhaps written: as above."""
         ...
 
+    def upsert(self, relation: Relation, rows: Sequence[Row], there: Mapping[bytes, Found]) -> None:
+        """Write rows, in few statements, whether they are there or not; ``there`` is what this transaction found.
+
+        Raises RowError: as above.
+        """
+        ...
+
     def delete(self, relation: Relation, keys: Sequence[bytes]) -> None: ...
 
     def holders(self, relation: Relation, rows: Sequence[Row]) -> set[bytes]:
@@ -272,6 +291,19 @@ class Transaction(Reader, Protocol):
 
     def commit(self) -> None:
         """Raises AmbiguousError when it may have happened."""
+        ...
+
+
+@runtime_checkable
+class BulkLoader(Protocol):
+    """A transaction with a fast way to insert, for rows that fit as they are."""
+
+    def load(self, relation: Relation, batches: Iterable[Sequence[Row]]) -> int:
+        """Insert rows that are not there yet, with cells of their fields' types. Returns how many there were.
+
+        Raises RowError unless every one of them went in and was not changed; a savepoint around it undoes what was
+        inserted, and ``insert`` finds out which row it is.
+        """
         ...
 
 

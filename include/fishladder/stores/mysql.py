@@ -17,6 +17,7 @@ import MySQLdb.cursors
 from MySQLdb.constants import FIELD_TYPE
 
 from fishladder import cells
+from fishladder.cells import Row
 from fishladder.errors import FatalError, RowError, TransientError
 from fishladder.stores.base import (
     Connect,
@@ -30,6 +31,7 @@ from fishladder.stores.base import (
     Triggers,
     Writer,
 )
+from fishladder.stores.mysql_bulk import BulkLoad, finding, is_allowed
 from fishladder.stores.mysql_errors import HARMLESS, column_of, translated, without_values
 from fishladder.stores.mysql_schema import (
     blockers,
@@ -46,12 +48,18 @@ from fishladder.stores.mysql_schema import (
 )
 from fishladder.stores.mysql_triggers import KEY, NAME, trigger_texts
 from fishladder.stores.mysql_types import Binary, MariaDbDialect, MySqlDialect
-from fishladder.stores.sql import Guard, Session, named, percent_marks, read_fences
+from fishladder.stores.mysql_upsert import MySqlSession
+from fishladder.stores.sql import STREAM_ROWS, Guard, Session, named, percent_marks, read_fences
 from fishladder.stores.sql_checks import Checks
 
 CHUNK_ROWS = 50_000
 METADATA_WAIT = 60
 """Seconds that a statement waits for somebody who changes a table's definition."""
+STREAM_BYTES = 8_000_000
+"""About how much a stream brings at once where rows are long; every SAMPLED-th is measured, of FIRST_ROWS at first."""
+FIRST_ROWS, SAMPLED = 20, 20
+STREAM_WAIT = 3_600
+"""Seconds that the server waits for somebody to take the next rows of a stream; they may be rejected one by one."""
 INSTALL_TRIES = 30
 """How often a lock is asked for before the installation gives up, in seconds and their pauses: a minute."""
 
@@ -83,7 +91,7 @@ def connect(**options: Any) -> Any:
 # One transaction ------------------------------------------------------------------------------------------------
 
 
-class MySqlTransaction(Session):
+class MySqlTransaction(MySqlSession):
     def __init__(self, store: MySqlStore, connection: Any, dialect: MySqlDialect) -> None:
         super().__init__(dialect, store.runner(connection))
         self.store = store
@@ -105,6 +113,14 @@ class MySqlTransaction(Session):
                 if code not in HARMLESS:
                     message = without_values(text.decode())
                     raise RowError(f"MySQL {level.decode()} {code.decode()}: {message}", column=column_of(message))
+
+    def load(self, relation: Relation, batches: Iterable[Sequence[Row]]) -> int:
+        if self.store.bulk is None:
+            self.store.bulk = is_allowed(self.connection)
+        if not self.store.bulk:
+            raise RowError("LOAD DATA LOCAL is off at the server or for this client")
+        guards, longest = self.guards(relation), self.store.longest_statement
+        return BulkLoad(self.connection, self.dialect, relation, guards, longest).load(batches)
 
     def commit(self) -> None:
         with translated(committing=True):
@@ -139,6 +155,8 @@ class MySqlStore:
         self._wait: float | None = None
         self._dialect: MySqlDialect | None = None
         self._guards: dict[str, dict[str, Guard]] = {}
+        self.bulk: bool | None = None
+        """Whether rows can be loaded the fast way; None: not asked yet."""
         self.longest_statement = 0
 
     # Connections
@@ -217,7 +235,27 @@ class MySqlStore:
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        yield Session(self.dialect, self.run)
+        yield MySqlSession(self.dialect, self.run, self.batches)
+
+    def batches(self, sql: str, parameters: Sequence[Any] = ()) -> Iterator[Sequence[tuple[Any, ...]]]:
+        """A query's rows as they come, on a connection of their own: until the last one it can do nothing else."""
+        connection = self._open(autocommit=True)
+        try:
+            with translated():
+                cursor = connection.cursor(MySQLdb.cursors.SSCursor)
+                cursor.execute(f"SET SESSION net_write_timeout = {STREAM_WAIT}")
+                cursor.execute(percent_marks(sql), list(parameters))
+            size = FIRST_ROWS
+            while True:
+                with translated():
+                    found = cursor.fetchmany(size)
+                if not found:
+                    return
+                yield found
+                longest = max(sum(map(len, filter(None, row))) for row in found[::SAMPLED])
+                size = max(1, min(STREAM_ROWS, STREAM_BYTES // (longest + 1)))
+        finally:
+            self._discard(connection)
 
     @contextmanager
     def begin(self, *, wait: float | None = None) -> Iterator[MySqlTransaction]:
@@ -303,7 +341,7 @@ class MySqlStore:
         return self.run("SELECT USER()")[0][0].decode().rpartition("@")[0]
 
     def inspect(self) -> list[Finding]:
-        return inspect(self.run)
+        return [*inspect(self.run), finding(self.connection())]
 
     def install_tables(self) -> None:
         for table in TABLES:

@@ -58,5 +58,6 @@ def without_values(message: str) -> str:
 
 
 def column_of(message: str) -> str | None:
-    found = re.search(r"(?:column|field) ['`]([^']+)['`]", message, re.I)
-    return re.split(r"`\.`|\.", found[1])[-1] if found else None
+    """MariaDB names the check of a column, such as that a JSON is one, ``table.column``."""
+    found = re.search(r"(?:column|field) ['`]([^']+)['`]|CONSTRAINT `([^`]*\.[^`]+)`", message, re.I)
+    return re.split(r"`\.`|\.", found[1] or found[2])[-1] if found else None

@@ -76,6 +76,7 @@ def _columns(run: Run) -> dict[str, list[Column]]:
                 generated="auto_increment" in (extra or ""),
                 computed="GENERATED" in (extra or "") and "DEFAULT_GENERATED" not in (extra or ""),
                 bytewise=collation is None or collation in ("binary", "utf8mb4_0900_bin", "utf8mb4_nopad_bin"),
+                canonical="zerofill" not in column_type.lower() and data_type.lower() != "bit",
             )
         )
     return found
@@ -103,10 +104,11 @@ def shapes(run: Run, names: Sequence[str]) -> dict[str, list[str]]:
 
 def guards(run: Run, table: str) -> dict[str, Guard]:
     """By column, what to refuse before the server changes it without an error."""
-    found = {}
+    found, mariadb = {}, b"mariadb" in run("SELECT VERSION()")[0][0].lower()
     for line in run(f"{_COLUMNS} AND table_name = ?", [table]):
         _, name, data_type, column_type, _, _, _, length, digits, _ = line
-        check = guard(data_type.decode().lower(), column_type.decode(), int(length or 0), int(digits or 0))
+        sizes = int(length or 0), int(digits or 0)
+        check = guard(data_type.decode().lower(), column_type.decode(), *sizes, mariadb=mariadb)
         if check is not None:
             found[name.decode()] = check
     return found

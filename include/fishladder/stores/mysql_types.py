@@ -29,6 +29,8 @@ class MySqlDialect(Dialect):
     """The collation that neither folds nor pads."""
     tables_view = "innodb_tables"
     """Where ``information_schema`` has InnoDB's ids of tables."""
+    next_row = b"),ROW("
+    """What parts the rows of ``table_of_rows``."""
 
     def quote(self, name: str) -> str:
         return "`" + name.replace("`", "``") + "`"
@@ -42,15 +44,20 @@ class MySqlDialect(Dialect):
         if kind == "uuid":
             return f"LOWER({column})"
         if kind == "boolean":
-            return f"({column} + 0)"
+            return column if field.canonical and field.native.kind == "boolean" else f"({column} + 0)"
         if kind in ("float", "double"):
             return f"CAST({column} AS DOUBLE)"
+        if kind == "decimal" and field.native.kind == "decimal" and field.type.scale == field.native.scale:
+            # Of itself it has these digits; only ZEROFILL would add to them.
+            return column if field.canonical else f"({column} + 0)"
         if kind == "decimal":
             return _decimal(column if field.type.scale is not None else f"({column} + 0)", field.type.scale)
         if kind == "integer":
             return column if field.native.kind in ("integer", "boolean") else _decimal(f"({column} + 0)", None)
         if kind == "date" and field.native.kind != "date":
             return f"IF(TIME({column}) = 0, CAST(DATE({column}) AS CHAR), CAST({column} AS CHAR))"
+        if kind in ("timestamp", "timestamptz") and (field.native.kind, field.native.size) == (kind, size):
+            return column
         if kind in ("timestamp", "timestamptz"):
             return _timestamp(f"CAST({column} AS DATETIME(6))", size)
         return column
@@ -103,6 +110,10 @@ class MySqlDialect(Dialect):
         one = f"({' AND '.join(f'{column} = ?' for column in columns)})"
         return f"({' OR '.join([one] * count)})"
 
+    def table_of_rows(self, alias: str, names: Sequence[str], rows: str) -> str:
+        """SQL for a table that is only in this statement."""
+        return f"(VALUES ROW({rows})) {alias} ({', '.join(names)})"
+
     def key_piece(self, text: str) -> str:
         return f"CONCAT(LENGTH({text}), ':', {text})"
 
@@ -125,11 +136,10 @@ class MariaDbDialect(MySqlDialect):
     share = " LOCK IN SHARE MODE"
     bytewise = "utf8mb4_nopad_bin"
     tables_view = "innodb_sys_tables"
+    next_row = b"),("
 
-    def bind(self, cell: Cell, field: Field) -> Any:
-        if field.type.kind in ("float", "double") and cell == b"-0.0":
-            raise ValueError("MariaDB keeps no negative zero")
-        return super().bind(cell, field)
+    def table_of_rows(self, alias: str, names: Sequence[str], rows: str) -> str:
+        return f"(WITH v ({', '.join(names)}) AS (VALUES ({rows})) SELECT * FROM v) {alias}"
 
 
 def _decimal(column: str, scale: int | None) -> str:
@@ -203,8 +213,10 @@ def declared_type(type_: LogicalType, *, key: bool, bytewise: str) -> str:
 # What MySQL changes without an error -------------------------------------------------------------------------
 
 
-def guard(data_type: str, column_type: str, length: int, digits: int) -> Guard | None:
+def guard(data_type: str, column_type: str, length: int, digits: int, *, mariadb: bool = False) -> Guard | None:
     """What to refuse before a column of ``information_schema.columns`` changes it; None: nothing."""
+    if mariadb and data_type in ("float", "double"):
+        return lambda cell: "a negative zero, which MariaDB does not keep" if cell == b"-0.0" else None
     if data_type == "char":
         return lambda cell: "a text that ends in a blank, which CHAR drops" if cell.endswith(b" ") else None
     if data_type == "binary":
@@ -243,8 +255,14 @@ def inexact_json(cell: bytes) -> str | None:
         if not -(2**63) <= int(text) < 2**64:
             check(text)
 
+    def once(pairs: list[tuple[str, object]]) -> None:
+        if len(dict(pairs)) < len(pairs):
+            raise KeyError
+
     try:
-        json.loads(cell, parse_float=check, parse_int=check_integer)
+        json.loads(cell, parse_float=check, parse_int=check_integer, object_pairs_hook=once)
+    except KeyError:
+        return "JSON with the same key twice, of which one would be lost"
     except ArithmeticError:
         return "JSON with a number of more digits than a binary float keeps"
     except ValueError:

@@ -7,9 +7,9 @@ with ``?`` for parameters; a store whose driver spells them otherwise translates
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any
 
 from fishladder.cells import NO_HOME, Cell, Row, key_cells, row_key
@@ -31,6 +31,8 @@ KEYS_PER_STATEMENT = 500
 ROWS_PER_STATEMENT = 500
 PARAMETERS_PER_STATEMENT = 30_000
 """SQLite takes 32,766."""
+STREAM_ROWS = 1_000
+"""How many rows a stream brings at once."""
 STATEMENT_BYTES = 1_000_000
 """About how long an INSERT may grow; a longer row goes alone."""
 
@@ -45,6 +47,9 @@ class Dialect:
     exclusive = ""
     ignore = "IGNORE"
     """In ``INSERT … INTO``: leave out rows whose key is there already."""
+    limit = " LIMIT ?"
+    nth = " LIMIT 1 OFFSET ?"
+    """After ORDER BY: the one row after so many others."""
 
     def quote(self, name: str) -> str:
         return '"' + name.replace('"', '""') + '"'
@@ -91,6 +96,11 @@ class Dialect:
     def cohort_text(self, column: str) -> str:
         """SQL for a cohort column's text, to be compared byte for byte."""
         return column
+
+    def insert_homes(self, entity: str, cohort: str, root_key: str, source: str) -> str:
+        """SQL that gives the rows of ``source`` a home, of those that have none."""
+        into = f"INSERT {self.ignore} INTO fishladder_home (entity, cohort, root_key)"
+        return f"{into} SELECT {entity}, {cohort}, {root_key} {source}"
 
     # Built from the above
 
@@ -167,7 +177,7 @@ def slices(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
         yield items[start : start + size]
 
 
-def _statements(rows: Sequence[Row], most: int) -> Iterator[Sequence[Row]]:
+def statements(rows: Sequence[Row], most: int) -> Iterator[Sequence[Row]]:
     """The rows in pieces that each make one statement of bearable length."""
     start, size = 0, 0
     for at, row in enumerate(rows):
@@ -183,9 +193,16 @@ def _statements(rows: Sequence[Row], most: int) -> Iterator[Sequence[Row]]:
 class Session:
     """A connection for reading, or one transaction: statements that read the same in every relational store."""
 
-    def __init__(self, dialect: Dialect, run: Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]) -> None:
+    def __init__(
+        self,
+        dialect: Dialect,
+        run: Callable[[str, Sequence[Any]], list[tuple[Any, ...]]],
+        batches: Callable[[str, Sequence[Any]], Iterator[Sequence[tuple[Any, ...]]]] | None = None,
+    ) -> None:
+        """``batches`` runs a query whose rows are too many to be held at once; without it, they are."""
         self.dialect = dialect
         self.run = run
+        self.batches = batches or (lambda sql, parameters: slices(run(sql, parameters), STREAM_ROWS))
 
     # Migrated tables
 
@@ -214,6 +231,9 @@ class Session:
         return [f"{alias}{self.dialect.quote(column)}" for column in relation.key_columns]
 
     def rows(self, relation: Relation, lower: bytes | None, upper: bytes | None) -> list[Row]:
+        return [row for batch in self.stream(relation, lower, upper) for row in batch]
+
+    def stream(self, relation: Relation, lower: bytes | None, upper: bytes | None) -> Generator[list[Row], None, None]:
         columns = self.key_columns(relation, "t.")
         where, parameters = [], []
         if lower is not None:
@@ -225,7 +245,8 @@ class Session:
         sql = f"SELECT {self._select(relation)} FROM {self.dialect.quote(relation.name)} t"
         if where:
             sql += " WHERE " + " AND ".join(where)
-        return self._rows(relation, self.run(f"{sql} ORDER BY {', '.join(columns)}", parameters))
+        for found in self.batches(f"{sql} ORDER BY {', '.join(columns)}", parameters):
+            yield self._rows(relation, found)
 
     def rows_by_key(self, relation: Relation, keys: Sequence[bytes], *, lock: bool = False) -> dict[bytes, Found]:
         columns = self.key_columns(relation, "t.")
@@ -287,7 +308,7 @@ class Session:
         one = f"({', '.join('?' * len(relation.fields))})"
         head = f"INSERT INTO {quote(relation.name)} ({columns}) VALUES "
         most = max(1, min(ROWS_PER_STATEMENT, PARAMETERS_PER_STATEMENT // len(relation.fields)))
-        for some in _statements(rows, most):
+        for some in statements(rows, most):
             values = [value for row in self._values(relation, some) for value in row]
             self.write(head + ", ".join([one] * len(some)), values)
 
@@ -301,6 +322,11 @@ class Session:
         sql = f"UPDATE {quote(relation.name)} SET {changes} WHERE {where}"
         for values in self._values(relation, rows):
             self.write(sql, [values[at] for at in others] + [values[at] for at in relation.key])
+
+    def upsert(self, relation: Relation, rows: Sequence[Row], there: Mapping[bytes, Found]) -> None:
+        known = [row_key(row, relation.key) in there for row in rows]
+        self.insert(relation, [row for row, is_known in zip(rows, known, strict=True) if not is_known])
+        self.update(relation, [row for row, is_known in zip(rows, known, strict=True) if is_known])
 
     def delete(self, relation: Relation, keys: Sequence[bytes]) -> None:
         columns = self.key_columns(relation, "")
@@ -342,7 +368,7 @@ class Session:
         ]
 
     def entries(self, tables: Sequence[str], limit: int) -> list[Entry]:
-        where = f"WHERE table_name IN ({', '.join('?' * len(tables))}) ORDER BY id LIMIT ?"
+        where = f"WHERE table_name IN ({', '.join('?' * len(tables))}) ORDER BY id{self.dialect.limit}"
         return self._entries(where, [*tables, limit]) if tables else []
 
     def entries_of(self, table: str, keys: Sequence[bytes]) -> list[Entry]:
@@ -441,3 +467,10 @@ def named(sql: str, parameters: Mapping[str, object]) -> tuple[str, list[object]
 def percent_marks(sql: str) -> str:
     """The statement for a driver that spells parameters ``%s``; names and texts may hold ``?`` and ``%``."""
     return _WORDS.sub(lambda found: "%s" if found["mark"] else found[0], sql.replace("%", "%%"))
+
+
+@lru_cache(maxsize=256)
+def numbered_marks(sql: str) -> str:
+    """The same for a driver that spells them ``:1``, ``:2``."""
+    numbers = count(1)
+    return _WORDS.sub(lambda found: f":{next(numbers)}" if found["mark"] else found[0], sql)

@@ -22,17 +22,22 @@ class Checks:
         fields = [relation.fields[position] for position in relation.key]
         texts = ", ".join(self.dialect.text(column, field) for column, field in zip(columns, fields, strict=True))
         head = f"SELECT {texts} FROM {self.dialect.quote(relation.name)} t"
-        tail = f" ORDER BY {', '.join(columns)} LIMIT 1 OFFSET ?"
+        tail = f" ORDER BY {', '.join(columns)}{self.dialect.nth}"
         ends: list[bytes] = []
-        while True:
-            where, parameters = "", []
-            if ends:
-                where = f" WHERE {self.dialect.after(columns)}"
-                parameters = range_parameters(self.session.key_parameters(relation, ends[-1]))
-            found = self.session.run(head + where + tail, [*parameters, rows - 1])
-            if not found:
-                return ends
+        found = self.session.run(head + tail, [rows - 1])
+        while found:
             ends.append(key_text(found[0]))
+            last = self.session.key_parameters(relation, ends[-1])
+            # First among the keys that share most with the last end: a range over all its columns would, in most
+            # stores, walk once more through every key that has the same first column.
+            for same in reversed(range(len(columns))):
+                alike = "".join(f"{column} = ? AND " for column in columns[:same])
+                where = f" WHERE {alike}{self.dialect.after(columns[same:])}"
+                parameters = [*last[:same], *range_parameters(last[same:]), rows - 1]
+                found = self.session.run(head + where + tail, parameters)
+                if found:
+                    break
+        return ends
 
     def backfill_homes(self, root: Relation, after: bytes | None, limit: int) -> bytes | None:
         """Homes for a slice of roots. Its end is read first: a root that goes meanwhile must not shift the next."""
@@ -43,23 +48,22 @@ class Checks:
         if after is not None:
             above, parameters = dialect.after([column]), session.key_parameters(root, after)
         table, key = f"{dialect.quote(root.name)} t", dialect.key_sql(root, "t")
-        slice_ = f"SELECT t.* FROM {table} WHERE {above} ORDER BY {column} LIMIT ?"
-        found = session.run(f"SELECT {key} FROM ({slice_}) t ORDER BY {column} DESC LIMIT 1", [*parameters, limit])
+        slice_ = f"SELECT t.* FROM {table} WHERE {above} ORDER BY {column}{dialect.limit}"
+        sql = f"SELECT {key} FROM ({slice_}) t ORDER BY {column} DESC{dialect.limit}"
+        found = session.run(sql, [*parameters, limit, 1])
         if not found:
             return None
         last: bytes = found[0][0]
         entity = dialect.entity_sql(root.entity, "t")
         cohort = dialect.known_cohort(f"t.{dialect.quote(root.root_cohort)}")
         root_key = dialect.plain_text(column, root.fields[root.key[0]])
-        session.run(
-            f"INSERT {dialect.ignore} INTO fishladder_home (entity, cohort, root_key)"
-            f" SELECT {entity}, {cohort}, {root_key} FROM {table} WHERE {above} AND {dialect.up_to([column])}",
-            [*parameters, *session.key_parameters(root, last)],
-        )
+        source = f"FROM {table} WHERE {above} AND {dialect.up_to([column])}"
+        sql = dialect.insert_homes(entity, cohort, root_key, source)
+        session.run(sql, [*parameters, *session.key_parameters(root, last)])
         return last
 
     def is_empty(self, relation: Relation) -> bool:
-        return not self.session.run(f"SELECT 1 FROM {self.dialect.quote(relation.name)} LIMIT 1", [])
+        return not self.session.run(f"SELECT 1 FROM {self.dialect.quote(relation.name)}{self.dialect.limit}", [1])
 
     def count(self, relation: Relation) -> dict[str, int]:
         table = f"{self.dialect.quote(relation.name)} t"
@@ -81,7 +85,7 @@ class Checks:
         parent = pieces[0] if len(pieces) == 1 else self.dialect.concat(pieces)
         sql = (
             f"SELECT {self.dialect.key_sql(child, 'c')}, {parent} FROM {quote(child.name)} c WHERE {points}"
-            f" AND NOT EXISTS (SELECT 1 FROM {quote(foreign_key.parent)} p WHERE {there}) LIMIT ?"
+            f" AND NOT EXISTS (SELECT 1 FROM {quote(foreign_key.parent)} p WHERE {there}){self.dialect.limit}"
         )
         return [Orphan(key=key, parent_key=parent_key) for key, parent_key in self.session.run(sql, [limit])]
 
@@ -90,6 +94,6 @@ class Checks:
         known = " AND ".join(f"{column} IS NOT NULL" for column in columns)
         sql = (
             f"SELECT 1 FROM {self.dialect.quote(relation.name)} WHERE {known}"
-            f" GROUP BY {', '.join(columns)} HAVING count(*) > 1 LIMIT ?"
+            f" GROUP BY {', '.join(columns)} HAVING count(*) > 1{self.dialect.limit}"
         )
         return len(self.session.run(sql, [limit]))

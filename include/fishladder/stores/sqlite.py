@@ -10,7 +10,7 @@ import hashlib
 import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 from fishladder import cells
@@ -28,7 +28,7 @@ from fishladder.stores.base import (
     Triggers,
     Writer,
 )
-from fishladder.stores.sql import Guard, Session, named, read_fences
+from fishladder.stores.sql import STREAM_ROWS, Guard, Session, named, read_fences
 from fishladder.stores.sql_checks import Checks
 from fishladder.stores.sqlite_triggers import trigger_texts
 from fishladder.stores.sqlite_types import FUNCTIONS, SqliteDialect, can_be_key, declared_type, guard, logical_type
@@ -137,18 +137,21 @@ class SqliteStore:
 
     # Connections
 
+    def _open(self) -> sqlite3.Connection:
+        with translated():
+            connection: sqlite3.Connection = self._connect()
+            connection.isolation_level = None
+            connection.text_factory = bytes
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")  # a forgotten entry must not outlive its copy
+            connection.execute("PRAGMA foreign_keys = OFF")  # the copier writes key by key; orphans are a check
+            for name, count, function in FUNCTIONS:
+                connection.create_function(name, count, function, deterministic=True)
+        return connection
+
     def connection(self) -> sqlite3.Connection:
         if self._connection is None:
-            with translated():
-                connection: sqlite3.Connection = self._connect()
-                connection.isolation_level = None
-                connection.text_factory = bytes
-                connection.execute("PRAGMA journal_mode = WAL")
-                connection.execute("PRAGMA synchronous = FULL")  # a forgotten entry must not outlive its copy
-                connection.execute("PRAGMA foreign_keys = OFF")  # the copier writes key by key; orphans are a check
-                for name, count, function in FUNCTIONS:
-                    connection.create_function(name, count, function, deterministic=True)
-            self._connection = connection
+            self._connection = self._open()
         return self._connection
 
     def runner(self, connection: sqlite3.Connection) -> Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]:
@@ -163,7 +166,19 @@ class SqliteStore:
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        yield Session(self.dialect, self.runner(self.connection()))
+        yield Session(self.dialect, self.runner(self.connection()), self.batches)
+
+    def batches(self, sql: str, parameters: Sequence[Any] = ()) -> Iterator[Sequence[tuple[Any, ...]]]:
+        """A query's rows as they come, on a connection of their own: other reads are not held at the same moment."""
+        with closing(self._open()) as connection:
+            with translated():
+                cursor = connection.execute(sql, parameters)
+            while True:
+                with translated():
+                    found = cursor.fetchmany(STREAM_ROWS)
+                if not found:
+                    return
+                yield found
 
     @contextmanager
     def begin(self, *, wait: float | None = None) -> Iterator[SqliteTransaction]:

@@ -115,18 +115,25 @@ def can_be_key(type_: LogicalType) -> bool:
 
 
 def guard(declared: str) -> Guard | None:
-    """What to refuse before a column without text affinity changes it; None: nothing."""
+    """What to refuse before a column without text affinity changes it, or takes what it is not; None: nothing."""
     word = declared.upper()
     if any(part in word for part in ("CHAR", "CLOB", "TEXT", "BLOB")):
         return None
     type_ = logical_type(declared)
     if type_ is not None and type_.kind in ("decimal", "json"):
         return _inexact
+    if type_ is not None and type_.kind in ("date", "timestamp"):
+        return lambda cell: "no date or time" if _MOMENT.fullmatch(cell) is None else None
     if type_ is not None and type_.kind == "double":
-        return lambda cell: "a negative zero, which SQLite does not keep" if cell == b"-0.0" else None
+        return _LOST_FLOATS.get
     return None
 
 
+_LOST_FLOATS = {
+    b"-0.0": "a negative zero, which SQLite does not keep",
+    b"nan": "not a number, of which SQLite makes NULL",
+}
+_MOMENT = re.compile(rb"\d{4}-\d\d-\d\d(?: \d\d:\d\d:\d\d(?:\.\d+)?)?")
 _NUMBER = re.compile(rb"\s*[+-]?(\d*)\.?(\d*)(?:[eE]([+-]?\d+))?\s*")
 
 

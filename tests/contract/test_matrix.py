@@ -1,0 +1,39 @@
+"""The type matrix: what preflight accepts arrives exactly, or becomes a reject that names the column."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.contract.matrix import page
+from tests.contract.matrix.run import lines, run_matrix
+from tests.contract.stores import STORES
+
+EMULATED = {("oracle", "oracle"), ("oracle", "mariadb"), ("mariadb", "oracle")}
+"""Minutes on the wire emulator, and nothing that the other pairs do not show: with -m slow, and in make types."""
+PAIRS = [
+    pytest.param(origin, destination, marks=[pytest.mark.slow] if (origin, destination) in EMULATED else [])
+    for origin in STORES
+    for destination in STORES
+]
+
+
+@pytest.mark.parametrize(("origin", "destination"), PAIRS)
+def test_no_value_is_changed_in_silence(
+    request: pytest.FixtureRequest, tmp_path: Path, origin: str, destination: str
+) -> None:
+    with ExitStack() as stack:
+        ours = stack.enter_context(STORES[origin](request, tmp_path / "source"))
+        theirs = stack.enter_context(STORES[destination](request, tmp_path / "target"))
+        stack.callback(ours.close)
+        stack.callback(theirs.close)
+        outcome = run_matrix(ours, theirs, origin, destination, tmp_path)
+    assert not outcome.silent, "\n".join([f"{len(outcome.silent)} silent changes", *outcome.silent[:200]])
+    assert outcome.values > 100
+    text = page.section(origin, destination, list(lines(outcome.pairs)))
+    if os.environ.get("WRITE_TYPES"):
+        page.write(origin, destination, text)
+    assert page.sections().get(page.title(origin, destination)) == text, "docs/types.md is old: make types"

@@ -1,0 +1,1 @@
+"""Explicit-state models of the protocols that keep the copies equal: ``python -m tests.model``."""

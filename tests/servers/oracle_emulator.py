@@ -1,0 +1,252 @@
+"""The Oracle wire emulator: seerdb's server, which speaks Oracle's protocol, in front of a PostgreSQL with orafce.
+
+A process of its own: ``python -m tests.servers.oracle_emulator --home=FOLDER``, the folder that tests/servers/oracle.py
+made, where the port and the password of its accounts are too. It ends, and PostgreSQL with it, on SIGTERM.
+
+It is not Oracle: its translation of Oracle's SQL is what the tests run on where no Oracle is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from seerdb.server import BackendError, Result, Server
+from seerdb.server.backends import postgres
+
+from tests.servers.private import State
+
+ACCOUNTS = ("SYSTEM",)
+BINARIES = "usr/lib/postgresql/15/bin"
+START_SECONDS = 60
+WIRE_OF_23AI = 24
+
+# A folder's name may be too long for a socket; the way through the process's own working directory is not.
+_CONNECTION = "host=/proc/self/cwd user=postgres dbname=postgres"
+# Small, and without waiting for the disk: processes are killed here, machines are not.
+_SETTINGS = {
+    "listen_addresses": "",
+    "unix_socket_directories": ".",
+    "fsync": "off",
+    "max_connections": "200",
+    "shared_buffers": "128MB",
+    "jit": "off",
+    "track_commit_timestamp": "on",
+    "log_min_messages": "fatal",  # what a statement fails with, its client is told
+}
+
+
+def postgres_command(root: Path, program: str, *arguments: str) -> list[str]:
+    """Run a program of PostgreSQL, which refuses to be root: as nobody then. It ends with who started it."""
+    account = ["--reuid=nobody", "--regid=nogroup", "--clear-groups"] if os.geteuid() == 0 else []
+    return ["setpriv", "--pdeathsig=KILL", *account, str(root / BINARIES / program), *arguments]
+
+
+def postgres_environment(root: Path) -> dict[str, str]:
+    """The libraries that were unpacked with it, but for the loader's own: those are the system's."""
+    return {
+        **os.environ,
+        "LD_LIBRARY_PATH": f"{root}/usr/lib/x86_64-linux-gnu:{root}/lib/x86_64-linux-gnu",
+        "TZ": "UTC",
+    }
+
+
+class Backend(postgres.PostgresBackend):
+    """One session of a client, with a few of Oracle's words that seerdb does not translate."""
+
+    def __init__(self, credentials: dict[str, str]) -> None:
+        super().__init__(_CONNECTION, presents="23ai", credentials=credentials)
+
+    def execute(self, sql: str, binds: Sequence[Any] = ()) -> Result:
+        self._written, sql = sql, _unquoted(sql)
+        if _ROUTINE.match(sql):
+            # PostgreSQL knows an error's state, and only inside its handler; and no transaction inside another.
+            sql = re.sub(r"\bSQLCODE\b", _SQLCODE, sql, flags=re.I)
+            return super().execute(re.sub(r"\bPRAGMA\s+AUTONOMOUS_TRANSACTION\s*;", "", sql, flags=re.I), binds)
+        if found := _WAIT.search(sql):
+            return self._waiting(sql[: found.end("asked")], binds, seconds=int(found["seconds"]))
+        result = super().execute(sql, binds)
+        if _LOCK.match(sql):
+            # A transaction that wrote nothing is taken for over; one with a number of its own is not.
+            self._conn.execute("SELECT pg_current_xact_id()")
+        return result
+
+    def _record_trigger(self, statement: str) -> None:
+        super()._record_trigger(self._written)  # for ALL_TRIGGERS, as Oracle keeps it
+
+    def _record_source(self, statement: str) -> None:
+        """Nobody here reads ALL_SOURCE, and keeping it takes half the time of every trigger."""
+
+    def execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> int | Result:
+        return super().execute_many(_unquoted(sql), rows)
+
+    def _waiting(self, sql: str, binds: Sequence[Any], *, seconds: int) -> Result:
+        """``… FOR UPDATE WAIT n`` and ``LOCK TABLE … WAIT n``."""
+        self._conn.execute(f"SET LOCAL lock_timeout = '{seconds}s'")
+        try:
+            return self.execute(sql, binds)
+        except BackendError as error:
+            if error.ora_code == _BUSY:
+                message = "resource busy; acquire with WAIT timeout expired or lock request cancelled"
+                raise BackendError(message, ora_code=_WAITED) from error
+            raise
+        finally:
+            if not self._conn.closed:
+                self._conn.execute("SET LOCAL lock_timeout = 0")
+
+
+@functools.lru_cache(maxsize=1024)
+def _unquoted(sql: str) -> str:
+    """To Oracle, ``"INVOICE"`` is invoice; to PostgreSQL it is another table. What is a word of SQL stays quoted."""
+
+    def plain(found: re.Match[str]) -> str:
+        name = found["name"]
+        return found[0] if name is None or name in _WORDS else str(name)
+
+    return _QUOTED.sub(plain, sql)
+
+
+_WORDS = {name.upper() for name in postgres._PG_RESERVED_NAMES} | postgres._ORACLE_RESERVED_WORDS
+_QUOTED = re.compile(r"""'(?:[^']|'')*'|"(?P<name>[A-Z][A-Z0-9_$]*)"|"[^"]*"|--[^\n]*""")
+_BUSY, _WAITED = 54, 30006
+_LOCK = re.compile(r"\s*LOCK\s+TABLE\b", re.I)
+_WAIT = re.compile(r"(?P<asked>\b(?:UPDATE|MODE))\s+WAIT\s+(?P<seconds>\d+)\s*\Z", re.I)
+_ROUTINE = re.compile(r"\s*CREATE\s+(?:OR\s+REPLACE\s+)?(?:TRIGGER|FUNCTION|PROCEDURE)\b", re.I)
+_SQLCODE = "(CASE SQLSTATE WHEN '23505' THEN -1 ELSE -20000 END)"
+
+# Functions and columns of the dictionary that seerdb has not: OLD is a view's text without its last semicolon.
+_ADDITIONS = {
+    "sys_extract_utc": "CREATE OR REPLACE FUNCTION sys.sys_extract_utc(ora_tstz) RETURNS timestamp LANGUAGE sql"
+    " IMMUTABLE AS $$ SELECT ($1).utc AT TIME ZONE 'UTC' $$",
+    'sys."v$session"': 'CREATE OR REPLACE VIEW sys."v$session" AS SELECT s.*, (pg_blocking_pids(s.sid))[1] AS'
+    " blocking_session FROM (OLD) s",
+    "sys.all_objects": "CREATE OR REPLACE VIEW sys.all_objects AS SELECT o.*, CASE WHEN o.object_type = 'TABLE' THEN"
+    " pg_relation_filenode(o.object_id::oid)::bigint END AS data_object_id, date_trunc('second',"
+    " pg_xact_commit_timestamp(coalesce(c.xmin, t.xmin)))::timestamp AS last_ddl_time FROM (OLD) o"
+    " LEFT JOIN pg_class c ON c.oid = o.object_id::oid AND o.object_type = 'TABLE'"
+    " LEFT JOIN pg_trigger t ON t.oid = o.object_id::oid AND o.object_type = 'TRIGGER'",
+    "sys.all_tables": "CREATE OR REPLACE VIEW sys.all_tables AS SELECT o.*,"
+    " nullif(greatest(c.reltuples, 0), 0)::numeric AS num_rows,"
+    " pg_relation_size(c.oid) / greatest(c.reltuples, 1)::numeric AS avg_row_len"
+    " FROM (OLD) o LEFT JOIN pg_namespace n ON upper(n.nspname) = o.owner"
+    " LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relkind = 'r'"
+    " AND sys.ora_name(c.relname::text) = o.table_name",
+    "sys.all_tab_cols": "CREATE OR REPLACE VIEW sys.all_tab_cols AS SELECT COLUMNS, NULL::text AS collation"
+    " FROM (OLD) o",
+    # Whoever logs in may do anything here.
+    "sys.session_privs": "CREATE OR REPLACE VIEW sys.session_privs AS SELECT"
+    " format('CREATE ANY %s', kind)::varchar(40) AS privilege"
+    " FROM (VALUES ('TABLE'), ('TRIGGER'), ('SEQUENCE'), ('PROCEDURE'), ('INDEX')) AS given (kind)",
+    "sys.all_constraints": "CREATE OR REPLACE VIEW sys.all_constraints AS SELECT COLUMNS FROM (OLD) o",
+    'sys."v$locked_object"': 'CREATE OR REPLACE VIEW sys."v$locked_object" AS SELECT l.relation::bigint AS object_id,'
+    ' l.pid AS session_id, s.username AS oracle_username FROM pg_locks l JOIN sys."v$session" s ON s.sid = l.pid'
+    " WHERE l.locktype = 'relation' AND l.granted AND l.mode <> 'AccessShareLock'",
+}
+
+# Columns that seerdb fills with what PostgreSQL says, or not at all.
+_OTHERWISE = {
+    "delete_rule": "(SELECT CASE c.confdeltype WHEN 'c' THEN 'CASCADE' WHEN 'n' THEN 'SET NULL' ELSE 'NO ACTION' END"
+    " FROM pg_constraint c JOIN pg_namespace n ON n.oid = c.connamespace WHERE upper(n.nspname) = o.owner"
+    " AND c.contype = 'f' AND sys.ora_name(c.conname::text) = o.constraint_name LIMIT 1)",
+    "data_default": 'CASE WHEN o.data_default ~ \'^nextval\' THEN (SELECT format(\'"%s"."%s"."NEXTVAL"\', o.owner,'
+    " sys.ora_name((regexp_match(o.data_default, '([^.''\"]+)\"?''::regclass'))[1])))"
+    " ELSE o.data_default END",
+}
+
+
+def _add() -> None:
+    with psycopg.connect(_CONNECTION) as connection:
+        for name, statement in _ADDITIONS.items():
+            if "(OLD)" in statement:
+                found = connection.execute("SELECT pg_get_viewdef(%s::regclass)", [name]).fetchone()
+                assert found is not None
+                if re.search("blocking_session|data_object_id|avg_row_len|collation|confdeltype", found[0]):
+                    continue  # a second start on the same data
+                statement = statement.replace("OLD", found[0].rstrip().removesuffix(";"))
+            if "COLUMNS" in statement:
+                sql = (
+                    "SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute"
+                    " WHERE attrelid = %s::regclass AND attnum > 0 ORDER BY attnum"
+                )
+                columns = list(connection.execute(sql, [name]))
+                listed = [
+                    f'({_OTHERWISE[column]})::{type_} AS "{column}"' if column in _OTHERWISE else f'o."{column}"'
+                    for column, type_ in columns
+                ]
+                statement = statement.replace("COLUMNS", ", ".join(listed))
+            connection.execute(statement.encode())
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description="The Oracle wire emulator.")
+    parser.add_argument("--home", type=Path, required=True)
+    home = parser.parse_args(arguments).home
+    state = State(**json.loads((home / "state.json").read_text(encoding="utf-8")))
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    settings = [f"-c{name}={value}" for name, value in _SETTINGS.items()]
+    os.chdir(home / "data")
+    Path("postmaster.pid").unlink(missing_ok=True)  # of one that was killed: nobody else starts it here
+    root = home / "root"
+    database = subprocess.Popen(
+        postgres_command(root, "postgres", "-D", ".", *settings), env=postgres_environment(root)
+    )
+    try:
+        _wait(database)
+        with psycopg.connect(_CONNECTION) as connection:
+            # Apart from seerdb's own session, which sets what only later versions of orafce know.
+            connection.execute("CREATE EXTENSION IF NOT EXISTS orafce")
+        _forget_json()
+        credentials = dict.fromkeys(ACCOUNTS, state.password)
+        Backend(credentials).close()  # installs the dictionary, once, before anyone asks
+        _add()
+        server = Server(
+            "127.0.0.1", state.port, backend_factory=lambda: Backend(credentials), field_version=WIRE_OF_23AI
+        )
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        while database.poll() is None and not stopping.wait(0.5):
+            pass
+        server.close()
+    finally:
+        database.send_signal(signal.SIGINT)
+        database.wait()
+    return 0 if stopping.is_set() else 1
+
+
+def _wait(database: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            psycopg.connect(_CONNECTION).close()
+            return
+        except psycopg.OperationalError:
+            if database.poll() is not None or time.monotonic() > deadline:
+                raise
+        time.sleep(0.05)
+
+
+def _forget_json() -> None:
+    """PostgreSQL 15 has no IS JSON, which one of seerdb's helpers is made of."""
+    helpers = postgres._HELPER_FUNCTIONS_DDL
+    for strict in ("$1 IS JSON STRICT", "$1 IS JSON"):
+        helpers = helpers.replace(strict, "NULL::boolean")
+    postgres._HELPER_FUNCTIONS_DDL = helpers
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
