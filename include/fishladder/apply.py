@@ -361,8 +361,11 @@ def follow(
     seconds: float,
     until_idle: bool = False,
     progress: Callable[[Followed], None] = lambda report: None,
+    pace: Callable[[int], None] = lambda rows: None,
 ) -> Followed:
     """Apply dirty keys until the time is up (or nothing is dirty), polling when idle, backing off after failures.
+
+    ``pace``: called after each round with its changes; returns when the next may begin.
 
     Raises CoverageError and other FatalErrors at once; TransientErrors only when the time is up.
     """
@@ -397,6 +400,7 @@ def follow(
         if applied.forgotten:
             ledger.add_counts("applied", {"changes": applied.forgotten, "rejects": applied.rejected})
             progress(report)
+            pace(applied.forgotten)
         elif finished:
             return report
         else:

@@ -75,7 +75,7 @@ def _ledger(migration: str) -> Ledger:
 
 
 def _desk(spec: Migration) -> tasks.Desk:
-    kinds = {end.connection: end.kind for end in (spec.source, spec.target)}
+    kinds = spec.kinds()
 
     def open_(connection: str) -> Store:
         kind, connect = connect_environment(connection, os.environ)

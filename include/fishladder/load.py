@@ -54,8 +54,12 @@ def load_lane(
     *,
     lane: str,
     progress: Callable[[LaneReport], None] = lambda report: None,
+    pace: Callable[[int], None] = lambda rows: None,
 ) -> LaneReport:
-    """Claim and load chunks until none is left. Several lanes, and repeated ones, may run at once."""
+    """Claim and load chunks until none is left. Several lanes, and repeated ones, may run at once.
+
+    ``pace``: called after each chunk with its rows; returns when the next may begin.
+    """
     assert isinstance(target, Fenced)
     done = LaneReport(chunks=0, rows=0, rejects=0)
     generation = ledger.start_table(table.name)
@@ -70,6 +74,7 @@ def load_lane(
             continue  # a later claim has this chunk
         done = LaneReport(chunks=done.chunks + 1, rows=done.rows + rows, rejects=done.rejects + rejects)
         progress(done)
+        pace(rows)
     return done
 
 
@@ -182,7 +187,10 @@ def close_load(plan: Plan, table: PlanTable, target: Store, ledger: Ledger) -> N
     with target.begin() as copy:
         state = copy.lock_load(table.name, exclusive=True)
         if state is None or state.generation != generation:
-            raise FatalError(f"{table.name}: the target's load row is not of generation {generation}; run prepare")
+            raise FatalError(
+                f"{table.name}: the target's load row is not of generation {generation}: a restart of the table was cut"
+                " short, repeat it; otherwise run prepare"
+            )
         if state.open:
             copy.write_load(table.name, LoadState(generation=generation, open=False))
         copy.commit()

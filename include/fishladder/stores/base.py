@@ -176,8 +176,11 @@ class Fence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadState:
+    """Of a table in the target. ``open``: the applier may not touch it; ``cleaning``: nor may the loader, yet."""
+
     generation: int
     open: bool
+    cleaning: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,6 +211,10 @@ class Reader(Protocol):
 
     def rows_by_key(self, relation: Relation, keys: Sequence[bytes], *, lock: bool = False) -> dict[bytes, Found]:
         """The rows that have exactly these keys, byte for byte; ``lock``: nobody changes them before the end."""
+        ...
+
+    def first_keys(self, relation: Relation, limit: int) -> list[bytes]:
+        """The keys of some rows, at most ``limit``; none when the table is empty."""
         ...
 
     def keys_of_entity(self, relation: Relation, entity: bytes) -> list[bytes]:
@@ -391,6 +398,14 @@ class Fenced(Protocol):
 
     def create_table(self, table: TableInfo) -> None:
         """Create the table with this store's types for its logical types, its keys and foreign keys."""
+        ...
+
+    def running_threads(self) -> int | None:
+        """Statements at work in the server; None where nobody counts them."""
+        ...
+
+    def replica_lag(self) -> float | None:
+        """Seconds that this store is behind the one it replicates; None if it does not replicate."""
         ...
 
     def uninstall(self) -> None:

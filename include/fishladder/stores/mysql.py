@@ -46,7 +46,7 @@ from fishladder.stores.mysql_schema import (
 )
 from fishladder.stores.mysql_triggers import KEY, NAME, trigger_texts
 from fishladder.stores.mysql_types import Binary, MariaDbDialect, MySqlDialect
-from fishladder.stores.sql import Guard, Session, named, percent_marks, read_fences
+from fishladder.stores.sql import Guard, Session, load_state, named, percent_marks, read_fences
 from fishladder.stores.sql_checks import Checks
 
 CHUNK_ROWS = 50_000
@@ -398,10 +398,7 @@ class MySqlStore:
 
     def load_states(self) -> dict[str, LoadState]:
         found = self.run("SELECT table_name, generation, is_open FROM fishladder_load")
-        return {
-            table.decode(): LoadState(generation=int(generation), open=int(open_) == 1)
-            for table, generation, open_ in found
-        }
+        return {table.decode(): load_state(generation, open_) for table, generation, open_ in found}
 
     def lag(self) -> float | None:
         sql = "SELECT TIMESTAMPDIFF(MICROSECOND, at, UTC_TIMESTAMP(6)) FROM fishladder_journal ORDER BY id LIMIT 1"
@@ -418,6 +415,18 @@ class MySqlStore:
     def generate_from(self, relation: Relation, first: int) -> None:
         if (self.generated_from(relation) or 1) < first:
             self.run(f"ALTER TABLE {self.dialect.quote(relation.name)} AUTO_INCREMENT = {int(first)}")
+
+    def running_threads(self) -> int | None:
+        return int(self.run("SHOW GLOBAL STATUS LIKE 'Threads_running'")[0][1])
+
+    def replica_lag(self) -> float | None:
+        with self._reconnecting(), translated():
+            cursor = self.connection().cursor(MySQLdb.cursors.DictCursor)
+            cursor.execute("SHOW REPLICA STATUS")
+            lines = cursor.fetchall()
+        # The older word is MariaDB's. NULL: it is configured, and it does not run.
+        lags = [line.get("Seconds_Behind_Source", line.get("Seconds_Behind_Master")) for line in lines]
+        return None if not lags or None in lags else float(max(int(lag) for lag in lags))
 
     def uninstall(self) -> None:
         of_table: dict[str, list[str]] = {}

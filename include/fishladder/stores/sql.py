@@ -34,6 +34,9 @@ PARAMETERS_PER_STATEMENT = 30_000
 STATEMENT_BYTES = 1_000_000
 """About how long an INSERT may grow; a longer row goes alone."""
 
+CLEANING = 2
+"""In ``fishladder_load.is_open``, where 0 is closed and 1 is open."""
+
 Guard = Callable[[bytes], str | None]
 """Why a column of this store would not keep a cell as it is, in words without the value; None if it does."""
 
@@ -243,6 +246,11 @@ class Session:
                     found[key] = Found(row=row, entity=line[-1])
         return found
 
+    def first_keys(self, relation: Relation, limit: int) -> list[bytes]:
+        key, columns = self.dialect.key_sql(relation, "t"), self.key_columns(relation, "t.")
+        sql = f"SELECT {key} FROM {self.dialect.quote(relation.name)} t ORDER BY {', '.join(columns)} LIMIT ?"
+        return [found for (found,) in self.run(sql, [limit])]
+
     def keys_of_entity(self, relation: Relation, entity: bytes) -> list[bytes]:
         assert relation.entity is not None
         quote, path = self.dialect.quote, relation.entity
@@ -361,11 +369,11 @@ class Session:
     def lock_load(self, table: str, *, exclusive: bool = False) -> LoadState | None:
         lock = self.dialect.exclusive if exclusive else self.dialect.share
         found = self.run(f"SELECT generation, is_open FROM fishladder_load WHERE table_name = ?{lock}", [table])
-        return LoadState(generation=int(found[0][0]), open=int(found[0][1]) == 1) if found else None
+        return load_state(*found[0]) if found else None
 
     def write_load(self, table: str, state: LoadState) -> None:
         sql = "UPDATE fishladder_load SET generation = ?, is_open = ? WHERE table_name = ?"
-        self.run(sql, [state.generation, int(state.open), table])
+        self.run(sql, [state.generation, CLEANING if state.cleaning else int(state.open), table])
 
     def take_chunk(self, table: str, no: int, generation: int, token: int) -> LoadedChunk | None:
         sql = (
@@ -407,6 +415,10 @@ class Session:
         for table, key, cohort in entries:
             if not self.run(known, [table, self.key(key), attempt]):
                 self.run(sql, [table, self.key(key), cohort, attempt])
+
+
+def load_state(generation: Any, is_open: Any) -> LoadState:
+    return LoadState(generation=int(generation), open=int(is_open) != 0, cleaning=int(is_open) == CLEANING)
 
 
 def read_fences(found: Iterable[tuple[Any, ...]]) -> dict[str, Fence]:

@@ -28,7 +28,7 @@ from fishladder.stores.base import (
     Triggers,
     Writer,
 )
-from fishladder.stores.sql import Guard, Session, named, read_fences
+from fishladder.stores.sql import Guard, Session, load_state, named, read_fences
 from fishladder.stores.sql_checks import Checks
 from fishladder.stores.sqlite_triggers import trigger_texts
 from fishladder.stores.sqlite_types import FUNCTIONS, SqliteDialect, can_be_key, declared_type, guard, logical_type
@@ -419,7 +419,7 @@ class SqliteStore:
 
     def load_states(self) -> dict[str, LoadState]:
         found = self.run("SELECT table_name, generation, is_open FROM fishladder_load")
-        return {table.decode(): LoadState(generation=generation, open=open_ == 1) for table, generation, open_ in found}
+        return {table.decode(): load_state(generation, open_) for table, generation, open_ in found}
 
     def lag(self) -> float | None:
         sql = "SELECT (julianday('now') - julianday(at)) * 86400 FROM fishladder_journal ORDER BY id LIMIT 1"
@@ -449,6 +449,12 @@ class SqliteStore:
                 self.run("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", [relation.name, first - 1])
             elif known[0][0] < first - 1:
                 self.run("UPDATE sqlite_sequence SET seq = ? WHERE name = ?", [first - 1, relation.name])
+
+    def running_threads(self) -> int | None:
+        return None
+
+    def replica_lag(self) -> float | None:
+        return None
 
     def uninstall(self) -> None:
         with self._changing():
