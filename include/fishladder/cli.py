@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fishladder import tasks
+from fishladder.draft import End, draft
 from fishladder.errors import FishladderError, InputError
 from fishladder.ledger import Ledger, open_ledger, upgrade, verify
 from fishladder.spec import Migration, json_schema, load
@@ -45,6 +46,14 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run)
         return added
 
+    drafted = command("draft", _draft, "write a migration file from what two stores declare", file=False)
+    for end in ("source", "target"):
+        drafted.add_argument(
+            f"--{end}", required=True, metavar="CONNECTION", help=f"the copier's connection to the {end}"
+        )
+    drafted.add_argument("--name", help="of the migration; the source's connection without _source otherwise")
+    drafted.add_argument("--root", metavar="TABLE", help="whose key is the entity, where the guess is wrong")
+    drafted.add_argument("--cohort", metavar="COLUMN", help="of the root, where the guess is wrong")
     command("preflight", _preflight, "find what would go wrong, and change nothing")
     command("status", _status, "where the migration stands, from the ledger")
     rejects = command("rejects", _rejects, "list the rows that the target refused, or have them tried again")
@@ -88,6 +97,20 @@ def _desk(spec: Migration) -> tasks.Desk:
     return tasks.Desk(
         spec=spec, ledger=_ledger(spec.migration), open=open_, say=lambda line: print(line, file=sys.stderr)
     )
+
+
+def _draft(options: argparse.Namespace) -> int:
+    opened = [(name, *connect_environment(name, os.environ)) for name in (options.source, options.target)]
+    stores = [open_store(kind, connect) for _, kind, connect in opened]
+    try:
+        source, target = (store.describe() for store in stores)
+    finally:
+        for store in stores:
+            store.close()
+    ends = [End(kind=kind, connection=name) for name, kind, _ in opened]
+    name = options.name or options.source.removesuffix("_source")
+    sys.stdout.write(draft(name, (ends[0], ends[1]), source, target, root=options.root, column=options.cohort))
+    return 0
 
 
 def _preflight(options: argparse.Namespace) -> int:
