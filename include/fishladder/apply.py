@@ -19,6 +19,7 @@ from fishladder.errors import AmbiguousError, RowError, TransientError
 from fishladder.ledger import Ledger
 from fishladder.load import Refusal, fitting_rows, rejects_of
 from fishladder.plan import Plan, PlanTable, Side
+from fishladder.restored import check_ledger, tell_target
 from fishladder.stores.base import Fence, Fenced, Found, LoadState, Relation, Store, Transaction
 
 BATCH = 2_000
@@ -319,6 +320,7 @@ def apply_round(plan: Plan, workers: Sequence[Ends], ledger: Ledger, limit: int 
     dirty = read_dirty(plan, ends, ledger, limit)
     if dirty:
         check_coverage(plan, ends.origin, ends.owner, ledger)
+        check_ledger(_target(ends), ledger)
     narrow: list[list[Dirty]] = [[] for _ in workers]
     total = Applied()
     for line in dirty:
@@ -339,6 +341,10 @@ def apply_round(plan: Plan, workers: Sequence[Ends], ledger: Ledger, limit: int 
         wide, total.wide = total.wide, []
         total.add(apply_batch(plan, ends, ledger, wide, every_shard=True))
     return total
+
+
+def _target(ends: Ends) -> Store:
+    return ends.destination if ends.owner == "source" else ends.origin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -397,6 +403,8 @@ def follow(
             if not applied.forgotten:
                 check_coverage(plan, ends.origin, ends.owner, ledger)
             ledger.note("applier", {"applied": report.applied, "lag": lag, "worst_lag": report.worst_lag})
+            check_ledger(_target(ends), ledger)
+            tell_target(_target(ends), ledger)
         if applied.forgotten:
             ledger.add_counts("applied", {"changes": applied.forgotten, "rejects": applied.rejected})
             progress(report)

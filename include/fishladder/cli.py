@@ -63,6 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     ledger = commands.add_parser("ledger", help="the control database").add_subparsers(required=True, metavar="what")
     added = ledger.add_parser("upgrade", help="create or upgrade the ledger's tables")
     added.set_defaults(run=_upgrade)
+    added = ledger.add_parser("adopt", help="go on with a ledger that was restored from a backup")
+    added.add_argument("file", type=Path, help="the migration file")
+    added.set_defaults(run=_adopt)
     audit = commands.add_parser("audit", help="the audit trail").add_subparsers(required=True, metavar="what")
     added = audit.add_parser("verify", help="check that no event was edited, cut or swapped")
     added.add_argument("--migration", help="only this one; otherwise all")
@@ -169,6 +172,15 @@ def _schema(_: argparse.Namespace) -> int:
 def _upgrade(_: argparse.Namespace) -> int:
     upgrade(_ledger_url())
     print("the ledger's tables are those of this version")
+    return 0
+
+
+def _adopt(options: argparse.Namespace) -> int:
+    spec = load(options.file)
+    again = tasks.adopt_ledger(_desk(spec), actor=getpass.getuser())
+    print(f"the ledger goes on; all clean passes are void: run {spec.migration}_reconcile")
+    if again:
+        print(f"{', '.join(again)}: their load had not ended, they are empty now; run {spec.migration}_load")
     return 0
 
 

@@ -12,10 +12,11 @@ from fishladder.cells import key_cells, key_text, misfit
 from fishladder.errors import FatalError, InputError
 from fishladder.ledger import DirtyKey, Ledger
 from fishladder.pace import Pace
-from fishladder.plan import Plan, PlanTable
+from fishladder.plan import SIDES, Plan, PlanTable
 from fishladder.reconcile import mark_entities
+from fishladder.restored import heard_by
 from fishladder.spec import nearest
-from fishladder.stores.base import LoadState, Relation, Store
+from fishladder.stores.base import Fenced, LoadState, Relation, Store
 
 Action = Literal[
     "pause", "resume", "throttle", "restart tables", "retry rejects", "rewrite entities", "mark keys dirty"
@@ -77,6 +78,11 @@ def restart(plan: Plan, names: Collection[str], target: Store, ledger: Ledger, p
     """
     tables = [table for table in plan.tables if table.name in names]
     _check_names(plan, names, tables)
+    load_again(tables, target, ledger, pace, actor=actor)
+
+
+def load_again(tables: Sequence[PlanTable], target: Store, ledger: Ledger, pace: Pace, *, actor: str) -> None:
+    """``restart`` of tables that stand in foreign-key order, whatever refers to them."""
     for table in tables:
         _reopen(table, target, ledger, actor)
     for table in reversed(tables):  # children first
@@ -141,6 +147,45 @@ def _finish(table: PlanTable, target: Store, cleaning: LoadState) -> None:
         if copy.lock_load(table.name, exclusive=True) == cleaning:
             copy.write_load(table.name, LoadState(generation=cleaning.generation, open=True))
         copy.commit()
+
+
+# A ledger restored from a backup --------------------------------------------------------------------------
+
+
+def adopt(plan: Plan, source: Store, target: Store, ledger: Ledger, pace: Pace, *, actor: str) -> list[str]:
+    """Bring a restored ledger up to date with its stores. Returns the tables that must be loaded again. Repeatable.
+
+    All clean passes are void: the next ones find what the ledger has forgotten. A table whose load had ended is
+    followed as before; one that was loading, whose chunks the ledger cannot know any more, is restarted. Raises
+    InputError when the ledger was not restored, and FatalError when a store's fence is ahead of the ledger's route.
+    """
+    assert isinstance(source, Fenced) and isinstance(target, Fenced)
+    heard = heard_by(target)
+    if ledger.knows(heard):
+        raise InputError(f"the ledger of {ledger.migration} knows what it told the target last: nothing to adopt")
+    routes = ledger.routes()
+    for side, store in zip(SIDES, (source, target), strict=True):
+        ahead = sorted(c for c, fence in store.fences().items() if c not in routes or fence.epoch > routes[c].epoch)
+        if ahead:
+            raise FatalError(
+                f"the {side}'s fences of {', '.join(ahead)} are ahead of the ledger: they were flipped or installed"
+                " after the backup was taken. Restore a later one"
+            )
+    ledger.void_checks([table.name for table in plan.tables], "the ledger was restored from a backup")
+    states, again = target.load_states(), []
+    for table in plan.tables:
+        state = states.get(table.name)
+        if state is None:
+            continue  # added to the migration file later: prepare knows
+        if state.open:
+            ledger.adopt_table(table.name, state.generation, "loading")
+            again.append(table)
+        else:
+            ledger.adopt_table(table.name, state.generation, "closed")
+    load_again(again, target, ledger, pace, actor=actor)
+    told = ledger.finish_adoption(heard, actor)
+    target.hear(told.number, told.word)
+    return [table.name for table in again]
 
 
 # Doubts that a person has ------------------------------------------------------------------------------------
@@ -230,4 +275,4 @@ def _check_cells(what: str, relation: Relation, cells: Sequence[str]) -> None:
             raise InputError(f"{what}.{field.column}: what is given is {reason}")
 
 
-__all__ = ["ACTIONS", "Action", "Order", "mark_keys", "restart", "rewrite_entities"]
+__all__ = ["ACTIONS", "Action", "Order", "adopt", "mark_keys", "restart", "rewrite_entities"]

@@ -18,10 +18,11 @@ from fishladder import apply, install, load, reconcile, reports, verdict
 from fishladder.clock import Clock, SystemClock
 from fishladder.errors import InputError
 from fishladder.ledger import CheckResult, Ledger
-from fishladder.operate import Order, mark_keys, restart, rewrite_entities
+from fishladder.operate import Order, adopt, mark_keys, restart, rewrite_entities
 from fishladder.pace import Pace
 from fishladder.plan import Plan, resolve
 from fishladder.preflight import preflight
+from fishladder.restored import check_ledger, tell_target
 from fishladder.spec import Migration, digest
 from fishladder.stores.base import Finding, Store
 
@@ -59,8 +60,12 @@ class Desk:
             target.close()
 
     @contextmanager
-    def ends(self, count: int = 1) -> Iterator[tuple[Plan, list[apply.Ends]]]:
-        """The plan and ``count`` pairs of stores, one for each parallel worker."""
+    def ends(self, count: int = 1, *, checked: bool = True) -> Iterator[tuple[Plan, list[apply.Ends]]]:
+        """The plan and ``count`` pairs of stores, one for each parallel worker.
+
+        ``checked``: raises InputError unless prepare has taken this very migration file, and LedgerError when the
+        ledger was restored from a backup.
+        """
         opened: list[Store] = []
         try:
             workers = []
@@ -68,9 +73,13 @@ class Desk:
                 pair = self.open(self.spec.source.connection), self.open(self.spec.target.connection)
                 opened += pair
                 workers.append(apply.Ends(owner="source", origin=pair[0], destination=pair[1]))
-            self.check_spec()
+            if checked:
+                self.check_spec()
+                check_ledger(workers[0].destination, self.ledger)
             plan = resolve(self.spec, workers[0].origin.describe(), workers[0].destination.describe())
             yield plan, workers
+            if checked:
+                tell_target(workers[0].destination, self.ledger)
         finally:
             for store in opened:
                 store.close()
@@ -147,6 +156,7 @@ def prepare(desk: Desk, *, actor: str, accounts: dict[str, str] | None = None) -
             desk.say(f"created in the target: {', '.join(created)}")
         plan = resolve(desk.spec, source.describe(), target.describe())
         installed = install.install(desk.spec, plan, source, target, desk.ledger, actor=actor)
+        tell_target(target, desk.ledger)
     desk.ledger.record_spec(desk.spec.to_json(), digest(desk.spec.data_part()), code_digest(), actor)
     desk.say(f"fences for {len(installed.cohorts)} {desk.spec.cohort.label} cohorts; triggers and homes are installed")
     return installed
@@ -317,6 +327,12 @@ def operate(desk: Desk, order: Order, *, actor: str) -> dict[str, int]:
                 return {"keys": rewrite_entities(plan, ends, ledger, order.entities, actor=actor)}
             case "mark keys dirty":
                 return {"keys": mark_keys(plan, ends, ledger, order.keys, actor=actor)}
+
+
+def adopt_ledger(desk: Desk, *, actor: str) -> list[str]:
+    """Bring a ledger that was restored from a backup up to date. Returns the tables that must be loaded again."""
+    with desk.ends(checked=False) as (plan, (ends,)), desk.pace(ends.destination) as pace:
+        return adopt(plan, ends.origin, ends.destination, desk.ledger, pace, actor=actor)
 
 
 def status(desk: Desk) -> dict[str, Any]:

@@ -133,6 +133,11 @@ def finish_cleaning(tx: Transaction, table: str, generation: int) -> None:
         _set(tx, table, phase="loading")
 
 
+def adopt(tx: Transaction, table: str, generation: int, phase: Phase) -> None:
+    values = {"generation": generation, "phase": phase, "at": tx.now}
+    upsert(tx.connection, tables.table, [{"migration": tx.migration, "table": table, **values}], replace=values)
+
+
 def _set(tx: Transaction, table: str, **values: object) -> None:
     columns = tables.table.c
     mine = (columns.migration == tx.migration, columns.table == table)

@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 
 from sqlalchemy import Engine
 
-from fishladder.ledger import audit, checks, chunks, control, dirty, evidence, rejects, routes, specs, version
+from fishladder.ledger import audit, checks, chunks, control, dirty, evidence, rejects, routes, specs, told, version
 from fishladder.ledger.audit import Event, Head
 from fishladder.ledger.checks import Check, CheckResult, Mismatch
 from fishladder.ledger.chunks import Bounds, Chunk, ChunkState, Progress, TableState
@@ -26,6 +26,7 @@ from fishladder.ledger.evidence import Evidence
 from fishladder.ledger.rejects import Reject
 from fishladder.ledger.routes import Route
 from fishladder.ledger.specs import SpecRecord
+from fishladder.ledger.told import Told
 
 StoreName = Literal["source", "target"]
 
@@ -387,6 +388,29 @@ class Ledger:
         """The counters of ``kind``."""
         with self._read() as tx:
             return control.counts(tx, kind)
+
+    # Backups -------------------------------------------------------------------------------------------
+
+    def tell(self, heard: Told) -> Told:
+        """Something new for the target, which has ``heard`` that: a backup restored here will not know it."""
+        with self._write() as tx:
+            return told.tell(tx, heard)
+
+    def knows(self, heard: Told) -> bool:
+        """Whether this ledger has told that; one that was restored from a backup has not."""
+        with self._read() as tx:
+            return told.knows(tx, heard)
+
+    def adopt_table(self, table: str, generation: int, phase: Literal["loading", "closed"]) -> None:
+        """Take over from the target where a table stands, after a backup was restored."""
+        with self._write() as tx:
+            chunks.adopt(tx, table, generation, phase)
+
+    def finish_adoption(self, heard: Told, actor: str) -> Told:
+        """After a backup was restored and all was adopted: what to tell the target, which has ``heard`` that."""
+        with self._write() as tx:
+            audit.append(tx, actor, "restored ledger adopted", {"heard": heard.number})
+            return told.tell(tx, heard)
 
     # Audit ---------------------------------------------------------------------------------------------
 

@@ -408,6 +408,14 @@ class Fenced(Protocol):
         """Seconds that this store is behind the one it replicates; None if it does not replicate."""
         ...
 
+    def heard(self) -> tuple[int, str]:
+        """What the ledger told this store last: a number, 0 if it never did, and a word."""
+        ...
+
+    def hear(self, number: int, word: str) -> None:
+        """Remember this, unless a higher number was heard before."""
+        ...
+
     def uninstall(self) -> None:
         """Remove fishladder's triggers and tables."""
         ...

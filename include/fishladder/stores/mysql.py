@@ -64,6 +64,7 @@ TABLES = (
     f"fishladder_load (table_name {NAME} PRIMARY KEY, generation BIGINT NOT NULL, is_open TINYINT NOT NULL)",
     f"fishladder_chunk (table_name {NAME}, no BIGINT, generation BIGINT NOT NULL, token BIGINT NOT NULL,"
     " done TINYINT NOT NULL DEFAULT 0, row_count BIGINT NOT NULL DEFAULT 0, PRIMARY KEY (table_name, no))",
+    "fishladder_ledger (one INT PRIMARY KEY, no BIGINT NOT NULL, word VARCHAR(64) NOT NULL)",
     "fishladder_shard (no INT PRIMARY KEY)",
     f"fishladder_touched (table_name {NAME}, row_key {KEY}, cohort {NAME} NOT NULL, attempt {NAME},"
     " PRIMARY KEY (table_name, row_key, attempt))",
@@ -308,6 +309,7 @@ class MySqlStore:
     def install_tables(self) -> None:
         for table in TABLES:
             self.run(f"CREATE TABLE IF NOT EXISTS {table} ENGINE=InnoDB")
+        self.run("INSERT IGNORE INTO fishladder_ledger VALUES (1, 0, '')")
         self.run(f"INSERT IGNORE INTO fishladder_shard VALUES {', '.join(f'({no})' for no in range(cells.SHARDS))}")
 
     def install_fences(self, cohorts: Iterable[str], writer: Writer) -> None:
@@ -427,6 +429,12 @@ class MySqlStore:
         # The older word is MariaDB's. NULL: it is configured, and it does not run.
         lags = [line.get("Seconds_Behind_Source", line.get("Seconds_Behind_Master")) for line in lines]
         return None if not lags or None in lags else float(max(int(lag) for lag in lags))
+
+    def heard(self) -> tuple[int, str]:
+        return self._checks().heard()
+
+    def hear(self, number: int, word: str) -> None:
+        self._checks().hear(number, word)
 
     def uninstall(self) -> None:
         of_table: dict[str, list[str]] = {}

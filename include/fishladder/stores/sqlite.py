@@ -47,6 +47,7 @@ TABLES = (
     "fishladder_load (table_name TEXT PRIMARY KEY, generation INTEGER NOT NULL, is_open INTEGER NOT NULL)",
     "fishladder_chunk (table_name TEXT, no INTEGER, generation INTEGER NOT NULL, token INTEGER NOT NULL,"
     " done INTEGER NOT NULL DEFAULT 0, row_count INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (table_name, no))",
+    "fishladder_ledger (one INTEGER PRIMARY KEY, no INTEGER NOT NULL, word TEXT NOT NULL)",
     "fishladder_shard (no INTEGER PRIMARY KEY)",
     "fishladder_touched (table_name TEXT, row_key TEXT, cohort TEXT NOT NULL, attempt TEXT,"
     " PRIMARY KEY (table_name, row_key, attempt))",
@@ -363,6 +364,7 @@ class SqliteStore:
                 self.run(f"CREATE TABLE IF NOT EXISTS {table}")
             for index in INDEXES:
                 self.run(f"CREATE INDEX IF NOT EXISTS {index}")
+            self.run("INSERT OR IGNORE INTO fishladder_ledger VALUES (1, 0, '')")
             for number in range(cells.SHARDS):
                 self.run("INSERT OR IGNORE INTO fishladder_shard VALUES (?)", [number])
 
@@ -455,6 +457,13 @@ class SqliteStore:
 
     def replica_lag(self) -> float | None:
         return None
+
+    def heard(self) -> tuple[int, str]:
+        return self._checks().heard()
+
+    def hear(self, number: int, word: str) -> None:
+        with self._changing():
+            self._checks().hear(number, word)
 
     def uninstall(self) -> None:
         with self._changing():
