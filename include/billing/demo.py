@@ -29,7 +29,7 @@ import oracledb
 
 from billing import invariants, schema
 from billing.airflow import Airflow, DemoError
-from billing.database import connect
+from billing.database import DatabaseError, connect
 
 ROOT = Path(__file__).parents[2]
 HOME = ROOT / ".demo"
@@ -330,7 +330,10 @@ class Demo:
             self.traffic.communicate()
         if self.airflow is not None:
             self.airflow.stop()
-        self.servers.close()
+        try:
+            self.servers.close()
+        except DatabaseError as error:
+            say(f"the demo's schemas and accounts could not be removed: {error}")
 
     def summary(self) -> str:
         way = f"from {self.source_name} to {self.target_name}"

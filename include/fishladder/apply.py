@@ -19,6 +19,7 @@ from fishladder.errors import AmbiguousError, RowError, TransientError
 from fishladder.ledger import DirtyKey, Ledger
 from fishladder.load import Refusal, fitting_rows, rejects_of
 from fishladder.plan import Plan, PlanTable, Side
+from fishladder.restored import check_ledger, tell_target
 from fishladder.stores.base import Fence, Fenced, Found, LoadState, Relation, Store, Transaction
 
 BATCH = 2_000
@@ -372,6 +373,7 @@ def apply_round(plan: Plan, workers: Sequence[Ends], ledger: Ledger, limit: int 
     dirty = read_dirty(plan, ends, ledger, limit or BATCH * len(workers))
     if dirty:
         check_coverage(plan, ends.origin, ends.owner, ledger)
+        check_ledger(_target(ends), ledger)
     narrow: list[list[Dirty]] = [[] for _ in workers]
     total, shards_of = Applied(), _Shards(plan).of
     for line in dirty:
@@ -394,6 +396,10 @@ def apply_round(plan: Plan, workers: Sequence[Ends], ledger: Ledger, limit: int 
     return total
 
 
+def _target(ends: Ends) -> Store:
+    return ends.destination if ends.owner == "source" else ends.origin
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Followed:
     """What an applier did in its time: changes made right, rejects, seconds of lag at the end and at worst."""
@@ -414,8 +420,11 @@ def follow(
     seconds: float,
     until_idle: bool = False,
     progress: Callable[[Followed], None] = lambda report: None,
+    pace: Callable[[int], None] = lambda rows: None,
 ) -> Followed:
     """Apply dirty keys until the time is up (or nothing is dirty), polling when idle, backing off after failures.
+
+    ``pace``: called after each round with its changes; returns when the next may begin.
 
     Raises CoverageError and other FatalErrors at once; TransientErrors only when the time is up.
     """
@@ -448,15 +457,19 @@ def follow(
             beat = clock.monotonic()
             if not busy:
                 check_coverage(plan, ends.origin, ends.owner, ledger)
+            check_ledger(_target(ends), ledger)
             noted = _note(ledger, report, noted)
+            tell_target(_target(ends), ledger)
         if busy:
             progress(report)
+            pace(applied.forgotten)
         elif finished:
             return report
         else:
             clock.sleep(pause)
         if clock.monotonic() >= end:
             _note(ledger, report, noted)
+            tell_target(_target(ends), ledger)
             return report
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fishladder import tasks
+from fishladder.draft import End, draft
 from fishladder.errors import FishladderError, InputError
 from fishladder.ledger import Ledger, open_ledger, upgrade, verify
 from fishladder.spec import Migration, json_schema, load
@@ -45,6 +46,14 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run)
         return added
 
+    drafted = command("draft", _draft, "write a migration file from what two stores declare", file=False)
+    for end in ("source", "target"):
+        drafted.add_argument(
+            f"--{end}", required=True, metavar="CONNECTION", help=f"the copier's connection to the {end}"
+        )
+    drafted.add_argument("--name", help="of the migration; the source's connection without _source otherwise")
+    drafted.add_argument("--root", metavar="TABLE", help="whose key is the entity, where the guess is wrong")
+    drafted.add_argument("--cohort", metavar="COLUMN", help="of the root, where the guess is wrong")
     command("preflight", _preflight, "find what would go wrong, and change nothing")
     command("status", _status, "where the migration stands, from the ledger")
     rejects = command("rejects", _rejects, "list the rows that the target refused, or have them tried again")
@@ -54,6 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     ledger = commands.add_parser("ledger", help="the control database").add_subparsers(required=True, metavar="what")
     added = ledger.add_parser("upgrade", help="create or upgrade the ledger's tables")
     added.set_defaults(run=_upgrade)
+    added = ledger.add_parser("adopt", help="go on with a ledger that was restored from a backup")
+    added.add_argument("file", type=Path, help="the migration file")
+    added.set_defaults(run=_adopt)
     audit = commands.add_parser("audit", help="the audit trail").add_subparsers(required=True, metavar="what")
     added = audit.add_parser("verify", help="check that no event was edited, cut or swapped")
     added.add_argument("--migration", help="only this one; otherwise all")
@@ -75,7 +87,7 @@ def _ledger(migration: str) -> Ledger:
 
 
 def _desk(spec: Migration) -> tasks.Desk:
-    kinds = {end.connection: end.kind for end in (spec.source, spec.target)}
+    kinds = spec.kinds()
 
     def open_(connection: str) -> Store:
         kind, connect = connect_environment(connection, os.environ)
@@ -88,6 +100,20 @@ def _desk(spec: Migration) -> tasks.Desk:
     return tasks.Desk(
         spec=spec, ledger=_ledger(spec.migration), open=open_, say=lambda line: print(line, file=sys.stderr)
     )
+
+
+def _draft(options: argparse.Namespace) -> int:
+    opened = [(name, *connect_environment(name, os.environ)) for name in (options.source, options.target)]
+    stores = [open_store(kind, connect) for _, kind, connect in opened]
+    try:
+        source, target = (store.describe() for store in stores)
+    finally:
+        for store in stores:
+            store.close()
+    ends = [End(kind=kind, connection=name) for name, kind, _ in opened]
+    name = options.name or options.source.removesuffix("_source")
+    sys.stdout.write(draft(name, (ends[0], ends[1]), source, target, root=options.root, column=options.cohort))
+    return 0
 
 
 def _preflight(options: argparse.Namespace) -> int:
@@ -146,6 +172,15 @@ def _schema(_: argparse.Namespace) -> int:
 def _upgrade(_: argparse.Namespace) -> int:
     upgrade(_ledger_url())
     print("the ledger's tables are those of this version")
+    return 0
+
+
+def _adopt(options: argparse.Namespace) -> int:
+    spec = load(options.file)
+    again = tasks.adopt_ledger(_desk(spec), actor=getpass.getuser())
+    print(f"the ledger goes on; all clean passes are void: run {spec.migration}_reconcile")
+    if again:
+        print(f"{', '.join(again)}: their load had not ended, they are empty now; run {spec.migration}_load")
     return 0
 
 

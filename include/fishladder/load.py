@@ -12,6 +12,7 @@ from fishladder.coverage import record_coverage
 from fishladder.errors import FatalError, FenceError, InputError, RowError, StaleError
 from fishladder.ledger import Chunk, Ledger, Reject
 from fishladder.plan import Plan, PlanTable
+from fishladder.restored import check_ledger, tell_target
 from fishladder.stores.base import BulkLoader, Fenced, LoadedChunk, LoadState, Relation, Store, Transaction
 
 STALE_CLAIM = timedelta(minutes=10)
@@ -40,7 +41,7 @@ def cut(plan: Plan, source: Store, ledger: Ledger, chunk_rows: int | None) -> No
     """Cut every table into chunks, once per generation; the first and the last are open-ended."""
     for table in plan.tables:
         generation = ledger.start_table(table.name)
-        if ledger.chunks(table.name):
+        if ledger.table_state(table.name).phase == "closed" or ledger.chunks(table.name):
             continue
         ends = source.chunk_ends(table.source, chunk_rows or source.chunk_rows)
         bounds = list(zip([None, *ends], [*ends, None], strict=True))
@@ -55,12 +56,17 @@ def load_lane(
     *,
     lane: str,
     progress: Callable[[LaneReport], None] = lambda report: None,
+    pace: Callable[[int], None] = lambda rows: None,
 ) -> LaneReport:
-    """Claim and load chunks until none is left. Several lanes, and repeated ones, may run at once."""
+    """Claim and load chunks until none is left. Several lanes, and repeated ones, may run at once.
+
+    ``pace``: called after each chunk with its rows; returns when the next may begin.
+    """
     assert isinstance(target, Fenced)
     done = LaneReport(chunks=0, rows=0, rejects=0)
     generation = ledger.start_table(table.name)
     while not ledger.control().paused:
+        check_ledger(target, ledger)
         chunk = ledger.claim(table.name, generation, lane, STALE_CLAIM)
         if chunk is None:
             break
@@ -68,9 +74,13 @@ def load_lane(
             target.raise_token(table.name, chunk.no, chunk.generation, chunk.token)
             rows, rejects = load_chunk(table, source, target, ledger, chunk)
         except StaleError:
+            if target.load_states().get(table.name) != LoadState(generation=generation, open=True):
+                raise  # the load is over, or the table was restarted
             continue  # a later claim has this chunk
         done = LaneReport(chunks=done.chunks + 1, rows=done.rows + rows, rejects=done.rejects + rejects)
+        tell_target(target, ledger)
         progress(done)
+        pace(rows)
     return done
 
 
@@ -207,6 +217,10 @@ def close_load(plan: Plan, table: PlanTable, target: Store, ledger: Ledger) -> N
     """
     assert isinstance(target, Fenced)
     generation = ledger.start_table(table.name)
+    if ledger.table_state(table.name).phase == "closed":
+        if target.load_states().get(table.name) != LoadState(generation=generation, open=False):
+            raise FatalError(f"{table.name}: a restart of the table was cut short: repeat it")
+        return
     unfinished = ledger.unfinished(table.name, generation)
     if unfinished:
         raise InputError(

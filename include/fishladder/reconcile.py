@@ -312,8 +312,13 @@ def _dirty_keys(ends: Ends, ledger: Ledger, table: str, keys: Sequence[bytes]) -
     return journaled | ledger.dirty_keys(table, keys) | ledger.rejected_keys(table, keys)
 
 
-def mark_entities(plan: Plan, ends: Ends, ledger: Ledger, entities: Iterable[bytes], origin: str = "rewrite") -> int:
-    """Mark every row of these entities dirty, as either store knows them. Returns how many keys."""
+def mark_entities(
+    plan: Plan, ends: Ends, ledger: Ledger, entities: Iterable[bytes], *, actor: str | None = None
+) -> int:
+    """Mark every row of these entities dirty, as either store knows them. Returns how many keys.
+
+    ``actor``: the person who asked for it.
+    """
     keys: set[DirtyKey] = set()
     for entity in entities:
         for table in plan.tables:
@@ -324,7 +329,7 @@ def mark_entities(plan: Plan, ends: Ends, ledger: Ledger, entities: Iterable[byt
                     found = reader.keys_of_entity(relation, entity)
                     cohort = table.cohort(entity, reader.homes([entity]))
                 keys |= {
-                    DirtyKey(table=table.name, key=key, entity=entity, cohort=cohort, origin=origin) for key in found
+                    DirtyKey(table=table.name, key=key, entity=entity, cohort=cohort, origin="rewrite") for key in found
                 }
-    ledger.mark_dirty(sorted(keys, key=lambda dirty: (dirty.table, dirty.key)))
+    ledger.mark_dirty(sorted(keys, key=lambda dirty: (dirty.table, dirty.key)), actor=actor)
     return len(keys)

@@ -30,6 +30,7 @@ from fishladder.spec_parts import (
     End,
     Gates,
     Ids,
+    Kind,
     Monitor,
     Name,
     Rehearsal,
@@ -38,6 +39,7 @@ from fishladder.spec_parts import (
     Strategy,
     Table,
     TableSpec,
+    Target,
     duration_text,
 )
 from fishladder.yaml_lines import MAX_PROBLEMS, MAX_SIZE, Origin, read
@@ -55,6 +57,7 @@ __all__ = [
     "Rehearsal",
     "Report",
     "TableSpec",
+    "Target",
     "changes",
     "digest",
     "json_schema",
@@ -72,7 +75,7 @@ class Migration(SpecModel):
     migration: Name
     strategy: Strategy
     source: End
-    target: End
+    target: Target
     application: Application
     rehearsal: Rehearsal | None = None
     cohort: Cohort
@@ -93,9 +96,15 @@ class Migration(SpecModel):
         """``billing.yaml:12`` for ``tables.invoice.entity``, or the line of the nearest thing around it."""
         return self._origin.where(path)
 
+    def kinds(self) -> dict[str, Kind]:
+        """The kind of store behind each of the copier's connections."""
+        ends = {end.connection: end.kind for end in (self.source, self.target)}
+        return ends | dict.fromkeys(self.target.replicas, self.target.kind)
+
     def data_part(self) -> dict[str, Any]:
         """What decides which rows go where, and as what. Defaults are left out, so that a new option changes none."""
-        part: dict[str, Any] = self.model_dump(mode="json", include={"strategy", "source", "target"})
+        end = {"kind": True, "connection": True}
+        part: dict[str, Any] = self.model_dump(mode="json", include={"strategy": True, "source": end, "target": end})
         part["cohort"] = {"label": self.cohort.label, "root": self.cohort.root, "column": self.cohort.column}
         part["tables"] = {name: table.model_dump(exclude_defaults=True) for name, table in self.tables.items()}
         return part
@@ -191,6 +200,7 @@ def changes(old: Migration, new: Migration) -> Changes:
     parts = ("application", "rehearsal", "reports", "monitors", "gates", "ids", "lanes", "chunk_rows")
     allowed = [f"tables.{name}" for name in new.tables if name not in old.tables]
     allowed += ["cohort.waves"] if old.cohort.waves != new.cohort.waves else []
+    allowed += ["target.replicas"] if old.target.replicas != new.target.replicas else []
     allowed += [part for part in parts if getattr(old, part) != getattr(new, part)]
     return Changes(
         allowed=tuple(allowed),

@@ -113,6 +113,13 @@ class End(SpecModel):
         return f"fishladder_{self.connection}"
 
 
+class Target(End):
+    """Where the state goes."""
+
+    replicas: tuple[Connection, ...] = ()
+    """Connections to its replicas: a throttle looks there how far they are behind."""
+
+
 class Application(SpecModel):
     """The application's own connections, for replay; never the copier's."""
 

@@ -19,8 +19,11 @@ from fishladder.clock import Clock, SystemClock
 from fishladder.errors import InputError
 from fishladder.ledger import CheckResult, Ledger
 from fishladder.names import settle
+from fishladder.operate import Order, adopt, mark_keys, restart, rewrite_entities
+from fishladder.pace import Pace
 from fishladder.plan import Plan, resolve
 from fishladder.preflight import preflight
+from fishladder.restored import check_ledger, tell_target
 from fishladder.spec import Migration, digest
 from fishladder.stores.base import Finding, Store
 
@@ -58,8 +61,12 @@ class Desk:
             target.close()
 
     @contextmanager
-    def ends(self, count: int = 1) -> Iterator[tuple[Plan, list[apply.Ends]]]:
-        """The plan and ``count`` pairs of stores, one for each parallel worker."""
+    def ends(self, count: int = 1, *, checked: bool = True) -> Iterator[tuple[Plan, list[apply.Ends]]]:
+        """The plan and ``count`` pairs of stores, one for each parallel worker.
+
+        ``checked``: raises InputError unless prepare has taken this very migration file, and LedgerError when the
+        ledger was restored from a backup.
+        """
         opened: list[Store] = []
         try:
             workers = []
@@ -67,12 +74,26 @@ class Desk:
                 pair = self.open(self.spec.source.connection), self.open(self.spec.target.connection)
                 opened += pair
                 workers.append(apply.Ends(owner="source", origin=pair[0], destination=pair[1]))
-            self.check_spec()
+            if checked:
+                self.check_spec()
+                check_ledger(workers[0].destination, self.ledger)
             plan = resolve(self.spec, workers[0].origin.describe(), workers[0].destination.describe())
             yield plan, workers
+            if checked:
+                tell_target(workers[0].destination, self.ledger)
         finally:
             for store in opened:
                 store.close()
+
+    @contextmanager
+    def pace(self, target: Store) -> Iterator[Pace]:
+        """What keeps a copier into ``target`` at the speed that operators allow."""
+        replicas = [(name, self.open(name)) for name in self.spec.target.replicas]
+        try:
+            yield Pace(self.ledger, self.clock, target, replicas, self.say)
+        finally:
+            for _, replica in replicas:
+                replica.close()
 
     def check_spec(self) -> None:
         """Raises InputError unless prepare has taken this very migration file."""
@@ -135,6 +156,7 @@ def prepare(desk: Desk, *, actor: str, accounts: dict[str, str] | None = None) -
             desk.say(f"created in the target: {', '.join(created)}")
         plan = resolve(desk.spec, source.describe(), target.describe())
         installed = install.install(desk.spec, plan, source, target, desk.ledger, actor=actor)
+        tell_target(target, desk.ledger)
     desk.ledger.record_spec(desk.spec.to_json(), digest(desk.spec.data_part()), code_digest(), actor)
     desk.say(f"fences for {len(installed.cohorts)} {desk.spec.cohort.label} cohorts; triggers and homes are installed")
     return installed
@@ -161,10 +183,18 @@ def load_table(desk: Desk, table: str, lane: str) -> load.LaneReport:
             f" {report.rows / seconds:,.0f} rows/s, about {left:.0f} s left, {done.rejects} rejects"
         )
 
-    with desk.ends() as (plan, (ends,)):
+    with desk.ends() as (plan, (ends,)), desk.pace(ends.destination) as pace:
         found = plan.table(table)
         while True:
-            done = load.load_lane(found, ends.origin, ends.destination, desk.ledger, lane=lane, progress=progress)
+            done = load.load_lane(
+                found,
+                ends.origin,
+                ends.destination,
+                desk.ledger,
+                lane=lane,
+                progress=progress,
+                pace=pace.wait,
+            )
             total = load.LaneReport(
                 chunks=total.chunks + done.chunks, rows=total.rows + done.rows, rejects=total.rejects + done.rejects
             )
@@ -190,9 +220,16 @@ def replicate(desk: Desk, *, seconds: float, until_idle: bool = False) -> apply.
             last[0] = desk.clock.monotonic()
             desk.say(f"{report.applied} changes applied, lag {report.lag or 0:.1f} s, {report.rejected} rejects")
 
-    with desk.ends(desk.spec.lanes) as (plan, workers):
+    with desk.ends(desk.spec.lanes) as (plan, workers), desk.pace(workers[0].destination) as pace:
         return apply.follow(
-            plan, workers, desk.ledger, desk.clock, seconds=seconds, until_idle=until_idle, progress=progress
+            plan,
+            workers,
+            desk.ledger,
+            desk.clock,
+            seconds=seconds,
+            until_idle=until_idle,
+            progress=progress,
+            pace=pace.wait,
         )
 
 
@@ -251,6 +288,51 @@ def totals(desk: Desk) -> dict[str, dict[str, tuple[int, int]]]:
 def outcome(desk: Desk) -> verdict.Verdict:
     """What the newest passes and reports add up to."""
     return verdict.judge(desk.spec, desk.ledger)
+
+
+def operate(desk: Desk, order: Order, *, actor: str) -> dict[str, int]:
+    """Do what a person asked for, under that person's name in the audit. Returns counts of what was touched.
+
+    Raises InputError when the order does not fit the migration; then nothing was done.
+    """
+    ledger = desk.ledger
+    match order.action:
+        case "pause" | "resume":
+            ledger.set_control(paused=order.action == "pause", actor=actor)
+            return {}
+        case "throttle":
+            if order.replica_lag and not desk.spec.target.replicas:
+                raise InputError(f"the migration file names no replicas of the target ({desk.spec.where('target')})")
+            ledger.set_control(
+                rows_per_second=order.rows_per_second,
+                running_threads=order.running_threads,
+                replica_lag=order.replica_lag,
+                actor=actor,
+            )
+            return {}
+        case "retry rejects":
+            unknown = [table for table in order.tables if table not in verdict.tables_of(desk.spec)]
+            if unknown:
+                raise InputError(f"{desk.spec.migration} migrates no table {', '.join(unknown)}")
+            found = [ledger.retry_rejects(t, order.error or None, actor=actor) for t in order.tables or (None,)]
+            return {"rejects": sum(found)}
+    with desk.ends() as (plan, (ends,)):
+        match order.action:
+            case "restart tables":
+                with desk.pace(ends.destination) as pace:
+                    restart(plan, order.tables, ends.destination, ledger, pace, actor=actor)
+                desk.say(f"{', '.join(order.tables)}: empty; run {desk.spec.migration}_load to load again")
+                return {"tables": len(order.tables)}
+            case "rewrite entities":
+                return {"keys": rewrite_entities(plan, ends, ledger, order.entities, actor=actor)}
+            case "mark keys dirty":
+                return {"keys": mark_keys(plan, ends, ledger, order.keys, actor=actor)}
+
+
+def adopt_ledger(desk: Desk, *, actor: str) -> list[str]:
+    """Bring a ledger that was restored from a backup up to date. Returns the tables that must be loaded again."""
+    with desk.ends(checked=False) as (plan, (ends,)), desk.pace(ends.destination) as pace:
+        return adopt(plan, ends.origin, ends.destination, desk.ledger, pace, actor=actor)
 
 
 def status(desk: Desk) -> dict[str, Any]:

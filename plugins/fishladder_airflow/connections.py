@@ -31,7 +31,7 @@ def open_desk(migration_file: str, say: Report) -> Iterator[Desk]:
     """What the core's tasks need. Raises AirflowFailException, so no retry, where repeating would not help."""
     try:
         spec = load(Path(migration_file))
-        kinds = {end.connection: end.kind for end in (spec.source, spec.target)}
+        kinds = spec.kinds()
         with open_ledger(ledger_url(), migration=spec.migration) as ledger:
             ledger.check_version()
             yield Desk(spec=spec, ledger=ledger, open=lambda name: open_store(kinds[name], name), say=say)

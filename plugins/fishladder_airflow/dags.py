@@ -14,6 +14,7 @@ from typing import Any
 
 from airflow.sdk import DAG, CronTriggerTimetable, Param, TaskGroup
 
+from fishladder.operate import ACTIONS
 from fishladder.spec import Migration, load
 from fishladder.verdict import tables_of
 from fishladder_airflow import texts
@@ -23,6 +24,7 @@ from fishladder_airflow.operators import (
     CutChunks,
     Install,
     LoadTable,
+    Operate,
     Outcome,
     Preflight,
     Reconcile,
@@ -43,7 +45,7 @@ FAILED_RUNS = 3
 def build(path: str | Path) -> dict[str, DAG]:
     """The DAGs of the migration file at ``path``, by id. Raises SpecError, which Airflow shows as an import error."""
     made = _Factory(Path(path).resolve())
-    dags = (made.prepare(), made.load(), made.replicate(), made.reconcile())
+    dags = (made.prepare(), made.load(), made.replicate(), made.reconcile(), made.operate())
     return {dag.dag_id: dag for dag in dags}
 
 
@@ -120,6 +122,60 @@ class _Factory:
             self._check(totals=True)
         return dag
 
+    def operate(self) -> DAG:
+        with self._dag("operate", texts.OPERATE, params=self._form(), max_active_runs=16) as dag:
+            # Not in the target's pool: a pause must not wait for the lanes that it is to stop. No retries: a person
+            # looks at it.
+            Operate(**self._task("operate") | {"pool": "default_pool", "retries": 0})
+        return dag
+
+    def _form(self) -> dict[str, Param]:
+        tables = list(self.spec.tables)
+
+        def word(title: str, text: str, **schema: Any) -> Param:
+            return Param(None, title=title, description=text, **schema)
+
+        limit: dict[str, Any] = {"type": ["null", "integer"], "minimum": 0, "section": "Throttle"}
+        lines: dict[str, Any] = {"type": ["null", "string"], "format": "multiline"}
+        doubts = {"section": "Doubts"}
+        return {
+            "action": Param(
+                "pause",
+                type="string",
+                enum=list(ACTIONS),
+                title="Action",
+                description="What to do. Each looks at its own fields, and refuses others.",
+            ),
+            "rows_per_second": word("Rows per second", "Of each lane and of the applier. 0 lifts the limit.", **limit),
+            "running_threads": word("Running threads", "Wait while the target runs more. 0 lifts the limit.", **limit),
+            "replica_lag": word(
+                "Replica lag",
+                "Seconds; wait while a replica of the target is further behind. 0 lifts the limit.",
+                **limit,
+            ),
+            "tables": word(
+                "Tables",
+                "To restart (needs some), or whose rejects to retry (empty: all).",
+                type=["null", "array"],
+                items={"type": "string", "enum": tables},
+                examples=tables,
+                section="Tables",
+            ),
+            "error": word("Error", "Retry only rejects whose error has this in it.", type=["null", "string"], **doubts),
+            "entities": word(
+                "Entities",
+                f"Keys of {self.spec.cohort.root}, one in each line: all their rows are written again.",
+                **lines,
+                **doubts,
+            ),
+            "keys": word(
+                "Keys", "One in each line: a table, then the cells of its key, with commas between.", **lines, **doubts
+            ),
+            "keys_file": word(
+                "File of keys", "Its path on the worker, with such lines.", type=["null", "string"], **doubts
+            ),
+        }
+
     def _check(self, *, totals: bool = False) -> Any:
         """Passes over all tables, then what else is compared, then the judgement. Returns the first of these tasks."""
         passes = Reconcile.partial(
@@ -136,7 +192,7 @@ class _Factory:
     def _task(self, task_id: str) -> dict[str, Any]:
         return {"task_id": task_id, "doc_md": texts.TASKS[task_id], **self.common}
 
-    def _dag(self, name: str, text: str, *, schedule: Any = None, **options: Any) -> DAG:
+    def _dag(self, name: str, text: str, *, schedule: Any = None, max_active_runs: int = 1, **options: Any) -> DAG:
         spec = self.spec
         words = {
             "migration": spec.migration,
@@ -150,7 +206,7 @@ class _Factory:
             doc_md=text.format(**words),
             schedule=schedule,
             catchup=False,
-            max_active_runs=1,
+            max_active_runs=max_active_runs,
             tags=["fishladder", spec.migration],
             default_args={
                 "owner": "fishladder",

@@ -6,14 +6,17 @@ Every one may be run twice. What repeating would not mend fails at once; anythin
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from airflow.sdk import BaseOperator, Context
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from fishladder import tasks
+from fishladder.errors import InputError
+from fishladder.operate import Order
 from fishladder_airflow.connections import accounts, open_desk
 
 
@@ -57,6 +60,42 @@ class Install(MigrationOperator):
         with open_desk(self.migration_file, self.log.info) as desk:
             installed = tasks.prepare(desk, actor=actor, accounts=accounts(desk.spec))
         return {"cohorts": len(installed.cohorts), "homeless": installed.homeless}
+
+
+class Operate(MigrationOperator):
+    """Do what a person asked for in the form, under that person's name in the audit trail."""
+
+    def execute(self, context: Context) -> dict[str, int]:
+        actor = context["dag_run"].triggering_user_name or "airflow"
+        with open_desk(self.migration_file, self.log.info) as desk:
+            order = _order(context["params"])
+            done = tasks.operate(desk, order, actor=actor)
+        self.log.info("%s, asked for by %s: %s", order.action, actor, done or "done")
+        return done
+
+
+def _order(form: Mapping[str, Any]) -> Order:
+    """The form's words as an order. Raises InputError."""
+    keys = _lines(form["keys"])
+    if form["keys_file"]:
+        try:
+            keys += _lines(Path(form["keys_file"]).read_text("utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{form['keys_file']} cannot be read on this worker: {error}") from error
+    return Order(
+        action=form["action"],
+        rows_per_second=form["rows_per_second"],
+        running_threads=form["running_threads"],
+        replica_lag=form["replica_lag"],
+        tables=tuple(form["tables"] or ()),
+        error=form["error"] or "",
+        entities=_lines(form["entities"]),
+        keys=keys,
+    )
+
+
+def _lines(text: str | None) -> tuple[str, ...]:
+    return tuple(line for line in (text or "").splitlines() if line.strip())
 
 
 class CutChunks(MigrationOperator):

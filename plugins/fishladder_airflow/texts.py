@@ -7,6 +7,7 @@ SUMMARIES = {
     "load": "2. Copy all tables from {source} to {target}",
     "replicate": "3. Follow the changes, all the time",
     "reconcile": "4. Compare every row and the reports, every night",
+    "operate": "Pause, throttle, restart tables, retry rejects, doubt keys",
 }
 
 PREPARE = """\
@@ -54,7 +55,22 @@ What can be repaired is marked dirty already, and `{migration}_replicate` repair
 run this DAG again: only a pass that found nothing is clean.
 """
 
+OPERATE = """\
+What an operator does to **{migration}** under way. Trigger it with the form; every action is an event of the audit
+trail under your name, and is obeyed within a batch.
+
+- **pause** and **resume**: everything that copies stops after its batch; customers notice nothing, the journal grows.
+- **throttle**: rows per second, threads that the target runs, seconds that its replicas are behind.
+- **restart tables**: deletes what was loaded of them, in paced batches; run `{migration}_load` again afterwards. A
+  table that refers to one of them by a foreign key must be restarted with it. Refused once a {cohort} has
+  begun to flip.
+- **retry rejects**: all, of some tables, or those with some words in their error.
+- **rewrite entities**: marks every row of these roots dirty, and the applier writes them again.
+- **mark keys dirty**: the same for single keys, from the form or from a file.
+"""
+
 TASKS = {
+    "operate": "Does what the form says. Red: the message says which field does not fit; nothing was done.",
     "preflight": "Tables, columns, keys, settings, privileges, accounts and cohorts of both stores, each with pass, "
     "warn or fail in the log. Changes nothing. Red: mend what the message says, then clear this task.",
     "install": "Creates the target's missing tables, then fishladder's tables, the fences, the source's triggers and "

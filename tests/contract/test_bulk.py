@@ -258,10 +258,11 @@ def test_a_target_that_is_lost_in_the_middle(
     def killing() -> Generator[list[Row], None, None]:
         for no, batch in enumerate(batches(many())):
             if no == 5:
-                loading.place.administrator().execute(f"KILL {copy.connection.thread_id()}")
+                loading.place.administrator().execute(f"KILL {session}")
             yield batch
 
     with pytest.raises(TransientError), loading.store.begin() as copy:
+        session = copy.connection.thread_id()
         insert_all_that_fit(copy, plain, killing)
     assert read(loading.store, notes) == []
     assert loading.load(notes, many()) == (MANY, [])

@@ -23,7 +23,8 @@ from tests import independent
 from tests.contract.shop import SPEC
 from tests.contract.stores import PATIENCE, STORES
 
-PAIRS = [("sqlite", "sqlite"), ("sqlite", "mysql"), ("mysql", "sqlite"), ("mysql", "mysql"), ("mariadb", "mariadb")]
+PAIRS = [("sqlite", "sqlite"), ("sqlite", "mysql"), ("mysql", "sqlite"), ("mysql", "mysql"), ("mariadb", "mariadb"),
+         ("oracle", "mysql"), ("mysql", "oracle")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("origin", "destination"), PAIRS)

@@ -148,9 +148,10 @@ def test_homes_are_backfilled_in_slices_and_only_once(shop: Shop) -> None:
 def test_cohorts_are_told_apart_by_their_letters(shop: Shop) -> None:
     for number, country in enumerate(("nz", "NZ", "n", ""), start=10):
         add_customer(shop.user, number, country)
-    assert shop.store.cohorts(shop.plan.root.source) == {
-        "NZ": 2, "AU": 1, "XX": 1, None: 1, "nz": 1, "n": 1, "": 1,
-    }  # fmt: skip
+    expected = {"NZ": 2, "AU": 1, "XX": 1, None: 1, "nz": 1, "n": 1, "": 1}
+    if shop.place.kind == "oracle":  # where '' is NULL
+        expected[None] += expected.pop("")
+    assert shop.store.cohorts(shop.plan.root.source) == expected
 
 
 def test_homes_are_migrated_like_any_table(shop: Shop) -> None:

@@ -44,7 +44,7 @@ def dags(request: pytest.FixtureRequest) -> dict[str, DAG]:
 
 
 def test_every_file_makes_its_dags(parsed: dict[str, Any]) -> None:
-    steps = ("load", "prepare", "reconcile", "replicate")
+    steps = ("load", "operate", "prepare", "reconcile", "replicate")
     assert parsed["errors"] == {}
     assert sorted(parsed["dags"]) == [f"{name}_{step}" for name in FILES for step in steps]
 
@@ -68,7 +68,7 @@ def test_a_broken_file_is_an_import_error_with_its_line_and_leaves_the_others_al
         source = f"from fishladder_airflow.dags import build\nglobals().update(build({str(path)!r}))\n"
         (tmp_path / f"{name}.py").write_text(source)
     found = parse(tmp_path)
-    assert set(found["errors"]) == {"broken.py"} and len(found["dags"]) == 4
+    assert set(found["errors"]) == {"broken.py"} and len(found["dags"]) == 5
     message = f"broken.yaml:{line}: tables.payment.entitty: unknown word; did you mean 'entity'?"
     assert message in found["errors"]["broken.py"]
     with pytest.raises(SpecError):
@@ -126,10 +126,10 @@ def test_everything_is_explained(dags: dict[str, DAG]) -> None:
     for step, dag in dags.items():
         assert dag.doc_md and dag.description and f"`<m>_{step}`" in page
         assert "fishladder" in dag.tags and dag.dag_id == f"{dag.doc_md.split('**')[1]}_{step}"
-        assert not dag.catchup and dag.max_active_runs == 1
+        assert not dag.catchup and dag.max_active_runs == (16 if step == "operate" else 1)
         for task in dag.tasks:
             assert task.doc_md and f"`{task.label}`" in page, task.task_id
-            assert task.retries in (3, 12) and task.retry_exponential_backoff == 2.0
+            assert task.retries in ((0,) if step == "operate" else (3, 12)) and task.retry_exponential_backoff == 2.0
         for name in dag.params:
             param = dag.params.get_param(name)
             assert param.schema["title"] and param.description and f"`{name}`" in page
@@ -140,7 +140,9 @@ def test_tasks_run_in_the_targets_pool_once_it_exists(
     monkeypatch: pytest.MonkeyPatch, pools_exist: str, pool: str
 ) -> None:
     monkeypatch.setenv("FISHLADDER_POOLS", pools_exist)
-    assert {task.pool for dag in build(FILES["billing"]).values() for task in dag.tasks} == {pool}
+    dags = build(FILES["billing"])
+    assert {task.pool for step, dag in dags.items() for task in dag.tasks if step != "billing_operate"} == {pool}
+    assert dags["billing_operate"].task_dict["operate"].pool == "default_pool"
     made = pools([load(FILES["billing"]), load(FILES["billing"])])
     assert list(made) == ["fishladder_billing_target"] and made["fishladder_billing_target"]["slots"] == 10
 

@@ -109,6 +109,7 @@ EDITED = {
     "source.connection": "source: {kind: mysql, connection: other}",
     "target.kind": "target: {kind: sqlite, connection: shop_new}",
     "target.connection": "target: {kind: mysql, connection: other}",
+    "target.replicas": "target: {kind: mysql, connection: shop_new, replicas: [shop_copy]}",
     "application.source": "application: {source: other, target: shop_new_app}",
     "application.target": "application: {source: shop_old_app, target: other}",
     "rehearsal.connection": "rehearsal: {connection: other, command: run}",

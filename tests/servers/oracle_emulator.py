@@ -212,6 +212,7 @@ def main(arguments: list[str]) -> int:
             # Apart from seerdb's own session, which sets what only later versions of orafce know.
             connection.execute("CREATE EXTENSION IF NOT EXISTS orafce")
         _forget_json()
+        postgres._SQLSTATE_TO_ORA["40P01"] = 60  # a deadlock, which seerdb calls a bad statement
         credentials = dict.fromkeys(ACCOUNTS, state.password)
         Backend(credentials).close()  # installs the dictionary, once, before anyone asks
         _add()

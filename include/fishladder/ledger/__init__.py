@@ -13,6 +13,7 @@ from fishladder.ledger.ledger import Ledger, open_ledger, utc_now
 from fishladder.ledger.rejects import Reject
 from fishladder.ledger.routes import Route
 from fishladder.ledger.specs import SpecRecord
+from fishladder.ledger.told import Told
 from fishladder.ledger.version import upgrade
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "SpecRecord",
     "Status",
     "TableState",
+    "Told",
     "canonical",
     "open_engine",
     "open_ledger",

@@ -232,6 +232,13 @@ def settle_mismatches(tx: Transaction, table: str, keys: Collection[bytes]) -> s
     return found
 
 
+def settle_all(tx: Transaction, table: str) -> None:
+    """Of a table that is loaded again from the beginning."""
+    columns = tables.mismatch.c
+    mine = (columns.migration == tx.migration, columns.table == table, columns.state == "open")
+    tx.connection.execute(update(tables.mismatch).where(*mine).values(state="settled"))
+
+
 def open_mismatches(tx: Transaction, table: str | None, limit: int) -> list[Mismatch]:
     columns = tables.mismatch.c
     query = select(tables.mismatch).where(columns.migration == tx.migration, columns.state == "open")

@@ -13,17 +13,20 @@ from typing import Literal, TypeAlias
 
 from sqlalchemy import Row, and_, case, func, insert, select, update
 
-from fishladder.errors import LedgerError, StaleError
-from fishladder.ledger import audit, rejects, tables
+from fishladder.errors import InputError, LedgerError, StaleError
+from fishladder.ledger import audit, rejects, routes, tables
 from fishladder.ledger.database import Transaction, upsert
 
-Phase: TypeAlias = Literal["new", "loading", "closed"]
+Phase: TypeAlias = Literal["new", "cleaning", "loading", "closed"]
 Bounds: TypeAlias = tuple[bytes | None, bytes | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableState:
-    """``new``: never started (generation 0); ``loading``: lanes may load it; ``closed``: only the applier writes it."""
+    """``new``: never started (generation 0); ``loading``: lanes may load it; ``closed``: only the applier writes it.
+
+    ``cleaning``: restarted, and the target's rows are being deleted.
+    """
 
     generation: int
     phase: Phase
@@ -99,17 +102,54 @@ def start(tx: Transaction, table: str) -> int:
     return 1
 
 
+def restart(tx: Transaction, table: str, generation: int, actor: str) -> bool:
+    """Whether it was not done yet."""
+    _table(tx, table, lock=True)
+    if not check_restart(tx, table, generation):
+        return False
+    _set(tx, table, generation=generation + 1, phase="cleaning")
+    audit.append(tx, actor, "table restarted", {"table": table, "generation": generation + 1})
+    return True
+
+
+def check_restart(tx: Transaction, table: str, generation: int) -> bool:
+    """Whether there is something to do. Raises StaleError, and InputError when a cohort has begun to flip."""
+    state = _table(tx, table)
+    if state == TableState(generation=generation + 1, phase="cleaning"):
+        return False
+    if state.generation != generation:
+        raise StaleError(f"{tx.migration}.{table} is in generation {state.generation}: another restart came first")
+    moved = sorted(cohort for cohort, route in routes.read(tx).items() if route.stage != "off")
+    if moved:
+        raise InputError(
+            f"{table} cannot be restarted: {', '.join(moved)} left the stage off, so the target's rows may be in use;"
+            " mark keys dirty or rewrite entities instead, or roll back first"
+        )
+    return True
+
+
+def finish_cleaning(tx: Transaction, table: str, generation: int) -> None:
+    if _locked(tx, table, generation).phase == "cleaning":
+        _set(tx, table, phase="loading")
+
+
+def adopt(tx: Transaction, table: str, generation: int, phase: Phase) -> None:
+    values = {"generation": generation, "phase": phase, "at": tx.now}
+    upsert(tx.connection, tables.table, [{"migration": tx.migration, "table": table, **values}], replace=values)
+
+
+def _set(tx: Transaction, table: str, **values: object) -> None:
+    columns = tables.table.c
+    mine = (columns.migration == tx.migration, columns.table == table)
+    tx.connection.execute(update(tables.table).where(*mine).values(at=tx.now, **values))
+
+
 def close(tx: Transaction, table: str, generation: int) -> None:
     if _locked(tx, table, generation).phase == "closed":
         return
     if left := unfinished(tx, table, generation):
         raise LedgerError(f"{tx.migration}.{table} cannot be closed: {left} chunks are not done; load them first")
-    columns = tables.table.c
-    tx.connection.execute(
-        update(tables.table)
-        .where(columns.migration == tx.migration, columns.table == table)
-        .values(phase="closed", at=tx.now)
-    )
+    _set(tx, table, phase="closed")
     audit.append(tx, audit.MACHINE, "table closed", {"table": table, "generation": generation})
 
 
@@ -118,7 +158,8 @@ def cut(tx: Transaction, table: str, generation: int, bounds: Sequence[Bounds]) 
     uppers = [None, *(upper for _, upper in bounds)]
     if not bounds or uppers[-1] is not None or [lower for lower, _ in bounds] != uppers[:-1] or None in uppers[1:-1]:
         raise ValueError("chunks must follow each other without a gap, the first and the last open-ended")
-    _locked(tx, table, generation)
+    if _locked(tx, table, generation).phase == "cleaning":
+        raise InputError(f"{table} is being restarted: its old rows are not all deleted; run the restart again")
     columns = tables.chunk.c
     mine = (columns.migration == tx.migration, columns.table == table)
     if tx.connection.scalar(select(func.count()).where(*mine, columns.generation == generation)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from typing import Any
 
@@ -16,10 +16,16 @@ from fishladder.ledger.database import Transaction, upsert
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Control:
-    """``paused``: whoever writes stops after its batch; ``rows_per_second``: for each writer, None is no limit."""
+    """``paused``: whoever writes stops after its batch. The rest slows them down, None is no limit.
+
+    ``rows_per_second``: of each lane, and of the applier; ``running_threads``: statements at work in the target;
+    ``replica_lag``: seconds that the slowest of the target's replicas may be behind.
+    """
 
     paused: bool = False
     rows_per_second: int | None = None
+    running_threads: int | None = None
+    replica_lag: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,26 +36,30 @@ class Status:
     at: datetime
 
 
+_NAMES = tuple(field.name for field in fields(Control))
+
+
 def read(tx: Transaction) -> Control:
     columns = tables.control.c
     row = tx.connection.execute(select(tables.control).where(columns.migration == tx.migration)).one_or_none()
-    return Control(paused=row.paused, rows_per_second=row.rows_per_second) if row else Control()
+    return Control(**{name: getattr(row, name) for name in _NAMES}) if row else Control()
 
 
-def change(tx: Transaction, paused: bool | None, rows_per_second: int | None, actor: str) -> Control:
-    if rows_per_second is not None and rows_per_second < 0:
-        raise ValueError("rows per second are 1 or more; 0 lifts the limit")
+def change(tx: Transaction, paused: bool | None, limits: Mapping[str, int | None], actor: str) -> Control:
+    """``limits``: None leaves one as it is, 0 lifts it."""
+    for name, limit in limits.items():
+        if limit is not None and limit < 0:
+            raise ValueError(f"{name.replace('_', ' ')} must be 1 or more, or 0 to lift the limit; not {limit}")
     audit.head(tx, lock=True)  # two who change it at once take turns
     old = read(tx)
-    new = Control(
-        paused=old.paused if paused is None else paused,
-        rows_per_second=old.rows_per_second if rows_per_second is None else rows_per_second or None,
-    )
+    given = {name: limit or None for name, limit in limits.items() if limit is not None}
+    new = replace(old, paused=old.paused if paused is None else paused, **given)
     if new == old:
         return new
-    values = {"paused": new.paused, "rows_per_second": new.rows_per_second}
+    values = asdict(new)
+    changed = {name: value for name, value in values.items() if value != getattr(old, name)}
     upsert(tx.connection, tables.control, [{"migration": tx.migration, **values}], replace=values)
-    audit.append(tx, actor, "control changed", values)
+    audit.append(tx, actor, "control changed", changed)
     return new
 
 

@@ -6,6 +6,7 @@ anything else) and FatalError; LedgerError among them if the tables are missing.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -14,7 +15,7 @@ from typing import Any, Literal, Self
 
 from sqlalchemy import Engine
 
-from fishladder.ledger import audit, checks, chunks, control, dirty, evidence, rejects, routes, specs, version
+from fishladder.ledger import audit, checks, chunks, control, dirty, evidence, rejects, routes, specs, told, version
 from fishladder.ledger.audit import Event, Head
 from fishladder.ledger.checks import Check, CheckResult, Mismatch
 from fishladder.ledger.chunks import Bounds, Chunk, ChunkState, Progress, TableState
@@ -25,6 +26,7 @@ from fishladder.ledger.evidence import Evidence
 from fishladder.ledger.rejects import Reject
 from fishladder.ledger.routes import Route
 from fishladder.ledger.specs import SpecRecord
+from fishladder.ledger.told import Told
 
 StoreName = Literal["source", "target"]
 
@@ -115,10 +117,33 @@ class Ledger:
         with self._write() as tx:
             chunks.close(tx, table, generation)
 
+    def check_restart(self, table: str, generation: int) -> None:
+        """Raises what ``restart_table`` would raise; changes nothing."""
+        with self._read() as tx:
+            chunks.check_restart(tx, table, generation)
+
+    def restart_table(self, table: str, generation: int, *, actor: str) -> None:
+        """From ``generation`` to the next, which is ``cleaning``; does nothing if that is done. Forgets the table's
+        rejects and mismatches, voids its checks, keeps its dirty keys.
+
+        Raises StaleError (another generation), InputError (a cohort's route has left ``off``).
+        """
+        with self._write() as tx:
+            if chunks.restart(tx, table, generation, actor):
+                rejects.drop(tx, table)
+                checks.settle_all(tx, table)
+                checks.void(tx, [table], "the table was restarted")
+
+    def finish_cleaning(self, table: str, generation: int) -> None:
+        """The target's rows are gone: the table may be cut and loaded. Raises StaleError (another generation)."""
+        with self._write() as tx:
+            chunks.finish_cleaning(tx, table, generation)
+
     def cut(self, table: str, generation: int, bounds: Sequence[Bounds]) -> None:
         """Make chunks 1 to n of ``(lower, upper)`` unless this generation has some.
 
-        Raises ValueError if they leave a gap or an end that is not open, StaleError (another generation).
+        Raises ValueError if they leave a gap or an end that is not open, StaleError (another generation), InputError
+        (it is being cleaned).
         """
         with self._write() as tx:
             chunks.cut(tx, table, generation, bounds)
@@ -196,10 +221,13 @@ class Ledger:
 
     # Dirty keys ----------------------------------------------------------------------------------------
 
-    def mark_dirty(self, keys: Collection[DirtyKey]) -> None:
-        """Add one entry per key, also for a key that has some."""
+    def mark_dirty(self, keys: Collection[DirtyKey], *, actor: str | None = None) -> None:
+        """Add one entry per key, also for a key that has some. ``actor``: the person who asked for it."""
         with self._write() as tx:
             dirty.mark(tx, keys)
+            if actor is not None and keys:
+                marked = dict(sorted(Counter(key.table for key in keys).items()))
+                audit.append(tx, actor, "keys marked dirty", {"keys": marked, "origin": next(iter(keys)).origin})
 
     def dirty(self, limit: int, after_id: int = 0) -> list[DirtyEntry]:
         """The oldest entries, in order of ``id``; a lower id may still turn up later."""
@@ -336,10 +364,19 @@ class Ledger:
         with self._read() as tx:
             return control.read(tx)
 
-    def set_control(self, *, paused: bool | None = None, rows_per_second: int | None = None, actor: str) -> Control:
-        """Change what is given and leave the rest; ``rows_per_second`` 0 lifts the limit. Raises ValueError."""
+    def set_control(
+        self,
+        *,
+        paused: bool | None = None,
+        rows_per_second: int | None = None,
+        running_threads: int | None = None,
+        replica_lag: int | None = None,
+        actor: str,
+    ) -> Control:
+        """Change what is given and leave the rest; 0 lifts a limit. Raises ValueError for a negative one."""
+        limits = {"rows_per_second": rows_per_second, "running_threads": running_threads, "replica_lag": replica_lag}
         with self._write() as tx:
-            return control.change(tx, paused, rows_per_second, actor)
+            return control.change(tx, paused, limits, actor)
 
     def note(self, kind: str, data: Mapping[str, Any]) -> None:
         """Set the last value of ``kind``."""
@@ -360,6 +397,29 @@ class Ledger:
         """The counters of ``kind``."""
         with self._read() as tx:
             return control.counts(tx, kind)
+
+    # Backups -------------------------------------------------------------------------------------------
+
+    def tell(self, heard: Told) -> Told:
+        """Something new for the target, which has ``heard`` that: a backup restored here will not know it."""
+        with self._write() as tx:
+            return told.tell(tx, heard)
+
+    def knows(self, heard: Told) -> bool:
+        """Whether this ledger has told that; one that was restored from a backup has not."""
+        with self._read() as tx:
+            return told.knows(tx, heard)
+
+    def adopt_table(self, table: str, generation: int, phase: Literal["loading", "closed"]) -> None:
+        """Take over from the target where a table stands, after a backup was restored."""
+        with self._write() as tx:
+            chunks.adopt(tx, table, generation, phase)
+
+    def finish_adoption(self, heard: Told, actor: str) -> Told:
+        """After a backup was restored and all was adopted: what to tell the target, which has ``heard`` that."""
+        with self._write() as tx:
+            audit.append(tx, actor, "restored ledger adopted", {"heard": heard.number})
+            return told.tell(tx, heard)
 
     # Audit ---------------------------------------------------------------------------------------------
 

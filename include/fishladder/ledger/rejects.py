@@ -68,6 +68,12 @@ def keep_only(tx: Transaction, table: str, chunk: int, token: int) -> None:
     )
 
 
+def drop(tx: Transaction, table: str) -> None:
+    """Of a table that is loaded again from the beginning."""
+    columns = tables.reject.c
+    tx.connection.execute(delete(tables.reject).where(columns.migration == tx.migration, columns.table == table))
+
+
 def close(tx: Transaction, table: str, keys: Collection[bytes]) -> set[bytes]:
     """Returns which of the keys had an open one."""
     columns = tables.reject.c

@@ -226,6 +226,8 @@ control = _table(
     _migration(),
     Column("paused", Boolean, nullable=False),
     Column("rows_per_second", NUMBER),
+    Column("running_threads", NUMBER),
+    Column("replica_lag", NUMBER),
 )
 
 status = _table(

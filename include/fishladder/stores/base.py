@@ -179,8 +179,11 @@ class Fence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadState:
+    """Of a table in the target. ``open``: the applier may not touch it; ``cleaning``: nor may the loader, yet."""
+
     generation: int
     open: bool
+    cleaning: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,6 +223,10 @@ class Reader(Protocol):
 
     def rows_by_key(self, relation: Relation, keys: Sequence[bytes], *, lock: bool = False) -> dict[bytes, Found]:
         """The rows that have exactly these keys, byte for byte; ``lock``: nobody changes them before the end."""
+        ...
+
+    def first_keys(self, relation: Relation, limit: int) -> list[bytes]:
+        """The keys of some rows, at most ``limit``; none when the table is empty."""
         ...
 
     def keys_of_entity(self, relation: Relation, entity: bytes) -> list[bytes]:
@@ -423,6 +430,22 @@ class Fenced(Protocol):
 
     def create_table(self, table: TableInfo) -> None:
         """Create the table with this store's types for its logical types, its keys and foreign keys."""
+        ...
+
+    def running_threads(self) -> int | None:
+        """Statements at work in the server; None where nobody counts them."""
+        ...
+
+    def replica_lag(self) -> float | None:
+        """Seconds that this store is behind the one it replicates; None if it does not replicate."""
+        ...
+
+    def heard(self) -> tuple[int, str]:
+        """What the ledger told this store last: a number, 0 if it never did, and a word."""
+        ...
+
+    def hear(self, number: int, word: str) -> None:
+        """Remember this, unless a higher number was heard before."""
         ...
 
     def uninstall(self) -> None:

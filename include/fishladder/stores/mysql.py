@@ -49,7 +49,7 @@ from fishladder.stores.mysql_schema import (
 from fishladder.stores.mysql_triggers import KEY, NAME, trigger_texts
 from fishladder.stores.mysql_types import Binary, MariaDbDialect, MySqlDialect
 from fishladder.stores.mysql_upsert import MySqlSession
-from fishladder.stores.sql import STREAM_ROWS, Guard, Session, named, percent_marks, read_fences
+from fishladder.stores.sql import STREAM_ROWS, Guard, Session, load_state, named, percent_marks, read_fences
 from fishladder.stores.sql_checks import Checks
 
 CHUNK_ROWS = 50_000
@@ -72,6 +72,7 @@ TABLES = (
     f"fishladder_load (table_name {NAME} PRIMARY KEY, generation BIGINT NOT NULL, is_open TINYINT NOT NULL)",
     f"fishladder_chunk (table_name {NAME}, no BIGINT, generation BIGINT NOT NULL, token BIGINT NOT NULL,"
     " done TINYINT NOT NULL DEFAULT 0, row_count BIGINT NOT NULL DEFAULT 0, PRIMARY KEY (table_name, no))",
+    "fishladder_ledger (one INT PRIMARY KEY, no BIGINT NOT NULL, word VARCHAR(64) NOT NULL)",
     "fishladder_shard (no INT PRIMARY KEY)",
     f"fishladder_touched (table_name {NAME}, row_key {KEY}, cohort {NAME} NOT NULL, attempt {NAME},"
     " PRIMARY KEY (table_name, row_key, attempt))",
@@ -346,6 +347,7 @@ class MySqlStore:
     def install_tables(self) -> None:
         for table in TABLES:
             self.run(f"CREATE TABLE IF NOT EXISTS {table} ENGINE=InnoDB")
+        self.run("INSERT IGNORE INTO fishladder_ledger VALUES (1, 0, '-')")
         self.run(f"INSERT IGNORE INTO fishladder_shard VALUES {', '.join(f'({no})' for no in range(cells.SHARDS))}")
 
     def install_fences(self, cohorts: Iterable[str], writer: Writer) -> None:
@@ -436,10 +438,7 @@ class MySqlStore:
 
     def load_states(self) -> dict[str, LoadState]:
         found = self.run("SELECT table_name, generation, is_open FROM fishladder_load")
-        return {
-            table.decode(): LoadState(generation=int(generation), open=int(open_) == 1)
-            for table, generation, open_ in found
-        }
+        return {table.decode(): load_state(generation, open_) for table, generation, open_ in found}
 
     def lag(self) -> float | None:
         sql = "SELECT TIMESTAMPDIFF(MICROSECOND, at, UTC_TIMESTAMP(6)) FROM fishladder_journal ORDER BY id LIMIT 1"
@@ -456,6 +455,24 @@ class MySqlStore:
     def generate_from(self, relation: Relation, first: int) -> None:
         if (self.generated_from(relation) or 1) < first:
             self.run(f"ALTER TABLE {self.dialect.quote(relation.name)} AUTO_INCREMENT = {int(first)}")
+
+    def running_threads(self) -> int | None:
+        return int(self.run("SHOW GLOBAL STATUS LIKE 'Threads_running'")[0][1])
+
+    def replica_lag(self) -> float | None:
+        with self._reconnecting(), translated():
+            cursor = self.connection().cursor(MySQLdb.cursors.DictCursor)
+            cursor.execute("SHOW REPLICA STATUS")
+            lines = cursor.fetchall()
+        # The older word is MariaDB's. NULL: it is configured, and it does not run.
+        lags = [line.get("Seconds_Behind_Source", line.get("Seconds_Behind_Master")) for line in lines]
+        return None if not lags or None in lags else float(max(int(lag) for lag in lags))
+
+    def heard(self) -> tuple[int, str]:
+        return self._checks().heard()
+
+    def hear(self, number: int, word: str) -> None:
+        self._checks().hear(number, word)
 
     def uninstall(self) -> None:
         of_table: dict[str, list[str]] = {}

@@ -57,6 +57,7 @@ from fishladder.stores.sql import (
     STREAM_ROWS,
     Guard,
     Session,
+    load_state,
     named,
     numbered_marks,
     read_fences,
@@ -85,6 +86,7 @@ TABLES = {
     "fishladder_load": f"table_name {NAME} PRIMARY KEY, generation NUMBER(19) NOT NULL, is_open NUMBER(1) NOT NULL",
     "fishladder_chunk": f"table_name {NAME}, no NUMBER(19), generation NUMBER(19) NOT NULL, token NUMBER(19) NOT NULL,"
     " done NUMBER(1) DEFAULT 0 NOT NULL, row_count NUMBER(19) DEFAULT 0 NOT NULL, PRIMARY KEY (table_name, no)",
+    "fishladder_ledger": f"one NUMBER(1) PRIMARY KEY, no NUMBER(19) NOT NULL, word {NAME} NOT NULL",
     "fishladder_shard": "no NUMBER(5) PRIMARY KEY",
     "fishladder_touched": f"table_name {NAME}, row_key {KEY}, cohort {NAME} NOT NULL, attempt {NAME},"
     " PRIMARY KEY (table_name, row_key, attempt)",
@@ -218,7 +220,7 @@ class OracleTransaction(Session):
             return None
         self._lock("load", table, exclusive=exclusive)
         found = self.run("SELECT generation, is_open FROM fishladder_load WHERE table_name = ?", [table])
-        return LoadState(generation=int(found[0][0]), open=int(found[0][1]) == 1)
+        return load_state(*found[0])
 
     # The end
 
@@ -434,6 +436,7 @@ class OracleStore:
         for function, text in READERS.items():
             if function not in there:
                 self.run(text)
+        self._insert_new("fishladder_ledger (one, no, word)", [1, 0, "-"])
         known = {int(no) for (no,) in self.run("SELECT no FROM fishladder_shard")}
         for no in range(cells.SHARDS):
             if no not in known:
@@ -539,10 +542,7 @@ class OracleStore:
 
     def load_states(self) -> dict[str, LoadState]:
         found = self.run("SELECT table_name, generation, is_open FROM fishladder_load")
-        return {
-            table.decode(): LoadState(generation=int(generation), open=int(open_) == 1)
-            for table, generation, open_ in found
-        }
+        return {table.decode(): load_state(generation, open_) for table, generation, open_ in found}
 
     def lag(self) -> float | None:
         sql = (
@@ -571,6 +571,19 @@ class OracleStore:
             raise FatalError(f"{relation.name}: no sequence generates its ids")
         if (self.generated_from(relation) or 1) < first:
             self.run(f'ALTER SEQUENCE "{sequence}" RESTART START WITH {int(first)}')
+
+    def running_threads(self) -> int | None:
+        """Sessions at work; None where this account may not look."""
+        return None
+
+    def replica_lag(self) -> float | None:
+        return None
+
+    def heard(self) -> tuple[int, str]:
+        return self._checks().heard()
+
+    def hear(self, number: int, word: str) -> None:
+        self._checks().hear(number, word)
 
     def uninstall(self) -> None:
         for name, (table, _) in installed_triggers(self.run).items():

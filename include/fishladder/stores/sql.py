@@ -36,6 +36,9 @@ STREAM_ROWS = 1_000
 STATEMENT_BYTES = 1_000_000
 """About how long an INSERT may grow; a longer row goes alone."""
 
+CLEANING = 2
+"""In ``fishladder_load.is_open``, where 0 is closed and 1 is open."""
+
 Guard = Callable[[bytes], str | None]
 """Why a column of this store would not keep a cell as it is, in words without the value; None if it does."""
 
@@ -235,13 +238,17 @@ class Session:
 
     def stream(self, relation: Relation, lower: bytes | None, upper: bytes | None) -> Generator[list[Row], None, None]:
         columns = self.key_columns(relation, "t.")
-        where, parameters = [], []
-        if lower is not None:
-            where.append(self.dialect.after(columns))
-            parameters += range_parameters(self.key_parameters(relation, lower))
-        if upper is not None:
-            where.append(self.dialect.up_to(columns))
-            parameters += range_parameters(self.key_parameters(relation, upper))
+        low = self.key_parameters(relation, lower) if lower is not None else []
+        high = self.key_parameters(relation, upper) if upper is not None else []
+        # What both ends begin with is asked for as such: SQLite would scan all that begins so, for every chunk.
+        alike = next((at for at, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), 0)
+        where, parameters = [f"{column} = ?" for column in columns[:alike]], list(low[:alike])
+        if low:
+            where.append(self.dialect.after(columns[alike:]))
+            parameters += range_parameters(low[alike:])
+        if high:
+            where.append(self.dialect.up_to(columns[alike:]))
+            parameters += range_parameters(high[alike:])
         sql = f"SELECT {self._select(relation)} FROM {self.dialect.quote(relation.name)} t"
         if where:
             sql += " WHERE " + " AND ".join(where)
@@ -263,6 +270,13 @@ class Session:
                 if key in wanted:  # a store that folds case or pads finds more than was asked for
                     found[key] = Found(row=row, entity=line[-1])
         return found
+
+    def first_keys(self, relation: Relation, limit: int) -> list[bytes]:
+        key, columns = self.dialect.key_sql(relation, "t"), self.key_columns(relation, "t.")
+        sql = (
+            f"SELECT {key} FROM {self.dialect.quote(relation.name)} t ORDER BY {', '.join(columns)}{self.dialect.limit}"
+        )
+        return [found for (found,) in self.run(sql, [limit])]
 
     def keys_of_entity(self, relation: Relation, entity: bytes) -> list[bytes]:
         assert relation.entity is not None
@@ -387,11 +401,11 @@ class Session:
     def lock_load(self, table: str, *, exclusive: bool = False) -> LoadState | None:
         lock = self.dialect.exclusive if exclusive else self.dialect.share
         found = self.run(f"SELECT generation, is_open FROM fishladder_load WHERE table_name = ?{lock}", [table])
-        return LoadState(generation=int(found[0][0]), open=int(found[0][1]) == 1) if found else None
+        return load_state(*found[0]) if found else None
 
     def write_load(self, table: str, state: LoadState) -> None:
         sql = "UPDATE fishladder_load SET generation = ?, is_open = ? WHERE table_name = ?"
-        self.run(sql, [state.generation, int(state.open), table])
+        self.run(sql, [state.generation, CLEANING if state.cleaning else int(state.open), table])
 
     def take_chunk(self, table: str, no: int, generation: int, token: int) -> LoadedChunk | None:
         sql = (
@@ -433,6 +447,10 @@ class Session:
         for table, key, cohort in entries:
             if not self.run(known, [table, self.key(key), attempt]):
                 self.run(sql, [table, self.key(key), cohort, attempt])
+
+
+def load_state(generation: Any, is_open: Any) -> LoadState:
+    return LoadState(generation=int(generation), open=int(is_open) != 0, cleaning=int(is_open) == CLEANING)
 
 
 def read_fences(found: Iterable[tuple[Any, ...]]) -> dict[str, Fence]:

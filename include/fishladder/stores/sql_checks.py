@@ -17,6 +17,13 @@ class Checks:
         self.session = session
         self.dialect = session.dialect
 
+    def heard(self) -> tuple[int, str]:
+        ((number, word),) = self.session.run("SELECT no, word FROM fishladder_ledger", [])
+        return int(number), word.decode()
+
+    def hear(self, number: int, word: str) -> None:
+        self.session.run("UPDATE fishladder_ledger SET no = ?, word = ? WHERE no < ?", [number, word, number])
+
     def chunk_ends(self, relation: Relation, rows: int) -> list[bytes]:
         columns = self.session.key_columns(relation, "t.")
         fields = [relation.fields[position] for position in relation.key]

@@ -28,7 +28,7 @@ from fishladder.stores.base import (
     Triggers,
     Writer,
 )
-from fishladder.stores.sql import STREAM_ROWS, Guard, Session, named, read_fences
+from fishladder.stores.sql import STREAM_ROWS, Guard, Session, load_state, named, read_fences
 from fishladder.stores.sql_checks import Checks
 from fishladder.stores.sqlite_triggers import trigger_texts
 from fishladder.stores.sqlite_types import FUNCTIONS, SqliteDialect, can_be_key, declared_type, guard, logical_type
@@ -47,6 +47,7 @@ TABLES = (
     "fishladder_load (table_name TEXT PRIMARY KEY, generation INTEGER NOT NULL, is_open INTEGER NOT NULL)",
     "fishladder_chunk (table_name TEXT, no INTEGER, generation INTEGER NOT NULL, token INTEGER NOT NULL,"
     " done INTEGER NOT NULL DEFAULT 0, row_count INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (table_name, no))",
+    "fishladder_ledger (one INTEGER PRIMARY KEY, no INTEGER NOT NULL, word TEXT NOT NULL)",
     "fishladder_shard (no INTEGER PRIMARY KEY)",
     "fishladder_touched (table_name TEXT, row_key TEXT, cohort TEXT NOT NULL, attempt TEXT,"
     " PRIMARY KEY (table_name, row_key, attempt))",
@@ -378,6 +379,7 @@ class SqliteStore:
                 self.run(f"CREATE TABLE IF NOT EXISTS {table}")
             for index in INDEXES:
                 self.run(f"CREATE INDEX IF NOT EXISTS {index}")
+            self.run("INSERT OR IGNORE INTO fishladder_ledger VALUES (1, 0, '-')")
             for number in range(cells.SHARDS):
                 self.run("INSERT OR IGNORE INTO fishladder_shard VALUES (?)", [number])
 
@@ -434,7 +436,7 @@ class SqliteStore:
 
     def load_states(self) -> dict[str, LoadState]:
         found = self.run("SELECT table_name, generation, is_open FROM fishladder_load")
-        return {table.decode(): LoadState(generation=generation, open=open_ == 1) for table, generation, open_ in found}
+        return {table.decode(): load_state(generation, open_) for table, generation, open_ in found}
 
     def lag(self) -> float | None:
         sql = "SELECT (julianday('now') - julianday(at)) * 86400 FROM fishladder_journal ORDER BY id LIMIT 1"
@@ -464,6 +466,19 @@ class SqliteStore:
                 self.run("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", [relation.name, first - 1])
             elif known[0][0] < first - 1:
                 self.run("UPDATE sqlite_sequence SET seq = ? WHERE name = ?", [first - 1, relation.name])
+
+    def running_threads(self) -> int | None:
+        return None
+
+    def replica_lag(self) -> float | None:
+        return None
+
+    def heard(self) -> tuple[int, str]:
+        return self._checks().heard()
+
+    def hear(self, number: int, word: str) -> None:
+        with self._changing():
+            self._checks().hear(number, word)
 
     def uninstall(self) -> None:
         with self._changing():

@@ -369,12 +369,16 @@ def test_control_changes_what_is_given(ledger: Ledger) -> None:
     assert ledger.set_control(paused=True, actor="bob") == Control(paused=True, rows_per_second=500)
     assert ledger.set_control(paused=True, actor="bob") == ledger.control()
     assert ledger.set_control(paused=False, rows_per_second=0, actor="ada") == Control()
-    with pytest.raises(ValueError, match="0 lifts"):
-        ledger.set_control(rows_per_second=-1, actor="ada")
-    assert [(line.actor, line.body["paused"]) for line in ledger.events()] == [
-        ("ada", False),
-        ("bob", True),
-        ("ada", False),
+    assert ledger.set_control(running_threads=8, replica_lag=3, actor="ada") == Control(
+        running_threads=8, replica_lag=3
+    )
+    with pytest.raises(ValueError, match="replica lag must be 1 or more, or 0 to lift the limit; not -1"):
+        ledger.set_control(replica_lag=-1, actor="ada")
+    assert [(line.actor, line.body) for line in ledger.events()] == [
+        ("ada", {"replica_lag": 3, "running_threads": 8}),
+        ("ada", {"paused": False, "rows_per_second": None}),
+        ("bob", {"paused": True}),
+        ("ada", {"rows_per_second": 500}),
     ]
 
 

@@ -1,0 +1,278 @@
+"""What an operator can do to a migration under way: load a table again, doubt keys, rewrite entities (design §6)."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
+
+from fishladder.apply import Ends
+from fishladder.cells import key_cells, key_text, misfit
+from fishladder.errors import FatalError, InputError
+from fishladder.ledger import DirtyKey, Ledger
+from fishladder.pace import Pace
+from fishladder.plan import SIDES, Plan, PlanTable
+from fishladder.reconcile import mark_entities
+from fishladder.restored import heard_by
+from fishladder.spec import nearest
+from fishladder.stores.base import Fenced, LoadState, Relation, Store
+
+Action = Literal[
+    "pause", "resume", "throttle", "restart tables", "retry rejects", "rewrite entities", "mark keys dirty"
+]
+ACTIONS: tuple[Action, ...] = get_args(Action)
+
+CLEAN_ROWS = 2_000
+"""Rows that a restart deletes in one transaction."""
+MARKED = 1_000
+"""Keys that are looked up and marked at a time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What a person asks for. Each action looks at its own words only; others that are given are an error.
+
+    ``rows_per_second``, ``running_threads``, ``replica_lag`` (seconds): throttle; None leaves a limit, 0 lifts it.
+    ``tables``: restart tables, and retry rejects (none: all). ``error``: retry those whose error has this in it.
+    ``entities``: the root's keys. ``keys``: CSV lines, a table and the cells of a key in each.
+    """
+
+    action: Action
+    rows_per_second: int | None = None
+    running_threads: int | None = None
+    replica_lag: int | None = None
+    tables: tuple[str, ...] = ()
+    error: str = ""
+    entities: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.action not in _WORDS:
+            raise InputError(f"{self.action!r} is no action; there are {', '.join(ACTIONS)}")
+        given = {f.name for f in fields(self) if getattr(self, f.name) not in (None, (), "")} - {"action"}
+        takes, needs_one = _WORDS[self.action]
+        if odd := sorted(given - takes):
+            raise InputError(f"{self.action} takes no {', '.join(odd)}: leave that empty, or choose another action")
+        if needs_one and not given:
+            raise InputError(f"{self.action} needs {' or '.join(sorted(takes))}")
+
+
+_WORDS: dict[str, tuple[frozenset[str], bool]] = {
+    "pause": (frozenset(), False),
+    "resume": (frozenset(), False),
+    "throttle": (frozenset({"rows_per_second", "running_threads", "replica_lag"}), True),
+    "restart tables": (frozenset({"tables"}), True),
+    "retry rejects": (frozenset({"tables", "error"}), False),
+    "rewrite entities": (frozenset({"entities"}), True),
+    "mark keys dirty": (frozenset({"keys"}), True),
+}
+"""The words that each action looks at, and whether it needs one of them."""
+
+
+def restart(plan: Plan, names: Collection[str], target: Store, ledger: Ledger, pace: Pace, *, actor: str) -> None:
+    """Delete what was loaded of these tables, so that they can be cut and loaded again. Safe to repeat or to resume.
+
+    Their dirty keys stay: they are applied when the load is over again. Raises InputError when a table that refers to
+    one of them by a foreign key is not among them, when one is fishladder's own, or when a cohort has begun to flip.
+    """
+    tables = [table for table in plan.tables if table.name in names]
+    _check_names(plan, names, tables)
+    load_again(tables, target, ledger, pace, actor=actor)
+
+
+def load_again(tables: Sequence[PlanTable], target: Store, ledger: Ledger, pace: Pace, *, actor: str) -> None:
+    """``restart`` of tables that stand in foreign-key order, whatever refers to them."""
+    for table in tables:
+        _reopen(table, target, ledger, actor)
+    for table in reversed(tables):  # children first
+        _clean(table, target, ledger, pace)
+
+
+def _check_names(plan: Plan, names: Collection[str], tables: Sequence[PlanTable]) -> None:
+    for name in names:
+        if plan.table(name).internal:
+            raise InputError(f"{name} is fishladder's own and cannot be restarted")
+    restarted = {table.target.name for table in tables}
+    for child in plan.tables:
+        parents = {fk.parent for fk in child.target.foreign_keys} & restarted
+        if parents and child.target.name not in restarted:
+            raise InputError(
+                f"{child.name} refers to {', '.join(sorted(parents))} by a foreign key: restart it together with that"
+            )
+
+
+def _reopen(table: PlanTable, target: Store, ledger: Ledger, actor: str) -> None:
+    """The target first: from here on neither lanes of the old generation nor the applier write the table."""
+    state = ledger.table_state(table.name)
+    if state.phase == "new":
+        raise InputError(f"{table.name} was never loaded: there is nothing to restart")
+    generation = state.generation - (state.phase == "cleaning")
+    cleaning = LoadState(generation=generation + 1, open=True, cleaning=True)
+    ledger.check_restart(table.name, generation)
+    with target.begin() as copy:
+        found = copy.lock_load(table.name, exclusive=True)
+        if found is None or found.generation not in (generation, generation + 1):
+            raise FatalError(f"{table.name}: the target's load row is not of generation {generation}; run prepare")
+        if found.generation == generation:
+            copy.write_load(table.name, cleaning)
+        copy.commit()
+    ledger.restart_table(table.name, generation, actor=actor)
+
+
+def _clean(table: PlanTable, target: Store, ledger: Ledger, pace: Pace) -> None:
+    generation = ledger.table_state(table.name).generation
+    cleaning = LoadState(generation=generation, open=True, cleaning=True)
+    last: list[bytes] = []
+    while True:
+        with target.begin() as copy:
+            # Shared: whoever ends the cleaning waits for this batch; whoever comes later finds it ended.
+            if copy.lock_load(table.name) != cleaning:
+                break
+            keys = copy.first_keys(table.target, CLEAN_ROWS)
+            if keys and keys == last:
+                raise FatalError(f"{table.name}: rows that cannot be found by their keys; empty the target's table")
+            copy.delete(table.target, keys)
+            copy.commit()
+        last = keys
+        if not keys:
+            _finish(table, target, cleaning)
+            break
+        pace.wait(len(keys))
+    ledger.finish_cleaning(table.name, generation)
+
+
+def _finish(table: PlanTable, target: Store, cleaning: LoadState) -> None:
+    with target.begin() as copy:
+        if copy.lock_load(table.name, exclusive=True) == cleaning:
+            copy.write_load(table.name, LoadState(generation=cleaning.generation, open=True))
+        copy.commit()
+
+
+# A ledger restored from a backup --------------------------------------------------------------------------
+
+
+def adopt(plan: Plan, source: Store, target: Store, ledger: Ledger, pace: Pace, *, actor: str) -> list[str]:
+    """Bring a restored ledger up to date with its stores. Returns the tables that must be loaded again. Repeatable.
+
+    All clean passes are void: the next ones find what the ledger has forgotten. A table whose load had ended is
+    followed as before; one that was loading, whose chunks the ledger cannot know any more, is restarted. Raises
+    InputError when the ledger was not restored, and FatalError when a store's fence is ahead of the ledger's route.
+    """
+    assert isinstance(source, Fenced) and isinstance(target, Fenced)
+    heard = heard_by(target)
+    if ledger.knows(heard):
+        raise InputError(f"the ledger of {ledger.migration} knows what it told the target last: nothing to adopt")
+    routes = ledger.routes()
+    for side, store in zip(SIDES, (source, target), strict=True):
+        ahead = sorted(c for c, fence in store.fences().items() if c not in routes or fence.epoch > routes[c].epoch)
+        if ahead:
+            raise FatalError(
+                f"the {side}'s fences of {', '.join(ahead)} are ahead of the ledger: they were flipped or installed"
+                " after the backup was taken. Restore a later one"
+            )
+    ledger.void_checks([table.name for table in plan.tables], "the ledger was restored from a backup")
+    states, again = target.load_states(), []
+    for table in plan.tables:
+        state = states.get(table.name)
+        if state is None:
+            continue  # added to the migration file later: prepare knows
+        if state.open:
+            ledger.adopt_table(table.name, state.generation, "loading")
+            again.append(table)
+        else:
+            ledger.adopt_table(table.name, state.generation, "closed")
+    load_again(again, target, ledger, pace, actor=actor)
+    told = ledger.finish_adoption(heard, actor)
+    target.hear(told.number, told.word)
+    return [table.name for table in again]
+
+
+# Doubts that a person has ------------------------------------------------------------------------------------
+
+
+def rewrite_entities(plan: Plan, ends: Ends, ledger: Ledger, values: Iterable[str], *, actor: str) -> int:
+    """Mark every row of these entities dirty; each is the root's key as canonical text. Returns how many keys.
+
+    Raises InputError for a value that the root's key cannot have, and for an entity that neither store knows.
+    """
+    entities = []
+    for value in values:
+        _check_cells("an entity", plan.root.source, [value])
+        entities.append(key_text([value.encode()]))
+    for entity in entities:
+        found = 0
+        for store, relation in ((ends.origin, plan.root.source), (ends.destination, plan.root.target)):
+            with store.read() as reader:
+                found += len(reader.rows_by_key(relation, [entity])) + len(reader.homes([entity]))
+        if not found:
+            raise InputError(f"neither store knows the {plan.root.name} {key_cells(entity)[0].decode()}")
+    return mark_entities(plan, ends, ledger, entities, actor=actor)
+
+
+def mark_keys(plan: Plan, ends: Ends, ledger: Ledger, lines: Iterable[str], *, actor: str) -> int:
+    """Mark keys dirty that are listed as CSV: a table and the cells of a key in each line. Returns how many.
+
+    The whole list is checked first: raises InputError with every line that is wrong, and then nothing is marked.
+    """
+    keys = _listed(plan, lines)
+    for table, listed in keys.items():
+        found = plan.table(table)
+        for start in range(0, len(listed), MARKED):
+            some = listed[start : start + MARKED]
+            owners = _entities(found, ends, some)
+            ledger.mark_dirty(
+                [
+                    DirtyKey(table=table, key=key, entity=entity, cohort=cohort, origin="operator")
+                    for key, (entity, cohort) in zip(some, owners, strict=True)
+                ],
+                actor=actor,
+            )
+    return sum(map(len, keys.values()))
+
+
+def _entities(table: PlanTable, ends: Ends, keys: Sequence[bytes]) -> Iterator[tuple[bytes | None, str]]:
+    """Of each key, the entity and the cohort, as the owner has them, or else the other store."""
+    known: dict[bytes, bytes | None] = {}
+    for store, relation in ((ends.destination, table.target), (ends.origin, table.source)):
+        with store.read() as reader:
+            known |= {key: found.entity for key, found in reader.rows_by_key(relation, keys).items()}
+    with ends.origin.read() as reader:
+        homes = reader.homes(entity for entity in known.values() if entity is not None)
+    for key in keys:
+        entity = known.get(key)
+        yield entity, table.cohort(entity, homes)
+
+
+def _listed(plan: Plan, lines: Iterable[str]) -> dict[str, list[bytes]]:
+    names = [table.name for table in plan.tables]
+    keys: dict[str, list[bytes]] = {}
+    wrong = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            table, *cells = next(csv.reader([line], strict=True))
+            if table not in names:
+                raise InputError(f"{plan.migration} migrates no table {table}{nearest(table, names)}")
+            _check_cells(table, plan.table(table).source, cells)
+        except (InputError, csv.Error) as error:
+            wrong.append(f"line {number}: {error}")
+            continue
+        keys.setdefault(table, []).append(key_text(cell.encode() for cell in cells))
+    if wrong:
+        raise InputError("nothing was marked:\n" + "\n".join(wrong[:20]))
+    return keys
+
+
+def _check_cells(what: str, relation: Relation, cells: Sequence[str]) -> None:
+    if len(cells) != len(relation.key):
+        raise InputError(f"{what} has the key {', '.join(relation.key_columns)}, and {len(cells)} cells are given")
+    for cell, position in zip(cells, relation.key, strict=True):
+        field = relation.fields[position]
+        reason = misfit(cell.encode(), field.type)
+        if reason is not None:
+            raise InputError(f"{what}.{field.column}: what is given is {reason}")
+
+
+__all__ = ["ACTIONS", "Action", "Order", "adopt", "mark_keys", "restart", "rewrite_entities"]

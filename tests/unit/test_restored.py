@@ -1,0 +1,194 @@
+"""A ledger that was restored from a backup is noticed, and goes on only when it was adopted."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
+
+import pytest
+
+from fishladder import load, tasks
+from fishladder.cli import main
+from fishladder.clock import SystemClock
+from fishladder.errors import FatalError, InputError, LedgerError
+from fishladder.fence import set_fence
+from fishladder.ledger import Told
+from fishladder.stores import connect_url, open_store
+from tests import independent
+from tests.unit.small import SPEC, Small
+
+TABLES = ["price", "customer", "item", "line"]
+
+
+@pytest.fixture
+def desk(small: Small) -> tasks.Desk:
+    def open_(connection: str):  # type: ignore[no-untyped-def]
+        return open_store(*connect_url(small.url(connection)))
+
+    small.ledger.record_spec(small.spec.to_json(), "", "", "test")
+    return tasks.Desk(spec=small.spec, ledger=small.ledger, open=open_)
+
+
+@pytest.fixture
+def backup(small: Small) -> Callable[[], Callable[[], None]]:
+    """Takes a backup of the ledger, and returns what restores it."""
+
+    def copy(source: str, target: str) -> None:
+        folder = small.folder
+        with closing(sqlite3.connect(folder / source)) as old, closing(sqlite3.connect(folder / target)) as new:
+            old.backup(new)
+
+    def take() -> Callable[[], None]:
+        copy("ledger.db", "backup.db")
+
+        def restore() -> None:
+            small.ledger.close()
+            copy("backup.db", "ledger.db")
+
+        return restore
+
+    return take
+
+
+def replicate(desk: tasks.Desk) -> None:
+    tasks.replicate(desk, seconds=20, until_idle=True)
+
+
+def load_all(small: Small, desk: tasks.Desk) -> None:
+    tasks.cut(desk)
+    for table in small.plan.tables:
+        tasks.load_table(desk, table.name, "1")
+    for table in small.plan.tables:
+        tasks.close_table(desk, table.name)
+
+
+def test_a_doubt_that_the_ledger_forgot_is_found_again(
+    small: Small, desk: tasks.Desk, backup: Callable[[], Callable[[], None]]
+) -> None:
+    load_all(small, desk)
+    assert tasks.reconcile_table(desk, "line").missing == 0
+    restore = backup()
+    small.damage("DELETE FROM line WHERE no = 2")
+    assert tasks.reconcile_table(desk, "line").missing == 1  # marked dirty, in the ledger
+    restore()
+    assert small.ledger.clean_passes("line") == 1  # it believes that all is well
+
+    for frozen in (
+        lambda: replicate(desk),
+        lambda: tasks.reconcile_table(desk, "line"),
+        lambda: tasks.load_table(desk, "line", "1"),
+    ):
+        with pytest.raises(LedgerError, match="restored from a backup"):
+            frozen()
+
+    assert tasks.adopt_ledger(desk, actor="ada") == []
+    assert small.ledger.clean_passes("line") == 0
+    assert [event.actor for event in small.ledger.events() if event.event == "restored ledger adopted"] == ["ada"]
+    assert tasks.reconcile_table(desk, "line").missing == 1
+    replicate(desk)
+    assert independent.compare(small.url("source"), small.url("target"), TABLES) == []
+    with pytest.raises(InputError, match="nothing to adopt"):
+        tasks.adopt_ledger(desk, actor="ada")
+
+
+def test_a_load_whose_chunks_were_forgotten_begins_again(
+    small: Small, desk: tasks.Desk, backup: Callable[[], Callable[[], None]]
+) -> None:
+    restore = backup()  # before anything was cut
+    load.cut(small.plan, small.source, small.ledger, 1)
+    for table in ("fishladder_home", "fishladder_applied", "price", "customer"):
+        tasks.load_table(desk, table, "1")
+        tasks.close_table(desk, table)
+    tasks.load_table(desk, "item", "1")
+    restore()
+    small.application("INSERT INTO item VALUES (1, 1, 1)")  # the same chunks would not be cut again
+    with pytest.raises(LedgerError, match="restored from a backup"):
+        tasks.cut(desk)
+    assert tasks.adopt_ledger(desk, actor="ada") == ["item", "line"]
+    assert small.rows("target", "SELECT count(*) FROM item") == [(0,)]
+    load_all(small, desk)
+    replicate(desk)
+    assert independent.compare(small.url("source"), small.url("target"), TABLES) == []
+
+
+def test_an_adoption_that_died_is_repeated(
+    small: Small, desk: tasks.Desk, backup: Callable[[], Callable[[], None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restore = backup()
+    tasks.cut(desk)
+    tasks.load_table(desk, "item", "1")
+    restore()
+    with monkeypatch.context() as patch:
+        patch.setattr(type(small.ledger), "finish_adoption", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            tasks.adopt_ledger(desk, actor="ada")
+    with pytest.raises(LedgerError):
+        tasks.cut(desk)
+    assert "item" in tasks.adopt_ledger(desk, actor="ada")
+    load_all(small, desk)
+    assert independent.compare(small.url("source"), small.url("target"), TABLES) == []
+
+
+def test_a_running_applier_notices_that_its_ledger_was_exchanged(
+    small: Small, desk: tasks.Desk, backup: Callable[[], Callable[[], None]]
+) -> None:
+    load_all(small, desk)
+    restore = backup()
+    follow = partial(tasks.apply.follow, clock=SystemClock(), seconds=20, until_idle=True)
+    with desk.ends() as (plan, workers):
+        small.application("UPDATE item SET amount = 1")
+        follow(plan, workers, small.ledger)
+        restore()
+        small.application("UPDATE item SET amount = 2")
+        with pytest.raises(LedgerError, match="restored from a backup"):
+            follow(plan, workers, small.ledger)
+
+
+def test_a_fence_ahead_of_the_ledger_is_not_adopted(
+    small: Small, desk: tasks.Desk, backup: Callable[[], Callable[[], None]]
+) -> None:
+    load_all(small, desk)
+    restore = backup()
+    replicate(desk)
+    set_fence(small.source, SystemClock(), "NZ", "nobody", 2)
+    restore()
+    with pytest.raises(FatalError, match="the source's fences of NZ are ahead of the ledger"):
+        tasks.adopt_ledger(desk, actor="ada")
+    with pytest.raises(LedgerError):
+        replicate(desk)
+
+
+def test_a_ledger_that_nobody_restored_is_never_frozen(small: Small, desk: tasks.Desk) -> None:
+    load_all(small, desk)
+    for number in range(5):
+        small.application(f"UPDATE item SET amount = {number}")
+        replicate(desk)
+    heard = Told(number=(before := small.target.heard())[0], word=before[1])
+    early, late, lost = (small.ledger.tell(heard) for _ in range(3))  # the last one never arrives
+    for told in (late, early):  # whoever tells the early one was asleep
+        small.target.hear(told.number, told.word)
+    assert small.target.heard() == (late.number, late.word) < (lost.number, lost.word)
+    replicate(desk)
+    assert small.target.heard() > (lost.number, lost.word)
+    assert not small.ledger.knows(heard)  # forgotten, for it will not be asked again
+
+
+def test_the_command_adopts(
+    small: Small,
+    desk: tasks.Desk,
+    backup: Callable[[], Callable[[], None]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("source", "target", "ledger"):
+        monkeypatch.setenv(f"FISHLADDER_{name.upper()}", small.url(name))
+    file = small.folder / "small.yaml"
+    file.write_text(SPEC)
+    restore = backup()
+    tasks.cut(desk)
+    restore()
+    assert main(["ledger", "adopt", str(file)]) == 0
+    assert "run small_load" in capsys.readouterr().out
+    assert main(["ledger", "adopt", str(file)]) == 2
