@@ -19,6 +19,7 @@ from typing import Any
 
 START_SECONDS = 180.0
 POLL_SECONDS = 1.0
+TRIES = 5
 
 
 class DemoError(Exception):
@@ -75,21 +76,29 @@ class Airflow:
     def _log_in(self) -> bool:
         try:
             answer = self.call("POST", "/auth/token", {"username": "admin", "password": self.password})
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
+        except (urllib.error.URLError, ConnectionError, DemoError):
             return False
         self._token = answer["access_token"]
         return True
 
     def call(self, method: str, path: str, body: object = None) -> Any:
-        """One call of the REST API. Raises ``urllib.error.HTTPError`` and its kin."""
+        """One call of the REST API; what only asks is asked again when the answer is late.
+
+        Raises ``urllib.error.HTTPError`` and its kin, and DemoError without an answer.
+        """
         headers = {"Content-Type": "application/json"}
         if self._token:
             headers["Authorization"] = f"Bearer {self._token}"
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data=data, headers=headers, method=method)
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            content = answer.read()
-        return json.loads(content) if content else None
+        for _ in range(TRIES if method == "GET" else 1):
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    content = answer.read()
+            except TimeoutError:
+                continue
+            return json.loads(content) if content else None
+        raise DemoError(f"Airflow does not answer {method} {self.url}{path}; its log is in {self.home}")
 
     def wait_for_dag(self, dag: str, seconds: float = 120.0) -> None:
         """Until the DAG has been parsed."""

@@ -158,8 +158,9 @@ class Demo:
     def _server(self, name: str, variable: str) -> str:
         """The DSN of a server, which is started unless it runs; then the demo also stops it."""
         if not (dsn := self._running(variable)):
-            self._python("tests.servers", "start", name)
+            # First, so that a demo that is ended while the server starts stops it too.
             self.servers.callback(lambda: self._python("tests.servers", "stop", name, check=False))
+            self._python("tests.servers", "start", name)
             dsn = self._running(variable)
         return dsn
 

@@ -14,7 +14,7 @@ from fishladder.ledger import DirtyKey, Ledger
 from fishladder.pace import Pace
 from fishladder.plan import SIDES, Plan, PlanTable
 from fishladder.reconcile import mark_entities
-from fishladder.restored import heard_by
+from fishladder.restored import heard_by, was_restored
 from fishladder.spec import nearest
 from fishladder.stores.base import Fenced, LoadState, Relation, Store
 
@@ -160,8 +160,7 @@ def adopt(plan: Plan, source: Store, target: Store, ledger: Ledger, pace: Pace, 
     InputError when the ledger was not restored, and FatalError when a store's fence is ahead of the ledger's route.
     """
     assert isinstance(source, Fenced) and isinstance(target, Fenced)
-    heard = heard_by(target)
-    if ledger.knows(heard):
+    if not was_restored(target, ledger):
         raise InputError(f"the ledger of {ledger.migration} knows what it told the target last: nothing to adopt")
     routes = ledger.routes()
     for side, store in zip(SIDES, (source, target), strict=True):
@@ -183,7 +182,7 @@ def adopt(plan: Plan, source: Store, target: Store, ledger: Ledger, pace: Pace, 
         else:
             ledger.adopt_table(table.name, state.generation, "closed")
     load_again(again, target, ledger, pace, actor=actor)
-    told = ledger.finish_adoption(heard, actor)
+    told = ledger.finish_adoption(heard_by(target), actor)
     target.hear(told.number, told.word)
     return [table.name for table in again]
 

@@ -130,6 +130,10 @@ class OraclePlace(Place):
         # Of Oracle itself.
         "collations": "columns compare byte for byte, unless a session asks for something else",
         "negative zero": "Oracle keeps -0.0 as 0",
+        "dates without a time": "a DATE of Oracle has a time of day: the core's check finds what is no date",
+        "empty texts": "'' is NULL",
+        "NOT NULL texts": "a text that may be '' elsewhere may be NULL here",
+        "quotes in names": "no name of Oracle's dictionary holds one",
         "REPLACE": "Oracle has no REPLACE",
         "tables without transactions": "every table of Oracle has them",
         "types of MySQL": "a test of MySQL's types",
@@ -137,6 +141,7 @@ class OraclePlace(Place):
         # Of the Oracle wire emulator.
         "estimates": "the wire emulator takes no statistics: not verified on Oracle",
         "EXPLAIN": "the wire emulator explains no plan: not verified on Oracle",
+        "blanks at an end": "the wire emulator drops those that do not fit: not verified on Oracle",
         "partitions": "the wire emulator has none: not verified on Oracle",
         "snapshots": "the wire emulator has no autonomous transactions: not verified on Oracle",
     }

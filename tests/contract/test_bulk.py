@@ -261,9 +261,10 @@ def test_a_target_that_is_lost_in_the_middle(
                 loading.place.administrator().execute(f"KILL {session}")
             yield batch
 
-    with pytest.raises(TransientError), loading.store.begin() as copy:
-        session = copy.connection.thread_id()
-        insert_all_that_fit(copy, plain, killing)
+    with loading.store.begin() as copy:
+        session = copy.connection.thread_id()  # a driver's connection serves no two threads at once
+        with pytest.raises(TransientError):
+            insert_all_that_fit(copy, plain, killing)
     assert read(loading.store, notes) == []
     assert loading.load(notes, many()) == (MANY, [])
 

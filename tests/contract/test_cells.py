@@ -40,7 +40,8 @@ def test_what_is_bound_reads_back_the_same(place: Place, type_: str) -> None:
     store.create_table(table("t", ["id"], column("id", "integer(19)", nullable=False), column("v", type_)))
     store.install_tables()
     found = relation(store, "t", types={"v": type_})
-    cells = [cell for cell in VALUES[type_] if cell != "-0.0" or "negative zero" not in place.lacks]
+    lacking = {"-0.0": "negative zero", "": "empty texts", "\0": "NUL", "a\0b": "NUL"}
+    cells = [cell for cell in VALUES[type_] if lacking.get(cell) not in place.lacks]
     rows = [row(number, cell) for number, cell in enumerate([*cells, None])]
     assert fitting_rows(found, found, rows) == (rows, [])
     write(store, found, *rows)
@@ -115,6 +116,28 @@ NATIVE: dict[str, list[tuple[str, str, str, str | None]]] = {
         ("JSON", """'{"bb": 1.10, "a": null, "c": [1e2, 0.0]}'""", "json", '{"a":null,"bb":1.1,"c":[100,0]}'),
         ("CHAR(36)", "'0188B3C4-7F3E-7C5D-9A6B-2F1E0D3C4B5A'", "uuid", "0188b3c4-7f3e-7c5d-9a6b-2f1e0d3c4b5a"),
     ],
+    "oracle": [
+        ("NUMBER(10)", "-7", "integer(10)", "-7"),
+        ("NUMBER(1)", "1", "boolean", "1"),
+        ("NUMBER", "1.50", "decimal", "1.5"),
+        ("NUMBER", ".5", "decimal", "0.5"),
+        ("NUMBER", "-.25", "decimal", "-0.25"),
+        ("NUMBER(14,4)", "1.5", "decimal(12,2)", "1.50"),
+        ("NUMBER(14,4)", "1.2345", "decimal(12,2)", "1.2345"),
+        ("NUMBER(12,2)", ".5", "decimal(12,2)", "0.50"),
+        ("DATE", "DATE '2026-01-31'", "date", "2026-01-31"),
+        ("DATE", "TO_DATE('2026-01-31 10:00:00', 'YYYY-MM-DD HH24:MI:SS')", "timestamp(0)", "2026-01-31 10:00:00"),
+        ("TIMESTAMP(6)", "TIMESTAMP '2026-01-31 12:00:00.12'", "timestamp(3)", "2026-01-31 12:00:00.120"),
+        ("TIMESTAMP(6)", "TIMESTAMP '2026-01-31 12:00:00.1234'", "timestamp(3)", "2026-01-31 12:00:00.123400"),
+        ("TIMESTAMP(6)", "TIMESTAMP '2026-01-31 12:00:00'", "timestamp(6)", "2026-01-31 12:00:00.000000"),
+        ("CHAR(5)", "'ab'", "string(5)", "ab"),
+        ("VARCHAR2(5 CHAR)", "'ab '", "string(5)", "ab "),
+        ("VARCHAR2(5 CHAR)", "''", "string(5)", None),
+        ("CLOB", "'text'", "string", "text"),
+        ("RAW(4)", "HEXTORAW('00FF')", "bytes(4)", "00ff"),
+        ("BLOB", "HEXTORAW('00FF')", "bytes", "00ff"),
+        ("BINARY_DOUBLE", "0.1", "double", "0.1"),
+    ],
 }  # fmt: skip
 
 
@@ -164,6 +187,8 @@ REFUSED: list[tuple[str, str]] = [
 @pytest.mark.parametrize(("type_", "cell"), REFUSED)
 def test_what_would_be_changed_is_refused(place: Place, type_: str, cell: str) -> None:
     """Either the core finds it (where the store's column does not vouch for its type), or the store refuses it."""
+    lacking = {"12345 ": "blanks at an end", "2026-01-31 10:00:00": "dates without a time"}
+    place.needs(*[lacking[cell]] if cell in lacking else [])
     store = place.open()
     store.create_table(table("t", ["id"], column("id", "integer(19)", nullable=False), column("v", type_)))
     store.install_tables()
@@ -206,6 +231,15 @@ SILENT: dict[str, list[tuple[str, str, str]]] = {
         ("DATE", "date", "2026-02-30"),
         ("DATE", "timestamp(0)", "2026-01-31 10:00:00"),
         ("DOUBLE", "double", "inf"),
+    ],
+    "oracle": [
+        ("CHAR(5)", "string(5)", "ab "),
+        ("NUMBER(12,2)", "decimal(14,4)", "1.2345"),
+        ("NUMBER(3)", "integer(19)", "1000"),
+        ("DATE", "timestamp(6)", "2026-01-31 12:00:00.500000"),
+        ("TIMESTAMP(3)", "timestamp(6)", "2026-01-31 12:00:00.123456"),
+        ("VARCHAR2(5 CHAR)", "string(9)", "123456"),
+        ("BINARY_DOUBLE", "double", "-0.0"),
     ],
 }  # fmt: skip
 

@@ -34,6 +34,8 @@ KEYS: dict[str, tuple[list[str], list[Row]]] = {
 def keyed(request: pytest.FixtureRequest, place: Place) -> tuple[Any, Relation, list[Row]]:
     """A table with an awkward primary key, filled; the store, and the rows that are in it."""
     types, keys = KEYS[request.param]
+    if "empty texts" in place.lacks:
+        keys = [key for key in keys if b"" not in key]
     names = [f"k{number}" for number in range(len(types))]
     columns = [column(name, type_, nullable=False) for name, type_ in zip(names, types, strict=True)]
     store = place.open()
@@ -122,7 +124,7 @@ def people(place: Place) -> tuple[Any, Relation]:
     return store, relation(store, "people")
 
 
-def person(number: int, email: str | None = None, a: object = None, b: object = None, note: object = "") -> Row:
+def person(number: int, email: str | None = None, a: object = None, b: object = None, note: object = "-") -> Row:
     return row(number, email, a, b, note)
 
 
@@ -175,7 +177,8 @@ def test_what_is_not_committed_is_not_there(people: tuple[Any, Relation]) -> Non
     assert read(store, found) == []
 
 
-def test_a_null_where_none_may_be(people: tuple[Any, Relation]) -> None:
+def test_a_null_where_none_may_be(place: Place, people: tuple[Any, Relation]) -> None:
+    place.needs("NOT NULL texts")
     store, found = people
     write(store, found, person(1))
     with store.begin() as transaction:
@@ -213,6 +216,7 @@ def test_an_id_of_zero_stays_zero(place: Place) -> None:
 
 def test_awkward_names(place: Place) -> None:
     """Names are data too: a mark, a percent sign or a quote in one must not become part of a statement."""
+    place.needs("quotes in names")
     store = place.open()
     names = ["a`b", 'c"d', "e'f", "g?h", "i%sj", "k:l", "m n", "select", "ü", "o--p", "q/*r*/s"]
     columns = [column(name, "integer(19)", nullable=False) for name in names]

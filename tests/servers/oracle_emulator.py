@@ -19,7 +19,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,10 @@ class Backend(postgres.PostgresBackend):
         super().__init__(_CONNECTION, presents="23ai", credentials=credentials)
 
     def execute(self, sql: str, binds: Sequence[Any] = ()) -> Result:
+        with _deadlocks():
+            return self._execute(sql, binds)
+
+    def _execute(self, sql: str, binds: Sequence[Any]) -> Result:
         self._written, sql = sql, _unquoted(sql)
         if _ROUTINE.match(sql):
             # PostgreSQL knows an error's state, and only inside its handler; and no transaction inside another.
@@ -91,13 +97,17 @@ class Backend(postgres.PostgresBackend):
         """Nobody here reads ALL_SOURCE, and keeping it takes half the time of every trigger."""
 
     def execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> int | Result:
-        return super().execute_many(_unquoted(sql), rows)
+        if any(isinstance(value, datetime) and value.tzinfo for row in rows for value in row):
+            # Which seerdb binds in two parts, and knows only one by one.
+            return sum(self.execute(sql, row).rowcount for row in rows)
+        with _deadlocks():
+            return super().execute_many(_unquoted(sql), rows)
 
     def _waiting(self, sql: str, binds: Sequence[Any], *, seconds: int) -> Result:
         """``… FOR UPDATE WAIT n`` and ``LOCK TABLE … WAIT n``."""
         self._conn.execute(f"SET LOCAL lock_timeout = '{seconds}s'")
         try:
-            return self.execute(sql, binds)
+            return self._execute(sql, binds)
         except BackendError as error:
             if error.ora_code == _BUSY:
                 message = "resource busy; acquire with WAIT timeout expired or lock request cancelled"
@@ -106,6 +116,16 @@ class Backend(postgres.PostgresBackend):
         finally:
             if not self._conn.closed:
                 self._conn.execute("SET LOCAL lock_timeout = 0")
+
+
+@contextmanager
+def _deadlocks() -> Iterator[None]:
+    try:
+        yield
+    except BackendError as error:
+        if "deadlock detected" in str(error):
+            raise BackendError("deadlock detected while waiting for resource", ora_code=_DEADLOCK) from error
+        raise
 
 
 @functools.lru_cache(maxsize=1024)
@@ -119,9 +139,9 @@ def _unquoted(sql: str) -> str:
     return _QUOTED.sub(plain, sql)
 
 
-_WORDS = {name.upper() for name in postgres._PG_RESERVED_NAMES} | postgres._ORACLE_RESERVED_WORDS
+_WORDS = {name.upper() for name in postgres._PG_RESERVED_NAMES} | postgres._ORACLE_RESERVED_WORDS | {"RAW"}
 _QUOTED = re.compile(r"""'(?:[^']|'')*'|"(?P<name>[A-Z][A-Z0-9_$]*)"|"[^"]*"|--[^\n]*""")
-_BUSY, _WAITED = 54, 30006
+_BUSY, _DEADLOCK, _WAITED = 54, 60, 30006
 _LOCK = re.compile(r"\s*LOCK\s+TABLE\b", re.I)
 _WAIT = re.compile(r"(?P<asked>\b(?:UPDATE|MODE))\s+WAIT\s+(?P<seconds>\d+)\s*\Z", re.I)
 _ROUTINE = re.compile(r"\s*CREATE\s+(?:OR\s+REPLACE\s+)?(?:TRIGGER|FUNCTION|PROCEDURE)\b", re.I)

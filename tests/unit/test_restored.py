@@ -14,7 +14,8 @@ from fishladder.cli import main
 from fishladder.clock import SystemClock
 from fishladder.errors import FatalError, InputError, LedgerError
 from fishladder.fence import set_fence
-from fishladder.ledger import Told
+from fishladder.ledger import Ledger, Told
+from fishladder.restored import check_ledger, tell_target
 from fishladder.stores import connect_url, open_store
 from tests import independent
 from tests.unit.small import SPEC, Small
@@ -173,6 +174,23 @@ def test_a_ledger_that_nobody_restored_is_never_frozen(small: Small, desk: tasks
     replicate(desk)
     assert small.target.heard() > (lost.number, lost.word)
     assert not small.ledger.knows(heard)  # forgotten, for it will not be asked again
+
+
+def test_news_between_the_two_questions_freeze_nothing(
+    small: Small, desk: tasks.Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_all(small, desk)
+    knows = type(small.ledger).knows
+    news = iter(range(3))
+
+    def while_others_tell(ledger: Ledger, heard: Told) -> bool:
+        if next(news, None) is not None:
+            for _ in range(2):  # the second one makes the ledger forget what was heard
+                tell_target(small.target, small.ledger)
+        return knows(ledger, heard)
+
+    monkeypatch.setattr(type(small.ledger), "knows", while_others_tell)
+    check_ledger(small.target, small.ledger)
 
 
 def test_the_command_adopts(

@@ -253,6 +253,7 @@ class OracleStore:
         self._connect = connect
         self._reading: oracledb.Connection | None = None
         self._writing: oracledb.Connection | None = None
+        self._streaming: oracledb.Connection | None = None
         self._guards: dict[str, dict[str, Guard]] = {}
         self._cascading: dict[str, list[tuple[str, ForeignKey]]] | None = None
         self.dialect = OracleDialect()
@@ -313,8 +314,9 @@ class OracleStore:
         yield Session(self.dialect, self.run, self.batches)
 
     def batches(self, sql: str, parameters: Sequence[Any] = ()) -> Iterator[Sequence[tuple[Any, ...]]]:
-        """A query's rows as they come, on a connection of their own."""
-        connection = self._open(autocommit=True)
+        """A query's rows as they come, on a connection of their own, which is kept for the next such query."""
+        connection, self._streaming = self._streaming or self._open(autocommit=True), None
+        done = False
         try:
             cursor = connection.cursor()
             cursor.arraysize = STREAM_ROWS
@@ -324,10 +326,14 @@ class OracleStore:
                 with translated():
                     found = cursor.fetchmany(STREAM_ROWS)
                 if not found:
+                    done = True
                     return
                 yield found
         finally:
-            self._discard(connection)
+            if done and self._streaming is None:
+                self._streaming = connection
+            else:
+                self._discard(connection)
 
     @contextmanager
     def begin(self, *, wait: float | None = None) -> Iterator[OracleTransaction]:
@@ -353,6 +359,7 @@ class OracleStore:
     def close(self) -> None:
         self._reading = self._discard(self._reading)
         self._writing = self._discard(self._writing)
+        self._streaming = self._discard(self._streaming)
 
     # Tables as declared
 
