@@ -14,7 +14,7 @@ help:
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 .PHONY: demo
-demo: .venv/ready  ## play a whole migration on this machine: STORES=real for real servers, AUTO=1 to press no key
+demo: .venv/ready  ## play a whole migration on this machine: STORES=real from the Oracle wire emulator to MySQL, AUTO=1 to press no key
 	STORES="$(STORES)" AUTO="$(AUTO)" $(PYTHON) -m billing.demo
 
 .PHONY: test

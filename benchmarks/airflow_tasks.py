@@ -38,6 +38,4 @@ def tasks(ground: Ground) -> Iterator[Result]:
         raise RuntimeError(f"the load DAG's tasks cannot be counted without running it: {done.stderr[-2000:]}")
     counted = json.loads(done.stdout.splitlines()[-1])
     total = sum(counted.values())
-    yield result(
-        "tasks", "a load of 10M rows / of 10k rows, known when the DAG is parsed", "tasks", [(total, total)], goal=1.0
-    )
+    yield result("tasks", "a load of any number of rows, known when the DAG is parsed", "tasks", [(total, total)])

@@ -1,4 +1,6 @@
-"""The DAGs of include/migrations/billing.yaml: billing_prepare, billing_load, billing_replicate, billing_reconcile."""
+"""The DAGs of include/migrations/billing.yaml: billing_prepare, billing_load, billing_replicate, billing_reconcile,
+billing_operate.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The DAGs of include/migrations/chinook.yaml: chinook_prepare, chinook_load, chinook_replicate, chinook_reconcile."""
+"""The DAGs of include/migrations/chinook.yaml: chinook_prepare, chinook_load, chinook_replicate, chinook_reconcile,
+chinook_operate.
+"""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fishladder import apply, install, load, reconcile, reports, verdict
+from fishladder.capacity import measure
 from fishladder.clock import Clock, SystemClock
 from fishladder.errors import InputError
 from fishladder.ledger import CheckResult, Ledger
@@ -115,6 +116,7 @@ def check(desk: Desk, accounts: dict[str, str] | None = None) -> list[Finding]:
         if missing:
             desk.say(f"the target lacks {', '.join(missing)}: prepare creates them after the source's")
             there = {**there, **install.imagined_tables(spec, ours, missing)}
+        sizes = measure(desk.spec, ours, desk.ledger, began)
         findings, _ = preflight(
             desk.spec,
             source,
@@ -124,8 +126,13 @@ def check(desk: Desk, accounts: dict[str, str] | None = None) -> list[Finding]:
             theirs=there,
             missing=missing,
             accounts=accounts,
+            sizes=sizes,
+            open=desk.open,
         )
-    body = {"findings": [asdict(finding) for finding in findings]}
+    body = {
+        "findings": [asdict(finding) for finding in findings],
+        "sizes": {table: size.to_json() for table, size in sizes.items()},
+    }
     desk.ledger.record_evidence("preflight", desk.spec.migration, body, not _failed(findings), began)
     return findings
 

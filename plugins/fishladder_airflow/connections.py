@@ -34,7 +34,12 @@ def open_desk(migration_file: str, say: Report) -> Iterator[Desk]:
         kinds = spec.kinds()
         with open_ledger(ledger_url(), migration=spec.migration) as ledger:
             ledger.check_version()
-            yield Desk(spec=spec, ledger=ledger, open=lambda name: open_store(kinds[name], name), say=say)
+            yield Desk(
+                spec=spec,
+                ledger=ledger,
+                open=lambda name: open_store(kinds[name], name, loads=name == spec.target.connection),
+                say=say,
+            )
     except (InputError, FatalError) as error:
         raise AirflowFailException(str(error)) from error
 
@@ -53,8 +58,8 @@ def ledger_url() -> str:
     return connection.get_uri().replace("postgres://", "postgresql://", 1)
 
 
-def open_store(kind: str, connection_id: str) -> Store:
-    """The store behind a connection id; it connects when it is first used.
+def open_store(kind: str, connection_id: str, *, loads: bool = False) -> Store:
+    """The store behind a connection id; it connects when it is first used. ``loads``: rows are loaded into it.
 
     Raises InputError if there is no such connection, or it is to another kind of store.
     """
@@ -69,10 +74,10 @@ def open_store(kind: str, connection_id: str) -> Store:
             f"connection {connection_id}: is of type {connection.conn_type}, and the migration file says {kind}; "
             f"both must be the same, one of {', '.join(_CONNECT)}"
         )
-    return stores.open_store(kind, _CONNECT[kind](connection))
+    return stores.open_store(kind, _CONNECT[kind](connection, loads=loads))
 
 
-def _sqlite(connection: Connection) -> Connect:
+def _sqlite(connection: Connection, *, loads: bool) -> Connect:
     # The hook's own connection belongs to the thread that opened it, and it cannot read sqlite:////absolute/path.
     _, connect = stores.connect_url("sqlite:///" + quote(_sqlite_path(connection)))
     return connect
@@ -86,16 +91,16 @@ def _sqlite_path(connection: Connection) -> str:
     return "/" + uri.partition("?")[0].removeprefix("sqlite:").lstrip("/")
 
 
-def _mysql(connection: Connection) -> Connect:
+def _mysql(connection: Connection, *, loads: bool) -> Connect:
     from airflow.providers.mysql.hooks.mysql import MySqlHook
 
     # The connection is handed over, so that whichever thread opens the store asks Airflow nothing.
-    hook = MySqlHook(connection.conn_id, connection=connection, local_infile=True)
+    hook = MySqlHook(connection.conn_id, connection=connection, local_infile=loads)
     connect: Callable[[], Any] = hook.get_conn
     return connect
 
 
-def _oracle(connection: Connection) -> Connect:
+def _oracle(connection: Connection, *, loads: bool) -> Connect:
     from airflow.providers.oracle.hooks.oracle import OracleHook
 
     class Hook(OracleHook):
@@ -108,7 +113,7 @@ def _oracle(connection: Connection) -> Connect:
     return connect
 
 
-_CONNECT: Mapping[str, Callable[[Connection], Connect]] = {"mysql": _mysql, "oracle": _oracle, "sqlite": _sqlite}
+_CONNECT: Mapping[str, Callable[..., Connect]] = {"mysql": _mysql, "oracle": _oracle, "sqlite": _sqlite}
 
 
 def accounts(spec: Migration) -> dict[str, str]:

@@ -132,6 +132,7 @@ class OraclePlace(Place):
         "negative zero": "Oracle keeps -0.0 as 0",
         "dates without a time": "a DATE of Oracle has a time of day: the core's check finds what is no date",
         "empty texts": "'' is NULL",
+        "64-bit integers": "a NUMBER has decimal digits",
         "NOT NULL texts": "a text that may be '' elsewhere may be NULL here",
         "quotes in names": "no name of Oracle's dictionary holds one",
         "REPLACE": "Oracle has no REPLACE",
@@ -142,6 +143,7 @@ class OraclePlace(Place):
         "estimates": "the wire emulator takes no statistics: not verified on Oracle",
         "EXPLAIN": "the wire emulator explains no plan: not verified on Oracle",
         "blanks at an end": "the wire emulator drops those that do not fit: not verified on Oracle",
+        "NUL": "PostgreSQL, behind the wire emulator, has no NUL in a text: not verified on Oracle",
         "partitions": "the wire emulator has none: not verified on Oracle",
         "snapshots": "the wire emulator has no autonomous transactions: not verified on Oracle",
     }

@@ -19,7 +19,7 @@ from tests.contract.move import Move, Mover, moving
 from tests.contract.stores import STORES, Place
 from tests.contract.tables import chunks, column, read, relation, table, write
 
-PAIRS = [*((kind, kind) for kind in STORES), ("sqlite", "mysql"), ("mysql", "sqlite")]
+PAIRS = [*((kind, kind) for kind in STORES), ("sqlite", "mysql"), ("mysql", "sqlite"), ("oracle", "mysql")]
 
 TEXTS = ["", " ", "a", "A", "a ", "A ", "a  ", " a", "a\t", "á", "a\u0301", "Á", "ａ", "é", "e\u0301", "ß", "ss", "SS",
          "ı", "i", "İ", "ﬁ", "fi", "10", "9", "日本", "🎬", "🎬 ", "a1", "A1", "%", "_", "'", "\\"]  # fmt: skip
@@ -352,7 +352,7 @@ SKEWED: dict[str, tuple[list[str], list[tuple[object, ...]]]] = {
 
 
 @pytest.mark.parametrize("skew", SKEWED)
-def test_cutof_skewed_keys_are_even(place: Place, skew: str) -> None:
+def test_cut_of_skewed_keys_are_even(place: Place, skew: str) -> None:
     types, keys = SKEWED[skew]
     rows: list[Row] = [(*(str(cell).encode() for cell in key), b"x") for key in keys]
     store, found = keyed(place, "t", types, rows)

@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.servers", description="Private servers for the tests.")
     commands = parser.add_subparsers(dest="command", required=True)
     start = commands.add_parser("start", help="start a server unless it runs already, and print its DSN")
-    start.add_argument("name", nargs="?", choices=STARTS, default="mysql")
+    start.add_argument("name", nargs="?", choices=STARTS, help="without it: all of them")
     stop = commands.add_parser("stop", help="stop every server, or one, and remove its files, but for downloads")
     stop.add_argument("name", nargs="?", choices=SERVERS)
     commands.add_parser("env", help="print an export line for each server that runs")
@@ -32,7 +32,8 @@ def main(arguments: list[str]) -> int:
     try:
         match chosen.command:
             case "start":
-                print(f"{SERVERS[chosen.name].variable}={STARTS[chosen.name]()}")
+                for name in [chosen.name] if chosen.name else STARTS:
+                    print(f"{SERVERS[name].variable}={STARTS[name]()}", flush=True)
             case "stop":
                 for kind in [SERVERS[chosen.name]] if chosen.name else SERVERS.values():
                     kind().stop()

@@ -28,12 +28,13 @@ def open_store(kind: str, connect: Connect) -> Store:
     return store
 
 
-def connect_url(url: str) -> tuple[str, Connect]:
+def connect_url(url: str, *, loads: bool = True) -> tuple[str, Connect]:
     """The kind of store that a URL names, and what opens a connection to it.
 
     ``sqlite:////absolute/path.db``, ``mysql://user:password@host:port/schema`` or
     ``oracle://user:password@host:port/service``, with ``?schema=OWNER`` where the tables are not the user's own;
-    special characters in the password percent-encoded. Raises InputError; the message never holds the password.
+    special characters in the password percent-encoded. ``loads``: rows are loaded into this store, for which MySQL may ask
+    this process for files. Raises InputError; the message never holds the password.
     """
     parts = urlsplit(url)
     if parts.scheme == "sqlite":
@@ -51,7 +52,7 @@ def connect_url(url: str) -> tuple[str, Connect]:
             "user": unquote(parts.username or ""),
             "passwd": unquote(parts.password or ""),
             "db": schema,
-            "local_infile": True,  # the fast way to load
+            "local_infile": loads,
         }
         return "mysql", lambda: import_module("fishladder.stores.mysql").connect(**options)
     if parts.scheme == "oracle":
@@ -68,10 +69,10 @@ def connect_url(url: str) -> tuple[str, Connect]:
     )
 
 
-def connect_environment(connection: str, environment: Mapping[str, str]) -> tuple[str, Connect]:
+def connect_environment(connection: str, environment: Mapping[str, str], *, loads: bool = False) -> tuple[str, Connect]:
     """The same for a connection id, from ``FISHLADDER_<CONNECTION>``. Raises InputError when it is not set."""
     name = "FISHLADDER_" + "".join(letter if letter.isalnum() else "_" for letter in connection).upper()
     url = environment.get(name)
     if not url:
         raise InputError(f"connection {connection}: set {name} to its URL, for example sqlite:////path or mysql://…")
-    return connect_url(url)
+    return connect_url(url, loads=loads)

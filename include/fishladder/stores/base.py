@@ -32,6 +32,8 @@ class Column:
     ``bytewise``: the column's equality and order are those of its bytes (no case folding, no padding).
     ``enforced``: the store refuses values beyond the declared type. ``blank_is_null``: it cannot tell ``''`` from
     NULL (Oracle). ``canonical``: a query without any function gives numbers as the cells of ``type``.
+    ``collation`` and ``characters``: how it compares, and the character set if that lacks some of Unicode, by the
+    store's own names; empty: nothing to tell.
     """
 
     name: str
@@ -44,6 +46,8 @@ class Column:
     enforced: bool = True
     blank_is_null: bool = False
     canonical: bool = False
+    collation: str = ""
+    characters: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

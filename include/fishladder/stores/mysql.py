@@ -43,6 +43,7 @@ from fishladder.stores.mysql_schema import (
     identities,
     inspect,
     installed_triggers,
+    may_write,
     shapes,
     trigger_marks,
 )
@@ -343,6 +344,9 @@ class MySqlStore:
 
     def inspect(self) -> list[Finding]:
         return [*inspect(self.run), finding(self.connection())]
+
+    def may_write(self, account: str) -> bool | None:
+        return may_write(self.run, account)
 
     def install_tables(self) -> None:
         for table in TABLES:

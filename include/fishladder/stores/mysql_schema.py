@@ -77,9 +77,17 @@ def _columns(run: Run) -> dict[str, list[Column]]:
                 computed="GENERATED" in (extra or "") and "DEFAULT_GENERATED" not in (extra or ""),
                 bytewise=collation is None or collation in ("binary", "utf8mb4_0900_bin", "utf8mb4_nopad_bin"),
                 canonical="zerofill" not in column_type.lower() and data_type.lower() != "bit",
+                collation=collation or "",
+                characters=_lacking(collation),
             )
         )
     return found
+
+
+def _lacking(collation: str | None) -> str:
+    """The character set that a collation is of, if it lacks some of Unicode."""
+    characters = (collation or "binary").partition("_")[0]
+    return "" if characters in ("utf8mb4", "utf32", "utf16", "utf16le", "gb18030", "binary") else characters
 
 
 def shapes(run: Run, names: Sequence[str]) -> dict[str, list[str]]:
@@ -201,7 +209,7 @@ def inspect(run: Run) -> list[Finding]:
         return Finding(level="pass" if holds else level, where=where, message=good if holds else bad)
 
     variables = {name.decode().lower(): value.decode() for name, value in run("SHOW VARIABLES")}
-    granted = " ".join(line[0].decode() for line in run("SHOW GRANTS"))
+    everywhere, here, single = _privileges(run)
     findings = [
         expect(
             "sql_mode",
@@ -226,27 +234,104 @@ def inspect(run: Run) -> list[Finding]:
             "log_bin_trust_function_creators",
             variables.get("log_bin") == "OFF"
             or variables.get("log_bin_trust_function_creators") == "ON"
-            or any(word in granted for word in ("SUPER", "ALL PRIVILEGES ON *.*")),
+            or not everywhere.isdisjoint(("SUPER", "ALL PRIVILEGES")),
             "triggers may be created",
-            "must be ON (or the copier needs SUPER): with a binary log, triggers cannot be created otherwise",
+            "must be ON (or the copier needs SUPER): with a binary log, triggers cannot be created otherwise:"
+            " SET GLOBAL log_bin_trust_function_creators = ON, and the same in the server's option file",
+        ),
+        expect(
+            "character_set_database",
+            variables.get("character_set_database") == "utf8mb4",
+            "utf8mb4",
+            f"is {variables.get('character_set_database')}: columns that are added without one of their own cannot hold"
+            " every character; ALTER DATABASE … CHARACTER SET utf8mb4",
+            "warn",
+        ),
+        Finding(
+            level="pass",
+            where="time_zone",
+            message=f"{variables.get('time_zone')} ({variables.get('system_time_zone')} is the system's);"
+            " the copier's own sessions are in UTC",
         ),
     ]
-    for privilege, scope, why in (
-        ("TRIGGER", "the schema", "to install triggers"),
-        ("CREATE", "the schema", "to create fishladder's tables"),
-        ("LOCK TABLES", "the schema", "to install triggers between two transactions"),
-        ("PROCESS", "*.*", "to see that a table was truncated or swapped (INNODB_TABLES)"),
-    ):
-        everything = "ALL PRIVILEGES ON *.*" if scope == "*.*" else "ALL PRIVILEGES ON"
-        findings.append(
-            expect(
-                f"privilege {privilege}",
-                privilege in granted or everything in granted,
-                "granted",
-                f"is needed {why}: GRANT {privilege} ON {scope} TO the copier's account",
-            )
-        )
+    schema, account = (part.decode() for part in run("SELECT DATABASE(), CURRENT_USER()")[0])
+    user, _, host = account.rpartition("@")
+    to = "@".join("'" + part.replace("'", "''") + "'" for part in (user, host))
+    for privilege, why, level in _NEEDED:
+        scope = "*.*" if privilege == "PROCESS" else f"`{schema.replace('`', '``')}`.*"
+        words = {privilege, "ALL PRIVILEGES"}
+        enough = not words.isdisjoint(everywhere) or (scope != "*.*" and not words.isdisjoint(here))
+        message = f"is needed {why}: GRANT {privilege} ON {scope} TO {to}"
+        if not enough and words & single:
+            message, level = f"is granted for single tables only; {message}", "warn"
+        findings.append(expect(f"privilege {privilege}", enough, "granted", message, level))
     return findings + _others_triggers(run)
+
+
+_NEEDED: tuple[tuple[str, str, Literal["warn", "fail"]], ...] = (
+    ("SELECT", "to read rows", "fail"),
+    ("INSERT", "to write rows and the journal", "fail"),
+    ("UPDATE", "to write rows and fences", "fail"),
+    ("DELETE", "to write rows and to empty the journal", "fail"),
+    ("TRIGGER", "to install triggers", "fail"),
+    ("CREATE", "to create fishladder's tables", "fail"),
+    ("LOCK TABLES", "to install triggers between two transactions", "fail"),
+    ("PROCESS", "to see that a table was truncated or swapped (INNODB_TABLES)", "fail"),
+    ("ALTER", "if generated ids are to begin elsewhere", "warn"),
+    ("REFERENCES", "if tables with foreign keys are to be created here", "warn"),
+    ("DROP", "to remove fishladder's tables at the end", "warn"),
+)
+
+
+def _privileges(run: Run) -> tuple[set[str], set[str], set[str]]:
+    """What this account, with its active roles, may do everywhere, in this schema, and in single tables of it."""
+    schema = run("SELECT DATABASE()")[0][0].decode()
+    everywhere, here, single = found = (set[str](), set[str](), set[str]())
+    for (line,) in run("SHOW GRANTS"):
+        match = _GRANT.match(line.decode())
+        if match is None:  # a role, whose own grants are listed as well
+            continue
+        words = {re.sub(r"\s*\(.*", "", word).strip() for word in re.split(r",(?![^(]*\))", match["words"])}
+        pattern = match["schema"].strip("`").replace("``", "`")
+        if match["verb"] == "REVOKE":  # MySQL's partial revokes: everywhere but here
+            if pattern == schema:
+                everywhere -= words
+        elif pattern == "*":
+            everywhere |= words
+        elif _like(pattern, schema):
+            (here if match["table"] == "*" else single).update(words)
+    return found
+
+
+_GRANT = re.compile(
+    r"(?P<verb>GRANT|REVOKE) (?P<words>.+?) ON (?:TABLE )?(?P<schema>\*|`(?:[^`]|``)+`)\.(?P<table>\*|`(?:[^`]|``)+`)"
+    r" (?:TO|FROM) "
+)
+
+
+def _like(pattern: str, name: str) -> bool:
+    """Whether a schema's name is one of those that a grant is for: ``%`` and ``_`` unless a backslash is before."""
+    parts = re.findall(r"\\.|.", pattern)
+    wild = {"%": ".*", "_": "."}
+    return re.fullmatch("".join(wild.get(part, re.escape(part[-1])) for part in parts), name) is not None
+
+
+def may_write(run: Run, account: str) -> bool | None:
+    """Whether an account may write rows of this schema; None where this one does not see the rights of others.
+
+    Rights that it has by a role are not seen.
+    """
+    grantee = "'" + re.sub(r"([!%_])", r"!\1", account) + "'@%"
+    who = "grantee LIKE ? ESCAPE '!'"
+    if not run(f"SELECT 1 FROM information_schema.user_privileges WHERE {who} LIMIT 1", [grantee]):
+        return None
+    writes = f"{who} AND privilege_type IN ('INSERT', 'UPDATE', 'DELETE')"
+    sql = (
+        f"SELECT 1 FROM information_schema.user_privileges WHERE {writes} UNION ALL"
+        f" SELECT 1 FROM information_schema.schema_privileges WHERE {writes} AND DATABASE() LIKE table_schema UNION ALL"
+        f" SELECT 1 FROM information_schema.table_privileges WHERE {writes} AND table_schema = DATABASE()"
+    )
+    return bool(run(sql, [grantee] * 3))
 
 
 def _others_triggers(run: Run) -> list[Finding]:

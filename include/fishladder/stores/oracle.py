@@ -118,7 +118,7 @@ def connect(*, schema: str | None = None, **options: Any) -> oracledb.Connection
 # What the driver reads and binds -----------------------------------------------------------------------------
 
 
-def _read(cursor: oracledb.Cursor, column: oracledb.FetchInfo) -> oracledb.Var | None:
+def raw_cells(cursor: oracledb.Cursor, column: oracledb.FetchInfo) -> oracledb.Var | None:
     """Text as the bytes that came; everything else but binary floats as bytes, too."""
     type_, size = column.type_code, cursor.arraysize
     if type_ in (oracledb.DB_TYPE_VARCHAR, oracledb.DB_TYPE_CHAR):
@@ -264,7 +264,7 @@ class OracleStore:
         with translated():
             connection: oracledb.Connection = self._connect()
             connection.autocommit = autocommit
-            connection.outputtypehandler = _read
+            connection.outputtypehandler = raw_cells
             connection.inputtypehandler = _bound
             with connection.cursor() as cursor:
                 for name, value in SETTINGS.items():
@@ -580,7 +580,7 @@ class OracleStore:
             self.run(f'ALTER SEQUENCE "{sequence}" RESTART START WITH {int(first)}')
 
     def running_threads(self) -> int | None:
-        """Sessions at work; None where this account may not look."""
+        """Nobody counts them here."""
         return None
 
     def replica_lag(self) -> float | None:

@@ -27,7 +27,7 @@ _LOST = {
 }
 _DRIVER_LOST = {"DPY-1001", "DPY-1002", "DPY-4011", "DPY-4024", "DPY-6000", "DPY-6001", "DPY-6003", "DPY-6005"}
 _ROW = {
-    1: "another row holds a unique value of this one",
+    1: "a unique value is held by another row",
     932: "a value is of another type than its column",
     1400: "a column takes no NULL",
     1401: "a value is too long for its column",

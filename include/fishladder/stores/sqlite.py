@@ -7,10 +7,13 @@ Declare decimals as ``DECIMAL_TEXT(12,2)`` and JSON as ``JSON_TEXT``: a NUMERIC 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 from fishladder import cells
@@ -371,7 +374,23 @@ class SqliteStore:
             if re.search(rb"RAISE\s*\(\s*IGNORE", sql, re.I) and not name.startswith(b"fishladder_"):
                 message = "uses RAISE(IGNORE), which cuts fishladder's own triggers short: let it refuse instead"
                 findings.append(Finding(level="fail", where=f"trigger {name.decode()}", message=message))
+        file = self._file()
+        if file is not None and not (os.access(file, os.W_OK) and os.access(file.parent, os.W_OK)):
+            message = f"the copier may not write {file.name} or its folder: chmod u+w both, or chown them to its user"
+            findings.append(Finding(level="fail", where="privilege write", message=message))
         return findings
+
+    def disk(self) -> tuple[int, int] | None:
+        """Bytes of the file with its journals, and bytes free in its folder."""
+        file = self._file()
+        if file is None:
+            return None
+        parts = [file, *(file.with_name(file.name + suffix) for suffix in ("-wal", "-shm"))]
+        return sum(part.stat().st_size for part in parts if part.exists()), shutil.disk_usage(file.parent).free
+
+    def _file(self) -> Path | None:
+        path = self.run("SELECT file FROM pragma_database_list WHERE name = 'main'")[0][0]
+        return Path(os.fsdecode(path)) if path else None
 
     def install_tables(self) -> None:
         with self._changing():
