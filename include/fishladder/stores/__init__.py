@@ -33,8 +33,8 @@ def connect_url(url: str, *, loads: bool = True) -> tuple[str, Connect]:
 
     ``sqlite:////absolute/path.db``, ``mysql://user:password@host:port/schema`` or
     ``oracle://user:password@host:port/service``, with ``?schema=OWNER`` where the tables are not the user's own;
-    special characters in the password percent-encoded. ``loads``: rows are loaded into this store, for which MySQL may ask
-    this process for files. Raises InputError; the message never holds the password.
+    special characters in the password percent-encoded. ``loads``: rows are loaded into this store, for which MySQL may
+    ask this process for files. Raises InputError; the message never holds the password.
     """
     parts = urlsplit(url)
     if parts.scheme == "sqlite":
