@@ -11,6 +11,7 @@ import pytest
 from tests.contract.matrix import page
 from tests.contract.matrix.run import lines, run_matrix
 from tests.contract.stores import STORES
+from tests.servers import oracle
 
 EMULATED = {("oracle", "oracle"), ("oracle", "mariadb"), ("mariadb", "oracle")}
 """Minutes on the wire emulator, and nothing that the other pairs do not show: with -m slow, and in make types."""
@@ -34,6 +35,8 @@ def test_no_value_is_changed_in_silence(
     assert not outcome.silent, "\n".join([f"{len(outcome.silent)} silent changes", *outcome.silent[:200]])
     assert outcome.values > 100
     text = page.section(origin, destination, list(lines(outcome.pairs)))
+    if "oracle" in (origin, destination) and oracle.is_real():
+        return  # the page is about the emulator
     if os.environ.get("WRITE_TYPES"):
         page.write(origin, destination, text)
     assert page.sections().get(page.title(origin, destination)) == text, "docs/types.md is old: make types"
