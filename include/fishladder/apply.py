@@ -81,8 +81,7 @@ def read_dirty(plan: Plan, ends: Ends, ledger: Ledger, limit: int = BATCH) -> li
     closed = [table.name for table in plan.tables if table.name in states and not states[table.name].open]
     found = [
         Dirty(table=line.table, key=line.key, entity=line.entity, cohort=line.cohort or "", ledger=line.id)
-        for line in ledger.dirty(limit)
-        if line.table in closed
+        for line in ledger.dirty(limit, tables=closed)
     ]
     with ends.origin.read() as origin:
         entries = origin.entries(closed, limit)
@@ -196,9 +195,24 @@ class _Batch:
             self._write_rows(copy, table, changed)
             gone.append((table, [key for key in keys if key not in owner and key in there]))
         for table, keys in reversed(gone):
-            copy.delete(self._copy(table.name), keys)
-            self.applied.deleted += len(keys)
-            self._note(table, keys)
+            gone_now = self._delete_some(copy, table, keys)
+            self.applied.deleted += len(gone_now)
+            self._note(table, gone_now)
+
+    def _delete_some(self, copy: Transaction, table: PlanTable, keys: list[bytes]) -> list[bytes]:
+        """Delete these keys; those that rows of another table still need stay dirty (only Oracle refuses them)."""
+        if not keys:
+            return []
+        try:
+            with copy.savepoint():
+                copy.delete(self._copy(table.name), keys)
+            return keys
+        except RowError:
+            if len(keys) == 1:
+                self._keep(table, keys[0], self.applied.left)
+                return []
+        middle = len(keys) // 2
+        return self._delete_some(copy, table, keys[:middle]) + self._delete_some(copy, table, keys[middle:])
 
     def record(self, ledger: Ledger) -> None:
         """Rejects, and doubts that are over, into the ledger while the shards are still locked.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from typing import Any
 
 import pytest
 
 from fishladder.cells import misfit, parse_type
+from fishladder.errors import RowError
 from fishladder.plan import Plan, resolve
 from fishladder.spec import loads
 from fishladder.stores import connect_url, open_store
@@ -102,3 +104,33 @@ def read(store: MySqlStore, column: str, type_: str, native: str) -> bytes | Non
     relation = Relation(table="customer", name="customer", fields=(key, field), key=(0,), entity=None)
     with store.read() as reader:
         return reader.rows(relation, None, None)[0][1]
+
+
+def test_a_limit_that_the_server_sets_for_everybody_cuts_nothing(mysql_database: mysql.Database) -> None:
+    kind, connect = connect_url(mysql_database.copier)
+
+    def limited() -> Any:
+        connection = connect()
+        connection.cursor().execute("SET SESSION sql_select_limit = 2, sql_notes = 0, sql_safe_updates = 1")
+        return connection
+
+    with closing(open_store(kind, limited)) as opened:
+        assert isinstance(opened, MySqlStore)
+        found = opened.run("SELECT @@sql_select_limit, @@sql_notes, @@sql_safe_updates")
+        assert found == [(b"18446744073709551615", b"1", b"0")]
+        assert len(opened.run("SELECT 1 UNION ALL SELECT 2 UNION ALL SELECT 3")) == 3
+
+
+def test_a_row_that_is_too_long_is_refused_also_among_others(store: MySqlStore) -> None:
+    customer = plan(store).table("customer").source
+    store.run("ALTER TABLE customer MODIFY born LONGTEXT")
+    rows = [(b"%d" % no, b"NZ", b"x" * 100, None) for no in range(3)]
+    with store.begin() as copy:
+        copy.insert(customer, rows)
+        store.longest_statement = 200_000
+        there = copy.rows_by_key(customer, [b"1:0", b"1:1", b"1:2"])
+        long = [(*row[:2], b"y" * 150_000, None) for row in rows]
+        with pytest.raises(RowError, match="max_allowed_packet"):
+            copy.upsert(customer, long, there)
+        with pytest.raises(RowError, match="max_allowed_packet"):
+            copy.insert(customer, [(b"8", *long[0][1:]), (b"9", *long[0][1:])])

@@ -11,7 +11,8 @@ from fishladder.apply import Dirty, _Batch, apply_batch, read_dirty
 from fishladder.clock import SystemClock
 from fishladder.errors import CoverageError, FishladderError
 from fishladder.fence import set_fence
-from fishladder.ledger import Ledger
+from fishladder.ledger import DirtyKey, Ledger
+from fishladder.stores.base import LoadState
 from fishladder.stores.sqlite import SqliteStore
 from tests import independent
 from tests.unit.small import Small
@@ -148,6 +149,19 @@ def test_a_pause_is_honoured(loaded: Small) -> None:
     loaded.ledger.set_control(paused=False, actor="operator")
     loaded.follow()
     assert _equal(loaded)
+
+
+def test_doubts_about_a_table_under_load_hold_up_no_other(loaded: Small) -> None:
+    generation = loaded.ledger.table_state("line").generation
+    with loaded.target.begin() as copy:
+        copy.write_load("line", LoadState(generation=generation + 1, open=True))
+        copy.commit()
+    doubts = [DirtyKey(table="line", key=b"2:991:%d" % no, entity=None, cohort="*", origin="x") for no in range(10)]
+    loaded.ledger.mark_dirty(doubts)
+    loaded.damage("DELETE FROM price WHERE id = 1")
+    loaded.ledger.mark_dirty([DirtyKey(table="price", key=b"1:1", entity=None, cohort="shared", origin="x")])
+    dirty = read_dirty(loaded.plan, loaded.ends, loaded.ledger, limit=5)
+    assert [line.table for line in dirty] == ["price"]
 
 
 def test_a_batch_that_lost_its_locks_closes_no_reject_of_the_next_for_good(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 
 import pytest
@@ -138,13 +138,16 @@ def test_a_running_applier_notices_that_its_ledger_was_exchanged(
     load_all(small, desk)
     restore = backup()
     follow = partial(tasks.apply.follow, clock=SystemClock(), seconds=20, until_idle=True)
-    with desk.ends() as (plan, workers):
-        small.application("UPDATE item SET amount = 1")
+    stack = ExitStack()
+    plan, workers = stack.enter_context(desk.ends())
+    small.application("UPDATE item SET amount = 1")
+    follow(plan, workers, small.ledger)
+    restore()
+    small.application("UPDATE item SET amount = 2")
+    with pytest.raises(LedgerError, match="restored from a backup"):
         follow(plan, workers, small.ledger)
-        restore()
-        small.application("UPDATE item SET amount = 2")
-        with pytest.raises(LedgerError, match="restored from a backup"):
-            follow(plan, workers, small.ledger)
+    with pytest.raises(LedgerError, match="Have it adopted"):
+        stack.close()
 
 
 def test_a_fence_ahead_of_the_ledger_is_not_adopted(
@@ -174,6 +177,20 @@ def test_a_ledger_that_nobody_restored_is_never_frozen(small: Small, desk: tasks
     replicate(desk)
     assert small.target.heard() > (lost.number, lost.word)
     assert not small.ledger.knows(heard)  # forgotten, for it will not be asked again
+
+
+def test_whoever_tells_first_hides_nothing(
+    small: Small, desk: tasks.Desk, backup: Callable[[], Callable[[], None]]
+) -> None:
+    """Prepare asks nothing, and may well be what an operator runs first."""
+    load_all(small, desk)
+    restore = backup()
+    replicate(desk)
+    restore()
+    with pytest.raises(LedgerError, match="Have it adopted"):
+        tasks.prepare(desk, actor="ada")
+    with pytest.raises(LedgerError, match="restored from a backup"):
+        replicate(desk)
 
 
 def test_news_between_the_two_questions_freeze_nothing(

@@ -65,7 +65,7 @@ def _values(tx: Transaction, key: DirtyKey) -> dict[str, object]:
     }
 
 
-def read(tx: Transaction, limit: int, after_id: int) -> list[DirtyEntry]:
+def read(tx: Transaction, limit: int, after_id: int, names: Collection[str] | None) -> list[DirtyEntry]:
     columns = tables.dirty.c
     query = (
         select(tables.dirty)
@@ -73,6 +73,8 @@ def read(tx: Transaction, limit: int, after_id: int) -> list[DirtyEntry]:
         .order_by(columns.id)
         .limit(limit)
     )
+    if names is not None:
+        query = query.where(columns.table.in_(names))
     return list(map(_entry, tx.connection.execute(query)))
 
 

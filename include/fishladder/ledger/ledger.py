@@ -229,10 +229,10 @@ class Ledger:
                 marked = dict(sorted(Counter(key.table for key in keys).items()))
                 audit.append(tx, actor, "keys marked dirty", {"keys": marked, "origin": next(iter(keys)).origin})
 
-    def dirty(self, limit: int, after_id: int = 0) -> list[DirtyEntry]:
-        """The oldest entries, in order of ``id``; a lower id may still turn up later."""
+    def dirty(self, limit: int, after_id: int = 0, *, tables: Collection[str] | None = None) -> list[DirtyEntry]:
+        """The oldest entries (of these tables), in order of ``id``; a lower id may still turn up later."""
         with self._read() as tx:
-            return dirty.read(tx, limit, after_id)
+            return dirty.read(tx, limit, after_id, tables)
 
     def dirty_of(self, table: str, keys: Collection[bytes]) -> list[DirtyEntry]:
         """All entries of these keys."""
@@ -401,7 +401,10 @@ class Ledger:
     # Backups -------------------------------------------------------------------------------------------
 
     def tell(self, heard: Told) -> Told:
-        """Something new for the target, which has ``heard`` that: a backup restored here will not know it."""
+        """Something new for the target, which has ``heard`` that: a backup restored here will not know it.
+
+        Raises LedgerError when this ledger is such a backup.
+        """
         with self._write() as tx:
             return told.tell(tx, heard)
 
@@ -419,7 +422,7 @@ class Ledger:
         """After a backup was restored and all was adopted: what to tell the target, which has ``heard`` that."""
         with self._write() as tx:
             audit.append(tx, actor, "restored ledger adopted", {"heard": heard.number})
-            return told.tell(tx, heard)
+            return told.tell(tx, heard, adopting=True)
 
     # Audit ---------------------------------------------------------------------------------------------
 

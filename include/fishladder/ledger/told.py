@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import delete, func, insert, select
 
+from fishladder.errors import LedgerError
 from fishladder.ledger import audit, tables
 from fishladder.ledger.database import Transaction
 
@@ -24,12 +25,20 @@ class Told:
     word: str
 
 
-def tell(tx: Transaction, heard: Told) -> Told:
-    """A new telling, with a number above all others and above what was heard; what is older than that is forgotten."""
+def tell(tx: Transaction, heard: Told, *, adopting: bool = False) -> Told:
+    """A new telling, with a number above all others; what is older than ``heard`` is forgotten.
+
+    Raises LedgerError when more was heard than was ever told here, unless that is being adopted.
+    """
     audit.head(tx, lock=True)  # two who tell at once take turns
     columns = tables.counter.c
     mine = (columns.migration == tx.migration, columns.kind == KIND)
     last = tx.connection.scalar(select(func.max(columns.value)).where(*mine)) or 0
+    if heard.number > last and not adopting:
+        raise LedgerError(
+            f"the ledger of {tx.migration} does not know what it told the target last: it was restored from a backup,"
+            " or is another one. Have it adopted: python -m fishladder ledger adopt FILE"
+        )
     told = Told(number=max(last, heard.number) + 1, word=secrets.token_hex(16))
     row = {"migration": tx.migration, "kind": KIND, "name": told.word, "value": told.number}
     tx.connection.execute(insert(tables.counter).values(row))

@@ -277,7 +277,7 @@ class Transaction(Reader, Protocol):
         """Insert rows that are not there yet. Raises RowError; a savepoint around it undoes what was inserted."""
         ...
 
-    def update(self, relation: Relation, rows: Sequence[Row]) -> None:
+    def update(self, relation: Relation, rows: Sequence[Row], columns: Sequence[int] | None = None) -> None:
         """Overwrite rows that are there, by key. Raises RowError, with some of them perhaps written: as above."""
         ...
 

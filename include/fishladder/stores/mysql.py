@@ -107,11 +107,15 @@ class MySqlTransaction(MySqlSession):
     def write(self, sql: str, values: Sequence[Any]) -> None:
         """The server changes some values with no more than a warning; a row that it would change is refused."""
         longest = self.store.longest_statement
-        if sum(len(value) for value in values if isinstance(value, str | bytes)) * 2 > longest:
+        length = sum(len(value) for value in values if isinstance(value, str | bytes)) * 2
+        if length > longest or (not values and len(sql.encode()) > longest):
             raise RowError(f"a row is longer than max_allowed_packet ({longest} bytes) lets through")
         self.run(sql, values)
         if self.connection.warning_count():
-            for level, code, text in self.run("SHOW WARNINGS", []):
+            shown = self.run("SHOW WARNINGS", [])
+            if not shown:
+                raise RowError("the server warns and does not say of what: its max_error_count is 0")
+            for level, code, text in shown:
                 if code not in HARMLESS:
                     message = without_values(text.decode())
                     raise RowError(f"MySQL {level.decode()} {code.decode()}: {message}", column=column_of(message))
@@ -176,6 +180,10 @@ class MySqlStore:
                 "time_zone = '+00:00'",
                 "foreign_key_checks = 0",
                 f"lock_wait_timeout = {METADATA_WAIT}",
+                # What a server or a DBA may have set for everybody: it would cut what is read and hide what is changed.
+                "sql_select_limit = 18446744073709551615",
+                "sql_notes = 1",
+                "sql_safe_updates = 0",
                 "max_statement_time = 0" if mariadb else "max_execution_time = 0",
             ]
             if not mariadb:

@@ -122,12 +122,15 @@ class MySqlSession(Session):
         found = [there.get(row_key(row, relation.key)) for row in rows]
         self.insert(relation, [row for row, old in zip(rows, found, strict=True) if old is None])
         pairs = [(row, old.row) for row, old in zip(rows, found, strict=True) if old is not None]
-        if len(pairs) < 2 or any(relation.fields[at].type.kind not in _JOINED for at in relation.key):
-            self.update(relation, [row for row, _ in pairs])
+        if not pairs:
             return
         after, before = (list(zip(*side, strict=True)) for side in zip(*pairs, strict=True))
         changed = [at for at, (new, old) in enumerate(zip(after, before, strict=True)) if new != old]
-        if changed:
+        if any(relation.fields[at].type.kind not in _JOINED for at in relation.key):
+            self.update(
+                relation, [row for row, _ in pairs], sorted({*changed, *_timestamps(relation)} if changed else ())
+            )
+        elif changed:
             self._update_many(relation, [row for row, _ in pairs], changed)
 
     def _update_many(self, relation: Relation, rows: Sequence[Row], changed: Sequence[int]) -> None:
@@ -139,9 +142,9 @@ class MySqlSession(Session):
             f"t.{quote(fields[at].column)} = n.c{at}{' + 0' if fields[at].type.kind == 'boolean' else ''}"
             for at in changed
         )
-        for at, field in enumerate(fields):
-            if at not in changed and field.native.kind in ("timestamp", "timestamptz"):
-                sets += f", t.{quote(field.column)} = t.{quote(field.column)}"  # or ON UPDATE would make it now
+        for at in _timestamps(relation):
+            if at not in changed:
+                sets += f", t.{quote(fields[at].column)} = t.{quote(fields[at].column)}"
         for some in statements(rows, len(rows)):
             self._guard(relation, some)
             columns = list(zip(*some, strict=True))
@@ -158,6 +161,11 @@ class MySqlSession(Session):
                     reason = guard(cell) if cell is not None else None
                     if reason is not None:
                         raise RowError(f"the value is {reason}", column=relation.fields[at].column)
+
+
+def _timestamps(relation: Relation) -> list[int]:
+    """Columns that ON UPDATE would set to now where a statement leaves them out."""
+    return [at for at, field in enumerate(relation.fields) if field.native.kind in ("timestamp", "timestamptz")]
 
 
 def _check(pattern: re.Pattern[bytes], cells: Sequence[Cell], field: Field) -> None:

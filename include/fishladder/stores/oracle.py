@@ -169,9 +169,9 @@ class OracleTransaction(Session):
         for some in statements(rows, ROWS_PER_CALL):
             self._many(sql, self._values(relation, some))
 
-    def update(self, relation: Relation, rows: Sequence[Row]) -> None:
+    def update(self, relation: Relation, rows: Sequence[Row], columns: Sequence[int] | None = None) -> None:
         quote = self.dialect.quote
-        others = [at for at in range(len(relation.fields)) if at not in relation.key]
+        others = [at for at in (range(len(relation.fields)) if columns is None else columns) if at not in relation.key]
         if not others:
             return
         changes = ", ".join(f"{quote(relation.fields[at].column)} = ?" for at in others)

@@ -131,7 +131,8 @@ def trigger_texts(dialect: OracleDialect, table: Triggers, user: str) -> Iterato
 
 def trigger_name(relation: Relation, event: str) -> str:
     name = f"fishladder_{relation.name}_{event}"
-    if len(name.encode()) <= LONGEST_NAME and relation.name.replace("_", "").isalnum():
+    # A quoted name keeps its case, and would not be found among FISHLADDER_….
+    if len(name.encode()) <= LONGEST_NAME and name == name.lower() and relation.name.replace("_", "").isalnum():
         return name
     return f"fishladder_{hashlib.sha256(relation.name.encode()).hexdigest()[:20]}_{event}"
 

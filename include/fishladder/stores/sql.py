@@ -326,9 +326,10 @@ class Session:
             values = [value for row in self._values(relation, some) for value in row]
             self.write(head + ", ".join([one] * len(some)), values)
 
-    def update(self, relation: Relation, rows: Sequence[Row]) -> None:
+    def update(self, relation: Relation, rows: Sequence[Row], columns: Sequence[int] | None = None) -> None:
+        """``columns``: by position, those to write; None: all but the key."""
         quote = self.dialect.quote
-        others = [at for at in range(len(relation.fields)) if at not in relation.key]
+        others = [at for at in (range(len(relation.fields)) if columns is None else columns) if at not in relation.key]
         if not others:
             return
         changes = ", ".join(f"{quote(relation.fields[at].column)} = ?" for at in others)
@@ -338,9 +339,12 @@ class Session:
             self.write(sql, [values[at] for at in others] + [values[at] for at in relation.key])
 
     def upsert(self, relation: Relation, rows: Sequence[Row], there: Mapping[bytes, Found]) -> None:
-        known = [row_key(row, relation.key) in there for row in rows]
-        self.insert(relation, [row for row, is_known in zip(rows, known, strict=True) if not is_known])
-        self.update(relation, [row for row, is_known in zip(rows, known, strict=True) if is_known])
+        found = [there.get(row_key(row, relation.key)) for row in rows]
+        self.insert(relation, [row for row, old in zip(rows, found, strict=True) if old is None])
+        pairs = [(row, old.row) for row, old in zip(rows, found, strict=True) if old is not None]
+        # Only what changed: a column whose '' is read as NULL keeps what it has.
+        changed = [at for at in range(len(relation.fields)) if any(new[at] != old[at] for new, old in pairs)]
+        self.update(relation, [row for row, _ in pairs], changed)
 
     def delete(self, relation: Relation, keys: Sequence[bytes]) -> None:
         columns = self.key_columns(relation, "")
