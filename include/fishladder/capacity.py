@@ -89,7 +89,7 @@ def capacity(
 ) -> list[Finding]:
     """Size and growth per table, space at the target, and time. ``there``: the target's tables as they are."""
     findings = [Finding(level="pass", where=name, message=_told(size)) for name, size in sizes.items()]
-    findings.append(_space(sizes, source, target, sum(info.bytes for info in there)))
+    findings.append(_space(sizes, source, target, sum(info.rows for info in there)))
     findings.append(_time(spec, sizes, ledger))
     return findings
 
@@ -104,14 +104,14 @@ def _told(size: Size) -> str:
 
 
 def _space(sizes: Mapping[str, Size], source: Store, target: Store, loaded: int) -> Finding:
-    """Whether what is to be loaded, and a year's growth, fit beside what the target has."""
-    now, year = sum(size.bytes for size in sizes.values()), [size.a_year_more() for size in sizes.values()]
+    """Whether what is to be loaded, and a year's growth, fit beside the ``loaded`` rows that the target has."""
+    year = [size.a_year_more() for size in sizes.values()]
+    rows, now = sum(size.rows for size in sizes.values()), sum(size.bytes for size in sizes.values())
     grown = sum(more[1] for more in year if more is not None)
     ours = source.disk() if isinstance(source, OnDisk) else None
     if not now and ours is not None:  # a store that knows no table's size knows its own
         now = ours[0]
-        rows, added = sum(size.rows for size in sizes.values()), sum(more[0] for more in year if more is not None)
-        grown = now * added // rows if rows else 0
+        grown = now * sum(more[0] for more in year if more is not None) // max(rows, 1)
     need, where = f"{bytes_text(now)} now and {bytes_text(grown)} more in a year", "target: space"
     if any(more is None for more in year):
         need = f"{bytes_text(now)} now, and growth that is not known yet"
@@ -119,7 +119,7 @@ def _space(sizes: Mapping[str, Size], source: Store, target: Store, loaded: int)
     if disk is None:
         message = f"the target does not tell how much is free: see that there is room for {need}"
         return Finding(level="warn", where=where, message=message)
-    left, free = max(0, now - max(loaded, disk[0])), disk[1]
+    left, free = now * max(0, rows - loaded) // max(rows, 1), disk[1]
     if left > free:
         message = f"{bytes_text(free)} are free, too little for {need}: make room before the load"
         return Finding(level="fail", where=where, message=message)
@@ -131,8 +131,7 @@ def _space(sizes: Mapping[str, Size], source: Store, target: Store, loaded: int)
 
 def _time(spec: Migration, sizes: Mapping[str, Size], ledger: Ledger) -> Finding:
     """How long the lanes need for the rows that are left, at the speed of the chunks that are done."""
-    rows, seconds = 0, 0.0
-    left = 0
+    rows, left, seconds = 0, 0, 0.0
     for name, size in sizes.items():
         done = list(_done(ledger, name))
         loaded = sum(chunk_rows for chunk_rows, _ in done)
@@ -143,6 +142,8 @@ def _time(spec: Migration, sizes: Mapping[str, Size], ledger: Ledger) -> Finding
         message = f"unknown until the first chunks are loaded; {left:,} rows are to be loaded"
         return Finding(level="pass", where=where, message=message)
     speed = rows / seconds
+    if not left:
+        return Finding(level="pass", where=where, message=f"all is loaded, at {speed:,.0f} rows/s in each lane")
     message = f"{left:,} rows are left: about {duration(left / (speed * spec.lanes))} at the measured speed"
     return Finding(level="pass", where=where, message=f"{message} of {speed:,.0f} rows/s in each of {spec.lanes} lanes")
 

@@ -59,7 +59,7 @@ def preflight(
     findings += settings
     findings += _rights(spec, target, ledger, accounts)
     findings += _midway(spec, ledger)
-    readable = not any(f.level == "fail" and "privilege" in f.where for f in settings)
+    readable = not any(f.level == "fail" and f.where.endswith("privilege SELECT") for f in settings)
     if plan is not None and readable:
         findings += _contents(spec, plan, source, target, ledger, theirs, missing)
         findings += _coverage(plan, source, target, ledger)
@@ -205,7 +205,8 @@ def _replicas(spec: Migration, open: Callable[[str], Store]) -> Iterator[Finding
         except FishladderError as error:
             message = (
                 f"cannot be asked: {error}; mend the connection, or give the copier the right to ask there"
-                " (MySQL: GRANT REPLICATION CLIENT ON *.* TO its account), or take it out of replicas:"
+                " (MySQL: GRANT REPLICATION CLIENT ON *.* TO its account, MariaDB: GRANT REPLICA MONITOR ON *.*),"
+                " or take it out of replicas:"
             )
             yield Finding(level="fail", where=where, message=message)
             continue
@@ -213,7 +214,7 @@ def _replicas(spec: Migration, open: Callable[[str], Store]) -> Iterator[Finding
             message = "follows nothing, or has stopped: a load with a limit to its lag would wait for ever; start it"
             yield Finding(level="warn", where=where, message=message)
         else:
-            yield Finding(level="pass", where=where, message=f"is {behind:.0f} s behind")
+            yield Finding(level="pass", where=where, message=f"is {behind:.0f} s behind the target")
 
 
 def _unsupported(spec: Migration) -> list[Finding]:

@@ -209,7 +209,8 @@ def inspect(run: Run) -> list[Finding]:
         return Finding(level="pass" if holds else level, where=where, message=good if holds else bad)
 
     variables = {name.decode().lower(): value.decode() for name, value in run("SHOW VARIABLES")}
-    everywhere, here, single = _privileges(run)
+    zone = run("SELECT @@GLOBAL.time_zone")[0][0].decode()
+    everywhere, here, single = privileges(run)
     findings = [
         expect(
             "sql_mode",
@@ -247,10 +248,17 @@ def inspect(run: Run) -> list[Finding]:
             " every character; ALTER DATABASE … CHARACTER SET utf8mb4",
             "warn",
         ),
+        expect(
+            "character_set_connection",
+            variables.get("character_set_connection") == "utf8mb4",
+            "utf8mb4",
+            f"is {variables.get('character_set_connection')}: texts would be changed on their way; let init_connect and"
+            " skip-character-set-client-handshake leave the copier's sessions alone",
+        ),
         Finding(
             level="pass",
             where="time_zone",
-            message=f"{variables.get('time_zone')} ({variables.get('system_time_zone')} is the system's);"
+            message=f"{zone} (the system's is {variables.get('system_time_zone')});"
             " the copier's own sessions are in UTC",
         ),
     ]
@@ -283,7 +291,7 @@ _NEEDED: tuple[tuple[str, str, Literal["warn", "fail"]], ...] = (
 )
 
 
-def _privileges(run: Run) -> tuple[set[str], set[str], set[str]]:
+def privileges(run: Run) -> tuple[set[str], set[str], set[str]]:
     """What this account, with its active roles, may do everywhere, in this schema, and in single tables of it."""
     schema = run("SELECT DATABASE()")[0][0].decode()
     everywhere, here, single = found = (set[str](), set[str](), set[str]())

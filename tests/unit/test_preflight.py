@@ -1,0 +1,208 @@
+"""What preflight says of tables that fit one way only, of earlier installations, of sizes, time and replicas."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from fishladder import tasks
+from fishladder.capacity import bytes_text, duration
+from fishladder.clock import Clock, SystemClock
+from fishladder.errors import TransientError
+from fishladder.stores.base import Finding, Store
+from fishladder.stores.mysql_schema import privileges
+from fishladder.stores.sqlite import SqliteStore, connect
+from tests.unit.small import SCHEMA, SPEC, Small
+
+
+def findings(small: Small, *, lost: str = "", clock: Clock | None = None) -> list[Finding]:
+    """What preflight finds; the connection ``lost`` cannot be opened."""
+
+    def store(name: str) -> Store:
+        if name == lost:
+            raise TransientError("nobody listens there")
+        return SqliteStore(lambda: connect(str(small.folder / f"{name}.db")))
+
+    return tasks.check(tasks.Desk(spec=small.spec, ledger=small.ledger, open=store, clock=clock or SystemClock()))
+
+
+def said(found: list[Finding], where: str, level: str | None = None) -> str:
+    return "\n".join(f.message for f in found if f.where == where and (level is None or f.level == level))
+
+
+def widened(*changes: tuple[str, str]) -> str:
+    """The target's tables: the source's without rows, changed."""
+    schema = "".join(part + ";" for part in SCHEMA.split(";") if "INSERT" not in part and part.strip())
+    for old, new in changes:
+        assert old in schema
+        schema = schema.replace(old, new)
+    return schema
+
+
+def test_nothing_is_said_of_the_way_back_where_both_ends_are_alike(make_small: Callable[..., Small]) -> None:
+    assert not [f for f in findings(make_small(target=widened())) if "way back" in f.message]
+
+
+@pytest.mark.parametrize(
+    ("change", "where", "words"),
+    [
+        (("VARCHAR(40)", "VARCHAR(80)"), "customer.email", "VARCHAR(80) can hold more than string(40)"),
+        (("amount INTEGER NOT NULL", "amount INTEGER"), "item.amount", "can be NULL in the target but not in the"),
+        (("text VARCHAR(20)", "text VARCHAR(20), note VARCHAR(9)"), "line.note", "the source has no such column"),
+        (("email VARCHAR(40) UNIQUE", "email VARCHAR(40)"), "customer", "the source's unique key (email) is none in"),
+    ],
+)
+def test_what_does_not_fit_on_the_way_back_is_a_warning(
+    make_small: Callable[..., Small], change: tuple[str, str], where: str, words: str
+) -> None:
+    found = findings(make_small(target=widened(change)))
+    assert f"on the way back: {words}" in said(found, where, "warn")
+    assert not any(f.level == "fail" for f in found)
+
+
+def test_a_dropped_column_needs_a_default_on_the_way_back(make_small: Callable[..., Small]) -> None:
+    spec = SPEC.replace("{entity: customer_id}", "{entity: customer_id, drop: [amount]}")
+    found = findings(make_small(spec=spec))
+    assert "on the way back: is NOT NULL in the source and comes from nowhere" in said(found, "item.amount", "warn")
+
+
+def test_unique_keys_that_only_the_target_has(make_small: Callable[..., Small]) -> None:
+    found = findings(make_small(target=widened(("country VARCHAR(2)", "country VARCHAR(2) UNIQUE"))))
+    assert "the target's unique key (country) is none in the source" in said(found, "customer", "warn")
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "words"),
+    [
+        ("", " COLLATE NOCASE", "email is unique by its bytes in the source and by a folding collation in the target"),
+        (" COLLATE NOCASE", "", "on the way back: email is unique by a folding collation in the source"),
+    ],
+)
+def test_unique_keys_that_the_ends_compare_differently(
+    make_small: Callable[..., Small], ours: str, theirs: str, words: str
+) -> None:
+    schema = SCHEMA.replace("VARCHAR(40)", f"VARCHAR(40){ours}")
+    small = make_small(schema=schema, target=widened(("VARCHAR(40)", f"VARCHAR(40){theirs}")))
+    assert words in said(findings(small), "customer", "warn")
+
+
+def test_keys_and_cascades_are_listed(small: Small) -> None:
+    told = said(findings(small), "customer", "pass")
+    assert "key (id), unique keys (email): one copier at a time" in told
+    assert "a row that goes in the source takes rows of item, line with it" in told
+
+
+def test_a_lost_trigger_shows_and_prepare_may_still_run(small: Small) -> None:
+    found = findings(small)
+    assert "as they were installed" in said(found, "source: coverage", "pass")
+    assert "no triggers are installed yet" in said(found, "target: coverage", "pass")
+    small.application("DROP TRIGGER fishladder_item_update")
+    found = findings(small)
+    assert "prepare installs them again" in said(found, "source: coverage of item", "warn")
+    assert not any(f.level == "fail" for f in found)
+
+
+# Capacity
+
+
+@dataclass
+class Calendar:
+    """A clock that is moved by hand."""
+
+    at: datetime = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def now(self) -> datetime:
+        return self.at
+
+    def monotonic(self) -> float:
+        return self.at.timestamp()
+
+    def sleep(self, seconds: float) -> None:
+        self.at += timedelta(seconds=seconds)
+
+
+def test_growth_is_measured_from_the_first_preflight(small: Small) -> None:
+    calendar = Calendar()
+    assert "3 rows in the source; its growth is known from a preflight" in said(findings(small, clock=calendar), "item")
+    small.application("INSERT INTO item VALUES (40, 1, 8)")
+    calendar.sleep(3600)
+    assert "4 rows in the source; its growth is known from" in said(findings(small, clock=calendar), "item")
+    calendar.sleep(10 * 86_400 - 3600)
+    found = findings(small, clock=calendar)
+    assert "4 rows in the source; 36 rows more in a year, as it grew in 10 days" in said(found, "item")
+    assert "2 rows in the source; 0 rows more in a year" in said(found, "price")
+    assert "more in a year" in said(found, "target: space", "pass")
+    evidence = small.ledger.latest_evidence("preflight", "small")
+    assert evidence is not None
+    assert evidence.body["sizes"]["item"]["first"] == {"rows": 3, "bytes": 0, "at": "2026-01-01T00:00:00+00:00"}
+    assert "target: space" in {finding["where"] for finding in evidence.body["findings"]}
+
+
+def test_the_time_of_the_load_comes_from_the_chunks_that_are_done(small: Small) -> None:
+    assert "unknown until the first chunks are loaded; 11 rows are to be loaded" in said(findings(small), "load: time")
+    small.load()
+    assert "all is loaded, at " in said(findings(small), "load: time", "pass")
+
+
+def test_a_full_disk_fails(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SqliteStore, "disk", lambda store: (100_000, 10))
+    assert "10 B are free, too little for 100.0 kB now" in said(findings(small), "target: space", "fail")
+
+
+def test_numbers_are_told_in_fitting_units() -> None:
+    cases = {1: "1 s", 119: "119 s", 600: "10 min", 7200: "2.0 h", 86_400 * 3: "3.0 days"}
+    assert {seconds: duration(seconds) for seconds in cases} == cases
+    assert [bytes_text(size) for size in (0, 999, 1500, 2_000_000_000_000)] == ["0 B", "999 B", "1.5 kB", "2.0 TB"]
+
+
+# Replicas
+
+
+def test_replicas_are_asked(make_small: Callable[..., Small]) -> None:
+    spec = SPEC.replace("connection: target}", "connection: target, replicas: [copy, lost]}")
+    found = findings(make_small(spec=spec), lost="lost")
+    assert "follows nothing, or has stopped" in said(found, "replica copy", "warn")
+    assert "cannot be asked: nobody listens there" in said(found, "replica lost", "fail")
+
+
+def test_a_file_knows_its_size(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+    store = SqliteStore(lambda: connect(str(path)))
+    try:
+        assert not [f for f in store.inspect() if f.level == "fail"]
+        used = store.disk()
+        assert used is not None and used[0] >= path.stat().st_size and used[1] > 0
+    finally:
+        store.close()
+
+
+GRANTS = """
+GRANT SELECT, INSERT, PROCESS ON *.* TO `copier`@`%`
+GRANT BINLOG_ADMIN ON *.* TO `copier`@`%`
+REVOKE INSERT ON `shop_new`.* FROM `copier`@`%`
+GRANT TRIGGER, LOCK TABLES ON `shop\\_new`.* TO `copier`@`%`
+GRANT CREATE ON `shop%`.* TO `copier`@`%`
+GRANT DROP ON `shop\\_old`.* TO `copier`@`%`
+GRANT SELECT (`a`, `b, c`), UPDATE ON `shop_new`.`item` TO `copier`@`%`
+GRANT `reader`@`%` TO `copier`@`%`
+"""
+
+
+def test_grants_are_read_with_patterns_single_tables_and_partial_revokes() -> None:
+    """Of which the last needs a setting of the whole server."""
+
+    def run(sql: str, _: Sequence[object] = ()) -> list[tuple[bytes]]:
+        return [(b"shop_new",)] if "DATABASE()" in sql else [(line.encode(),) for line in GRANTS.split("\n") if line]
+
+    everywhere, here, single = privileges(run)
+    assert everywhere == {"SELECT", "PROCESS", "BINLOG_ADMIN"}
+    assert here == {"TRIGGER", "LOCK TABLES", "CREATE"}
+    assert single == {"SELECT", "UPDATE"}
