@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from fishladder.apply import Ends
 from fishladder.cells import key_cells, key_text, misfit
-from fishladder.errors import FatalError, InputError
+from fishladder.errors import FatalError, FenceError, InputError, StaleError
 from fishladder.ledger import DirtyKey, Ledger
 from fishladder.pace import Pace
 from fishladder.plan import SIDES, Plan, PlanTable
@@ -74,7 +74,8 @@ def restart(plan: Plan, names: Collection[str], target: Store, ledger: Ledger, p
     """Delete what was loaded of these tables, so that they can be cut and loaded again. Safe to repeat or to resume.
 
     Their dirty keys stay: they are applied when the load is over again. Raises InputError when a table that refers to
-    one of them by a foreign key is not among them, when one is fishladder's own, or when a cohort has begun to flip.
+    one of them by a foreign key is not among them, when one is fishladder's own, or when a cohort has begun to flip;
+    FenceError when the target is not open to copiers.
     """
     tables = [table for table in plan.tables if table.name in names]
     _check_names(plan, names, tables)
@@ -112,7 +113,9 @@ def _reopen(table: PlanTable, target: Store, ledger: Ledger, actor: str) -> None
     ledger.check_restart(table.name, generation)
     with target.begin() as copy:
         found = copy.lock_load(table.name, exclusive=True)
-        if found is None or found.generation not in (generation, generation + 1):
+        if found is not None and found.generation > generation + 1:
+            raise StaleError(f"{table.name}: another restart came first, and is not over; nothing was done")
+        if found is None or found.generation < generation:
             raise FatalError(f"{table.name}: the target's load row is not of generation {generation}; run prepare")
         if found.generation == generation:
             copy.write_load(table.name, cleaning)
@@ -129,6 +132,12 @@ def _clean(table: PlanTable, target: Store, ledger: Ledger, pace: Pace) -> None:
             # Shared: whoever ends the cleaning waits for this batch; whoever comes later finds it ended.
             if copy.lock_load(table.name) != cleaning:
                 break
+            closed = [cohort for cohort, fence in copy.lock_fences(None).items() if fence.writer != "copier"]
+            if closed:
+                raise FenceError(
+                    f"{table.name}: the target is not open to copiers for {', '.join(sorted(closed))}, so nothing is"
+                    " deleted there; when it is again, repeat the restart"
+                )
             keys = copy.first_keys(table.target, CLEAN_ROWS)
             if keys and keys == last:
                 raise FatalError(f"{table.name}: rows that cannot be found by their keys; empty the target's table")
