@@ -25,6 +25,10 @@ test: .venv/ready  ## run the tests, on real servers where they can be had: ARGS
 	fi
 	$(PYTHON) -m tests.servers around $(PYTHON) -m pytest $(ARGS)
 
+.PHONY: scenario
+scenario: .venv/ready  ## run the tests that take minutes each, which make test leaves out: ARGS="-k matrix" goes to pytest
+	$(PYTHON) -m tests.servers around $(PYTHON) -m pytest -m slow $(ARGS)
+
 .PHONY: check
 check: .venv/ready  ## ruff, mypy and import-linter: what CI checks besides the tests
 	$(PYTHON) -m ruff check

@@ -20,7 +20,12 @@ from tests.contract.stores import STORES
 from tests.contract.tables import column, table
 
 
-@pytest.fixture(params=STORES)
+@pytest.fixture(
+    params=[
+        pytest.param(kind, marks=[pytest.mark.slow] if kind == "oracle" else [])  # minutes on the wire emulator
+        for kind in STORES
+    ]
+)
 def mover(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Mover]:
     with moving(request, tmp_path, request.param, request.param) as found:
         yield found
