@@ -62,8 +62,10 @@ def main() -> int:
     settings = _settings(server)
     with tempfile.TemporaryDirectory(prefix="fishladder-bench-") as name:
         for case in chosen:
-            # Each case seeds its own: what one leaves behind in the server is not measured by the next.
-            with Ground(server=server, folder=Path(name), rows=int(size), peers=with_peers) as ground:
+            # Each case seeds its own: what one leaves behind in the server, or in a ledger, is not the next one's.
+            folder = Path(name) / case
+            folder.mkdir()
+            with Ground(server=server, folder=folder, rows=int(size), peers=with_peers) as ground:
                 for found in CASES[case](ground):
                     print(f"{found.benchmark}: {found.case}: {found.ratio}", file=sys.stderr)
                     results.append(found)
