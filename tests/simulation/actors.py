@@ -1,368 +1,264 @@
-"""The small company that the simulation migrates, and everybody who touches its databases."""
+"""Fishladder's own processes. Each may die anywhere and begin again, as a task does; most of them run twice."""
 
 from __future__ import annotations
 
-import hashlib
-import shutil
-import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from pathlib import Path
-from random import Random
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-from fishladder import install, load, reconcile
-from fishladder.apply import Ends, apply_batch, read_dirty
-from fishladder.errors import FenceError, InputError
+from fishladder import apply, install, load, operate, reconcile
+from fishladder.errors import (
+    AmbiguousError,
+    CoverageError,
+    FenceError,
+    FishladderError,
+    InputError,
+    StaleError,
+    TransientError,
+)
 from fishladder.fence import set_fence
-from fishladder.ledger import Ledger, open_ledger, upgrade
-from fishladder.plan import Plan, resolve
-from fishladder.spec import Migration, loads
-from fishladder.stores.sqlite import SqliteStore
-from tests.simulation.world import Clock, Seam, Watched
+from fishladder.pace import Pace
+from tests.simulation.audit import Violation
+from tests.simulation.company import CHUNK_ROWS, Company
 
-SPEC = """
-migration: simulated
-strategy: replicate
-source: {kind: sqlite, connection: source}
-target: {kind: sqlite, connection: target}
-application: {source: source_app, target: target_app}
-cohort: {label: country, root: customer, column: country, waves: [[NZ], ["*"]]}
-tables:
-  price: shared
-  customer: root
-  item: {entity: customer_id}
-  line: {via: item}
-"""
-SCHEMA = """
-CREATE TABLE price (id INTEGER PRIMARY KEY, cents INTEGER NOT NULL);
-CREATE TABLE customer (id INTEGER PRIMARY KEY, country TEXT, email TEXT UNIQUE, balance INTEGER NOT NULL);
-CREATE TABLE item (id INTEGER PRIMARY KEY, customer_id INTEGER NOT NULL REFERENCES customer (id) ON DELETE CASCADE,
-    amount INTEGER NOT NULL);
-CREATE TABLE line (item_id INTEGER NOT NULL REFERENCES item (id) ON DELETE CASCADE, no INTEGER NOT NULL,
-    amount INTEGER NOT NULL, PRIMARY KEY (item_id, no));
-"""
-TABLES = ("price", "customer", "item", "line", "fishladder_home")
-CUSTOMERS = 8
-CHUNK_ROWS = 4
 BATCH = 5
-
-
-class Violation(AssertionError):
-    """The world is not as it must be."""
-
-
-class SimulatedStore(SqliteStore):
-    lock_wait = 0.0  # nobody really waits: the scheduler lets somebody else go on
-    chunk_rows = CHUNK_ROWS
-
-    def connection(self) -> sqlite3.Connection:
-        fresh = self._connection is None
-        connection = super().connection()
-        if fresh:
-            connection.execute("PRAGMA synchronous = OFF")  # the machine itself never fails here
-        return connection
-
-
-def template(folder: Path) -> None:
-    """Make the three databases once; every world begins with a copy of them."""
-    with closing(sqlite3.connect(folder / "source.db")) as source:
-        source.executescript(SCHEMA)
-        for number in range(1, CUSTOMERS + 1):
-            country = ("NZ", "AU", "IE", None)[number % 4]
-            source.execute("INSERT INTO customer VALUES (?, ?, ?, 0)", [number, country, f"c{number}"])
-            for item in range(2):
-                source.execute("INSERT INTO item VALUES (?, ?, ?)", [number * 10 + item, number, item])
-                source.execute("INSERT INTO line VALUES (?, 1, 5)", [number * 10 + item])
-        source.executemany("INSERT INTO price VALUES (?, 100)", [(1,), (2,), (3,)])
-        source.commit()
-    upgrade(f"sqlite:///{folder / 'ledger.db'}")
-
-
-class Company:
-    """The three databases of one world and its actors.
-
-    ``hot``: everything is loaded already, and all that happens happens to two customers.
-    """
-
-    def __init__(self, seam: Seam, folder: Path, begin_with: Path, *, hot: bool) -> None:
-        for name in ("source.db", "ledger.db"):
-            shutil.copy(begin_with / name, folder / name)
-        self.seam, self.folder, self.clock = seam, folder, Clock(seam)
-        self.spec: Migration = loads(SPEC, name="simulated.yaml", environment={})
-        self.ledger: Ledger = open_ledger(
-            f"sqlite:///{folder / 'ledger.db'}", migration="simulated", clock=self.clock.now
-        )
-        self.stores: list[SqliteStore] = []
-        source, target = self.store("source"), self.store("target")
-        install.create_target_tables(self.spec, source, target)
-        self.plan: Plan = resolve(self.spec, source.describe(), target.describe())
-        install.install(self.spec, self.plan, source, target, self.ledger, actor="simulation")
-        load.cut(self.plan, source, self.ledger, CHUNK_ROWS)
-        self.dice = Dice(seam.random, 2 if hot else CUSTOMERS + 2)
-        if hot:
-            for table in self.plan.tables:
-                load.load_lane(table, source, target, self.ledger, lane="1")
-                load.close_load(self.plan, table, target, self.ledger)
-        self.closed: dict[str, list[Any]] = {}
-        self.applications_left = 0
-        self.ended = False
-
-    def store(self, name: str) -> Any:
-        """A watched store with connections of its own, as every process has."""
-        path = str(self.folder / f"{name}.db")
-        store = SimulatedStore(lambda: sqlite3.connect(path, timeout=0, check_same_thread=False))
-        self.stores.append(store)
-        return Watched(store, self.seam, name)
-
-    def watched_ledger(self) -> Any:
-        return Watched(self.ledger, self.seam, "ledger")
-
-    def ends(self) -> Ends:
-        return Ends(owner="source", origin=self.store("source"), destination=self.store("target"))
-
-    def close(self) -> None:
-        for store in self.stores:
-            store.close()
-        self.ledger.close()
-
-    # The application
-
-    @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        path = self.folder / "source.db"
-        connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
-        try:
-            connection.execute("PRAGMA foreign_keys = ON")
-            connection.execute("PRAGMA synchronous = OFF")
-            while True:
-                self.seam.point("application begins")
-                try:
-                    connection.execute("BEGIN IMMEDIATE")
-                    break
-                except sqlite3.OperationalError:
-                    self.seam.sleep(0.003)
-            yield connection
-            self.seam.point("application commits")
-            connection.execute("COMMIT")
-        finally:
-            connection.close()
-
-    def application(self, operations: int, kinds: tuple[Operation, ...] | None = None) -> Callable[[], None]:
-        random = self.seam.random
-
-        def work() -> None:
-            for _ in range(operations):
-                operation = random.choice(kinds or OPERATIONS)
-                self.seam.sleep(random.choice((0.0, 0.02, 0.2)))
-                try:
-                    with self.transaction() as connection:
-                        for statement, parameters in operation(self.dice):
-                            self.seam.point(statement.split(" (")[0][:60])
-                            connection.execute(statement, parameters)
-                except sqlite3.IntegrityError:
-                    continue  # refused by a fence, a key or a foreign key: the customer is told so
-            self.applications_left -= 1
-
-        self.applications_left += 1
-        return work
-
-    # Fishladder's actors; each may die anywhere and begin again, as a task does
-
-    def again(self, once: Callable[[], bool]) -> Callable[[], None]:
-        """Repeat until it says that all is done; a killed actor is started again by the world."""
-
-        def work() -> None:
-            while not once():
-                self.seam.sleep(0.05)
-
-        return work
-
-    def lane(self, name: str) -> Callable[[], bool]:
-        source, target, ledger = self.store("source"), self.store("target"), self.watched_ledger()
-
-        def once() -> bool:
-            try:
-                for table in self.plan.tables:
-                    load.load_lane(table, source, target, ledger, lane=name)
-            except FenceError:
-                return False  # the target is closed for a moment: the task is repeated
-            done = True
-            for table in self.plan.tables:
-                try:
-                    load.close_load(self.plan, table, target, ledger)
-                except InputError:
-                    done = False
-            return done
-
-        return once
-
-    def applier(self, every_shard: bool) -> Callable[[], bool]:
-        ends, ledger = self.ends(), self.watched_ledger()
-
-        def once() -> bool:
-            dirty = read_dirty(self.plan, ends, ledger, BATCH)
-            if not every_shard:
-                dirty = dirty[self.seam.random.randrange(2) :: 2] or dirty  # two appliers part the work as they like
-            applied = apply_batch(self.plan, ends, ledger, dirty, every_shard=every_shard) if dirty else None
-            if applied and applied.wide:
-                apply_batch(self.plan, ends, ledger, applied.wide, every_shard=True)
-            return self.ended and self.quiet()
-
-        return once
-
-    def reconciler(self) -> Callable[[], bool]:
-        ends, ledger = self.ends(), self.watched_ledger()
-
-        def once() -> bool:
-            table = self.seam.random.choice(self.plan.tables)
-            states = ends.destination.load_states()
-            if not any(state.open for state in states.values()):
-                result = reconcile.reconcile_table(self.plan, table, ends, ledger, chunk_rows=CHUNK_ROWS)
-                if result.missing or result.extra or result.differs:
-                    raise Violation(f"{table.name}: a pass found what nobody had marked dirty: {result}")
-            self.seam.sleep(0.2)
-            return self.ended
-
-        return once
-
-    def fencer(self) -> Callable[[], bool]:
-        """Closes a store to everybody for a while, and looks whether anybody writes."""
-        clock, random = self.clock, self.seam.random
-        stores = {name: self.store(name) for name in ("source", "target")}
-
-        def once() -> bool:
-            name = random.choice(("source", "target", "target", "target"))
-            writer = "application" if name == "source" else "copier"
-            epoch = stores[name].fences()["NZ"].epoch
-            if set_fence(stores[name], clock, "NZ", "nobody", epoch + 1, deadline=60).writer == "nobody":
-                before = self.rows_of(name, "NZ")
-                self.seam.sleep(random.choice((0.01, 0.02, 0.1)))
-                after = self.rows_of(name, "NZ")
-                if before != after:
-                    raise Violation(f"the {name} was closed for NZ and changed: {set(before) ^ set(after)}")
-            set_fence(stores[name], clock, "NZ", writer, epoch + 2, deadline=60)
-            self.seam.sleep(random.choice((0.005, 0.02, 0.1)))
-            return self.ended and self.quiet()
-
-        return once
-
-    # What must hold
-
-    def rows_of(self, store: str, cohort: str) -> list[Any]:
-        """The rows of a cohort, by home, in plain SQL."""
-        home = "SELECT h.root_key FROM fishladder_home h WHERE h.cohort = ?"
-        with closing(sqlite3.connect(self.folder / f"{store}.db", timeout=0)) as connection:
-            found = connection.execute(
-                f"SELECT 'c', id, country, email, balance FROM customer WHERE id IN ({home})", [cohort]
-            )
-            rows = list(found)
-            rows += connection.execute(f"SELECT 'i', * FROM item WHERE customer_id IN ({home})", [cohort])
-            return sorted(map(repr, rows))
-
-    def quiet(self) -> bool:
-        """Nothing is dirty and every load is closed."""
-        with closing(sqlite3.connect(self.folder / "source.db", timeout=0)) as connection:
-            entries = connection.execute("SELECT count(*) FROM fishladder_journal").fetchone()[0]
-        with closing(sqlite3.connect(self.folder / "target.db", timeout=0)) as connection:
-            loading = connection.execute("SELECT count(*) FROM fishladder_load WHERE is_open").fetchone()[0]
-        return not entries and not loading and not self.ledger.count_dirty()
-
-    def check(self) -> None:
-        """Nothing is dirty: so both sides are equal, by hashes that the core has no part in, and no reject is open."""
-        sides = [self._digests("source"), self._digests("target")]
-        wrong = [table for table in TABLES if sides[0][table] != sides[1][table]]
-        if wrong:
-            raise Violation(f"nothing is dirty and the copies differ: {wrong}")
-        rejects = self.ledger.open_rejects()
-        if rejects:
-            raise Violation(f"open rejects: {[(r.table, r.key, r.error) for r in rejects]}")
-
-    def _digests(self, store: str) -> dict[str, str]:
-        with closing(sqlite3.connect(self.folder / f"{store}.db", timeout=0)) as connection:
-            return {
-                table: hashlib.sha256(
-                    repr(sorted(map(repr, connection.execute(f"SELECT * FROM {table}")))).encode()
-                ).hexdigest()
-                for table in TABLES
-            }
-
-
-# Operations of the application: each yields the statements of one transaction ------------------------------
-
-Statements = Iterator[tuple[str, list[Any]]]
-Operation = Callable[["Dice"], Statements]
-
-
-class Dice:
-    """What the application draws: customers 1 to ``customers``, their items, and anything else."""
-
-    def __init__(self, random: Random, customers: int) -> None:
-        self.choice, self.randint = random.choice, random.randint
-        self.customers = customers
-
-    def customer(self) -> int:
-        return self.randint(1, self.customers)
-
-    def item(self) -> int:
-        return self.customer() * 10 + self.randint(0, 2)
-
-
-def sign_up(dice: Dice) -> Statements:
-    number = dice.customer()
-    email = dice.choice([f"c{number}", f"c{dice.customer()}"])
-    yield "INSERT INTO customer VALUES (?, ?, ?, 0)", [number, dice.choice(("NZ", "AU", "ZZ", None)), email]
-    yield "INSERT INTO item VALUES (?, ?, 0)", [number * 10, number]
-
-
-def charge(dice: Dice) -> Statements:
-    number = dice.item()
-    yield "UPDATE customer SET balance = balance + 1 WHERE id = ?", [number // 10]
-    yield "UPDATE item SET amount = amount + 1 WHERE id = ?", [number]
-    yield "INSERT INTO line SELECT ?, coalesce(max(no), 0) + 1, 7 FROM line WHERE item_id = ?", [number, number]
-
-
-def leave(dice: Dice) -> Statements:
-    yield "DELETE FROM customer WHERE id = ?", [dice.customer()]
-
-
-def move_country(dice: Dice) -> Statements:
-    yield "UPDATE customer SET country = ? WHERE id = ?", [dice.choice(("NZ", "AU", "IE")), dice.customer()]
-
-
-def transfer(dice: Dice) -> Statements:
-    yield "UPDATE item SET customer_id = ? WHERE id = ?", [dice.customer(), dice.item()]
-
-
-def swap_emails(dice: Dice) -> Statements:
-    one, other = dice.customer(), dice.customer()
-    yield "UPDATE customer SET email = 'swapping' WHERE id = ?", [one]
-    yield "UPDATE customer SET email = ? WHERE id = ?", [f"c{one}", other]
-    yield "UPDATE customer SET email = ? WHERE id = ?", [f"c{other}", one]
-
-
-def renumber(dice: Dice) -> Statements:
-    item = dice.item()
-    yield "UPDATE line SET no = no + 100 WHERE item_id = ? AND no < 100", [item]
-
-
-def replace(dice: Dice) -> Statements:
-    number = dice.customer()
-    yield "INSERT OR REPLACE INTO price VALUES (?, ?)", [dice.randint(1, 4), dice.randint(1, 999)]
-    yield "UPDATE OR REPLACE customer SET email = ? WHERE id = ?", [f"c{dice.customer()}", number]
-
-
-def reprice_everything(dice: Dice) -> Statements:
-    """A batch job: one statement, many rows."""
-    yield "UPDATE item SET amount = amount + 1", []
-    yield "UPDATE price SET cents = cents + 1", []
-
-
-def drop_lines(dice: Dice) -> Statements:
-    yield "DELETE FROM line WHERE item_id = ?", [dice.item()]
-
-
-OPERATIONS: tuple[Operation, ...] = (
-    sign_up, sign_up, charge, charge, charge, leave, move_country, transfer, swap_emails, renumber, replace,
-    drop_lines,
+FAILS_THE_TASK = (TransientError, AmbiguousError, StaleError, FenceError, InputError)
+"""What may end a task that is then repeated: by Airflow, or by the person who reads the message."""
+ORDERS = (
+    "pause", "pause", "throttle 0", "throttle 200", "rewrite", "mark", "retry",
+    "restart line", "restart line", "restart price", "restart price", "restart item line", "restart item line",
+    "restart customer item line",
 )  # fmt: skip
+
+Once = Callable[[], bool]
+"""One try of a task; whether there is nothing left to do for good."""
+
+
+def repeated(company: Company, once: Once) -> Callable[[], None]:
+    """A task that is repeated until nothing is left to do; the world starts a killed one again."""
+
+    def work() -> None:
+        while True:
+            try:
+                if once():
+                    return
+            except FAILS_THE_TASK as error:
+                company.seam.say(f"the task fails: {type(error).__name__}: {error}")
+            except FishladderError as error:
+                if not _is_expected(company, error):
+                    raise
+                company.seam.say(f"the task fails: {error}")
+            company.seam.sleep(company.seam.random.choice((0.02, 0.1, 0.5)))
+
+    return work
+
+
+def _is_expected(company: Company, error: FishladderError) -> bool:
+    if isinstance(error, CoverageError):
+        return company.kind.uncovered
+    # A restart that died half-way has to be repeated, and the table cut again, before lanes can go on.
+    return company.kind.orders > 0 and ("load row is not of generation" in str(error) or "cut it" in str(error))
+
+
+def prepare(company: Company) -> Once:
+    source, target, ledger = company.store("source"), company.store("target"), company.watched_ledger()
+
+    def once() -> bool:
+        install.install(company.spec, company.plan, source, target, ledger, actor="simulation")
+        company.auditor.prepared = True
+        return True
+
+    return once
+
+
+def lane(company: Company, name: str) -> Once:
+    """Cuts, loads and closes every table: two of them are a load that was triggered twice."""
+    source, target, ledger = company.store("source"), company.store("target"), company.watched_ledger()
+    pace = Pace(ledger, company.clock, target)
+
+    def once() -> bool:
+        if company.finishing and company.auditor.closed():
+            return True
+        if not company.auditor.prepared:
+            return False
+        tables = [table for table in company.plan.tables if not company.auditor.closed(table.name)]
+        if not tables and company.seam.random.random() < 0.9:
+            company.seam.sleep(0.2)  # nothing to load before an operator restarts a table
+            return False
+        mine = replace(company.plan, tables=tuple(tables or company.plan.tables))
+        load.cut(mine, source, ledger, CHUNK_ROWS)
+        for table in mine.tables:
+            load.load_lane(table, source, target, ledger, lane=name, pace=pace.wait)
+        for table in mine.tables:
+            load.close_load(company.plan, table, target, ledger)
+        return False
+
+    return once
+
+
+def applier(company: Company) -> Once:
+    """Applies whatever it likes of what is dirty, as a worker does that is one of many."""
+    ends, ledger, random = company.ends(), company.watched_ledger(), company.seam.random
+
+    def once() -> bool:
+        if not company.auditor.prepared:
+            return False
+        dirty = apply.read_dirty(company.plan, ends, ledger, BATCH)
+        dirty = dirty[random.randrange(2) :: 2] or dirty
+        applied = apply.apply_batch(company.plan, ends, ledger, dirty) if dirty else None
+        if applied and applied.wide:
+            apply.apply_batch(company.plan, ends, ledger, applied.wide, every_shard=True)
+        if not dirty:
+            company.seam.sleep(0.5)
+        return company.ended
+
+    return once
+
+
+def replicate(company: Company) -> Once:
+    """The task as it is; two of them are a replication that was triggered twice."""
+    ends, ledger = company.ends(), company.watched_ledger()
+    pace = Pace(ledger, company.clock, ends.destination)
+
+    def once() -> bool:
+        if not company.auditor.prepared:
+            return False
+        uncovered = company.auditor.uncovered()
+        done = apply.follow(company.plan, [ends], ledger, company.clock, seconds=1.0, pace=pace.wait)
+        if uncovered and company.auditor.uncovered() == uncovered and done.applied:
+            raise Violation(f"{uncovered}: its trigger was gone, and the applier went on")
+        return company.ended
+
+    return once
+
+
+def reconciler(company: Company) -> Once:
+    ends, ledger, random = company.ends(), company.watched_ledger(), company.seam.random
+
+    def once() -> bool:
+        if not company.auditor.prepared:
+            return False
+        table = random.choice(company.plan.tables)
+        reconcile.reconcile_table(company.plan, table, ends, ledger, chunk_rows=CHUNK_ROWS)
+        company.seam.sleep(random.choice((0.1, 0.5, 1.5)))
+        return company.ended
+
+    return once
+
+
+def fencer(company: Company) -> Once:
+    """Closes a store to everybody for a while, and looks whether anybody writes."""
+    clock, random, auditor = company.clock, company.seam.random, company.auditor
+    stores = {name: company.store(name) for name in ("source", "target")}
+    orders: list[Any] = []
+
+    def once() -> bool:
+        if not auditor.prepared:
+            return False
+        name, cohort = random.choice(("source", "target", "target")), random.choice(("NZ", "AU"))
+        writer = "application" if name == "source" else "copier"
+        epoch = stores[name].fences()[cohort].epoch
+        if set_fence(stores[name], clock, cohort, "nobody", epoch + 1, deadline=60).writer == "nobody":
+            before = auditor.rows_of(name, cohort)
+            if orders and random.random() < 0.5:  # a task of long ago is repeated
+                set_fence(*random.choice(orders), deadline=60)
+            company.seam.sleep(random.choice((0.02, 0.1, 0.3)))
+            after = auditor.rows_of(name, cohort)
+            if before != after:
+                raise Violation(f"the {name} was closed for {cohort} and changed: {set(before) ^ set(after)}")
+        set_fence(stores[name], clock, cohort, writer, epoch + 2, deadline=60)
+        orders.append((stores[name], clock, cohort, writer, epoch + 2))
+        company.seam.sleep(random.choice((0.005, 0.1, 0.3)))
+        return company.finishing and auditor.quiet()
+
+    return once
+
+
+# People ------------------------------------------------------------------------------------------------------
+
+
+def operator(company: Company, orders: list[str]) -> Once:
+    """Gives these orders; one that failed, or whose task died, is given again."""
+    ends, ledger, random, seam = company.ends(), company.watched_ledger(), company.seam.random, company.seam
+    pace = Pace(ledger, company.clock, ends.destination)
+
+    def once() -> bool:
+        if not orders:
+            return True
+        seam.sleep(0.2)
+        if not company.auditor.prepared:
+            return False
+        seam.say(f"orders: {orders[0]}")
+        match orders[0].split():
+            case ["pause"]:
+                _pause(company, random.choice((0.1, 0.3, 1.0)))
+            case ["throttle", rows]:
+                ledger.set_control(rows_per_second=int(rows), actor="operator")
+            case ["rewrite"]:
+                number = random.randint(1, company.dice.customers)
+                operate.rewrite_entities(company.plan, ends, ledger, [str(number)], actor="operator")
+            case ["mark"]:
+                item = company.dice.item()
+                operate.mark_keys(company.plan, ends, ledger, [f"item,{item}", f"line,{item},1"], actor="operator")
+            case ["retry"]:
+                ledger.retry_rejects(actor="operator")
+            case ["restart", *names]:
+                if any(company.ledger.table_state(name).phase == "new" for name in names):
+                    return False  # nothing to restart yet
+                operate.restart(company.plan, names, ends.destination, ledger, pace, actor="operator")
+        orders.pop(0)
+        return False
+
+    return once
+
+
+def _pause(company: Company, seconds: float) -> None:
+    company.ledger.set_control(paused=True, actor="operator")
+    company.auditor.writes.clear()
+    company.auditor.paused = True
+    company.seam.sleep(seconds)
+    company.auditor.paused = False
+    company.ledger.set_control(paused=False, actor="operator")
+
+
+def closing(company: Company, others: Callable[[], bool]) -> Callable[[], None]:
+    """The last act: everybody goes home, the network heals, people mend what is broken, and every table is clean."""
+    ends, ledger, auditor, seam = company.ends(), company.watched_ledger(), company.auditor, company.seam
+
+    def quiet() -> None:
+        while not auditor.quiet():
+            seam.sleep(0.1)
+
+    def work() -> None:
+        while not others():
+            seam.sleep(0.2)
+        seam.network.heal()
+        company.clock.skew = 0.0
+        company.ledger.set_control(paused=False, rows_per_second=0, actor="operator")
+        company.finishing = True
+        quiet()
+        auditor.look()
+        if not auditor.damaged:
+            auditor.check()
+        if company.kind.strict:
+            with company.transaction("target") as target:
+                target.execute("INSERT INTO tolerant VALUES (1)")
+            ledger.retry_rejects(actor="operator")
+            quiet()
+        with company.transaction() as source:
+            source.execute("UPDATE price SET after = NULL WHERE after = 999")
+        quiet()
+        for table in company.plan.tables:
+            for _ in range(4):
+                reconcile.reconcile_table(company.plan, table, ends, ledger, chunk_rows=CHUNK_ROWS)
+                if company.ledger.clean_passes(table.name):
+                    break
+                quiet()
+            else:
+                raise Violation(f"{table.name}: no pass is clean, although all is mended")
+        quiet()
+        auditor.look()
+        auditor.check()
+        company.ended = True
+
+    return work

@@ -2,84 +2,108 @@
 
 from __future__ import annotations
 
-import atexit
-import shutil
 import tempfile
 from collections.abc import Callable
 from datetime import timedelta
-from functools import cache
 from pathlib import Path
+from random import Random
 from unittest.mock import patch
 
-from fishladder import load
-from tests.simulation.actors import Company, Violation, reprice_everything, template
+from fishladder import apply, load, operate
+from tests.simulation import actors
+from tests.simulation.audit import Violation
+from tests.simulation.company import Company, Kind, draw_kind, reprice_everything
 from tests.simulation.world import Actor, Seam
 
 FAST = "/dev/shm" if Path("/dev/shm").is_dir() else None
 IMPATIENT = timedelta(seconds=0.2)
 """After so long a lane's chunk may be claimed by the other: a stalled lane becomes a zombie."""
+CLEAN_ROWS = 3
+POLL = 0.5
 RESTARTS = 6
 """How often an actor that was killed is started again before it may live."""
 
 
-@cache
-def _template() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="fishladder-template-", dir=FAST))
-    atexit.register(shutil.rmtree, folder)
-    template(folder)
-    return folder
+def kind_of(seed: int) -> Kind:
+    return draw_kind(Random(f"kind {seed}"))
 
 
-def simulate(seed: int, *, operations: int = 12, trace: list[str] | None = None) -> Seam:
-    """Run one world to its end: every other one is hot, loaded already and busy with two customers.
+def simulate(seed: int, *, operations: int = 20, trace: list[str] | None = None) -> Seam:
+    """Run one world to its end. What happens in it is drawn, too: see ``company.Kind``.
 
     ``trace`` takes what its actors did. Raises Violation, or whatever one raised."""
     seam = Seam(seed)
     seam.trace = [] if trace is None else trace
-    with tempfile.TemporaryDirectory(prefix="fishladder-sim-", dir=FAST) as folder:
-        company = Company(seam, Path(folder), _template(), hot=seed % 2 == 1)
+    kind = kind_of(seed)
+    seam.trace.append(repr(kind))
+    with (
+        tempfile.TemporaryDirectory(prefix="fishladder-sim-", dir=FAST) as folder,
+        patch.object(load, "STALE_CLAIM", IMPATIENT),
+        patch.object(operate, "CLEAN_ROWS", CLEAN_ROWS),
+        patch.object(apply, "POLL", POLL),
+    ):
+        company = Company(seam, Path(folder), kind)
         try:
-            with patch.object(load, "STALE_CLAIM", IMPATIENT):
-                _play(company, seam, operations)
-            company.check()
+            _play(company, operations)
         finally:
             seam.stop()
             company.close()
     return seam
 
 
-def _play(company: Company, seam: Seam, operations: int) -> None:
-    people = [seam.start(f"application {n}", company.application(operations), mortal=False) for n in (1, 2)]
-    people.append(seam.start("batch job", company.application(3, (reprice_everything,)), mortal=False))
-    makers: dict[str, Callable[[], Callable[[], bool]]] = {
-        "lane 1": lambda: company.lane("1"),
-        "lane 2": lambda: company.lane("2"),
-        "applier 1": lambda: company.applier(False),
-        "applier 2": lambda: company.applier(False),
-        "wide applier": lambda: company.applier(True),
-        "reconciler": company.reconciler,
-        "fencer": company.fencer,
+def _play(company: Company, operations: int) -> None:
+    seam, kind = company.seam, company.kind
+    seam.network.cuts, seam.network.partitions, company.clock.skew = kind.cuts, kind.partitions, kind.skew
+    people = {
+        "application 1": company.application(operations),
+        "application 2": company.application(operations),
+        "batch job": company.application(2, (reprice_everything,)),
+        "stray": company.stray,
     }
+    if kind.damage:
+        people["vandal"] = company.vandal
+    if kind.uncovered:
+        people["administrator"] = company.uncover
+    makers: dict[str, Callable[[], actors.Once]] = {
+        **{f"applier {number}": lambda: actors.applier(company) for number in range(kind.appliers)},
+        **{f"replicate {number}": lambda: actors.replicate(company) for number in range(kind.replications)},
+        **{f"reconciler {number}": lambda: actors.reconciler(company) for number in range(kind.reconcilers)},
+        "fencer": lambda: actors.fencer(company),
+    }
+    if kind.begins == "bare":
+        makers |= {f"prepare {number}": lambda: actors.prepare(company) for number in (1, 2)}
+    orders = [seam.random.choice(actors.ORDERS) for _ in range(kind.orders)]
+    restarting = any(order.startswith("restart") for order in orders)
+    if orders:
+        # The same form twice, or two people who do not know of each other.
+        twice = [list(orders), seam.random.choice((list(orders), list(orders), orders[::-1], []))]
+        makers |= {f"operator {at}": lambda mine=mine: actors.operator(company, mine) for at, mine in enumerate(twice)}
+    if kind.begins != "loaded" or restarting:
+        # Lane 1 is there twice: two tasks that believe to be the same lane.
+        makers |= {f"lane {name}": lambda name=name: actors.lane(company, name[0]) for name in ("1", "1 again", "2")}
     restarts = dict.fromkeys(makers, 0)
     alive: dict[str, Actor] = {}
 
     def start(name: str) -> None:
         # The fencer lives: half a fence order is a test of the flip's, not of the copiers'.
         mortal = name != "fencer" and restarts[name] < RESTARTS
-        alive[name] = seam.start(name, company.again(makers[name]()), mortal=mortal)
+        alive[name] = seam.start(name, actors.repeated(company, makers[name]()), mortal=mortal, remote=name != "fencer")
 
+    busy = [seam.start(name, work, mortal=False, remote=False) for name, work in people.items()]
     for name in makers:
         start(name)
-    while True:
-        seam.run(until=lambda: any(actor.done and actor.doomed for actor in alive.values()))
-        killed = [name for name, actor in alive.items() if actor.done and actor.doomed]
-        for name in killed:
+
+    def over() -> bool:
+        return all(person.done for person in busy) and all(
+            actor.done and not actor.doomed for name, actor in alive.items() if name.startswith(("operator", "prepare"))
+        )
+
+    last = seam.start("closing", actors.closing(company, over), mortal=False, remote=False)
+    while not last.done:
+        seam.run(until=lambda: last.done or any(actor.done and actor.doomed for actor in alive.values()))
+        for name in [name for name, actor in alive.items() if actor.done and actor.doomed]:
             restarts[name] += 1
             start(name)
-        if all(person.done for person in people):
-            company.ended = True
-        if not killed and all(actor.done for actor in alive.values()):
-            return
 
 
 __all__ = ["Violation", "simulate"]

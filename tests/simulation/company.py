@@ -1,0 +1,418 @@
+"""The small company that the simulation migrates: its databases, its application, and those who damage its data."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from fishladder import install, load
+from fishladder.apply import Ends
+from fishladder.ledger import Ledger, open_ledger, upgrade
+from fishladder.plan import Plan, resolve
+from fishladder.spec import Migration, loads
+from fishladder.stores.sqlite import SqliteStore
+from tests.simulation.audit import Auditor, Violation
+from tests.simulation.world import Clock, Seam, Watched
+
+SPEC = """
+migration: simulated
+strategy: replicate
+source: {kind: sqlite, connection: source}
+target: {kind: sqlite, connection: target}
+application: {source: source_app, target: target_app}
+cohort: {label: country, root: customer, column: country, waves: [[NZ], ["*"]]}
+tables:
+  price: shared
+  customer: root
+  item: {entity: customer_id}
+  line: {via: item}
+"""
+SCHEMA = """
+CREATE TABLE price (id INTEGER PRIMARY KEY, cents INTEGER NOT NULL, after INTEGER);
+CREATE TABLE customer (id INTEGER PRIMARY KEY, country TEXT, email TEXT UNIQUE, balance INTEGER NOT NULL);
+CREATE TABLE item (id INTEGER PRIMARY KEY, customer_id INTEGER NOT NULL REFERENCES customer (id) ON DELETE CASCADE,
+    amount INTEGER NOT NULL);
+CREATE TABLE line (item_id INTEGER NOT NULL REFERENCES item (id) ON DELETE CASCADE, no INTEGER NOT NULL,
+    amount INTEGER NOT NULL, PRIMARY KEY (item_id, no));
+"""
+TARGET_SCHEMA = """
+CREATE TABLE price (id INTEGER PRIMARY KEY, cents INTEGER NOT NULL, after INTEGER REFERENCES price (id));
+"""
+"""Only the target demands that the price before is there."""
+STRICT = """
+CREATE TABLE tolerant (yes INTEGER);
+CREATE TRIGGER price_insert BEFORE INSERT ON price WHEN NEW.cents >= 500 AND NOT EXISTS (SELECT 1 FROM tolerant)
+    BEGIN SELECT RAISE(ABORT, 'too dear'); END;
+CREATE TRIGGER price_update BEFORE UPDATE ON price WHEN NEW.cents >= 500 AND NOT EXISTS (SELECT 1 FROM tolerant)
+    BEGIN SELECT RAISE(ABORT, 'too dear'); END;
+CREATE TRIGGER item_insert BEFORE INSERT ON item WHEN NEW.amount % 4 = 3 AND NOT EXISTS (SELECT 1 FROM tolerant)
+    BEGIN SELECT RAISE(ABORT, 'an odd amount'); END;
+CREATE TRIGGER item_update BEFORE UPDATE ON item WHEN NEW.amount % 4 = 3 AND NOT EXISTS (SELECT 1 FROM tolerant)
+    BEGIN SELECT RAISE(ABORT, 'an odd amount'); END;
+"""
+"""A target that refuses some rows, until somebody mends it."""
+CUSTOMERS = 7
+SLEEPERS = (91, 92)
+"""Customers, and prices, that the application never touches: who damages them has to be found out by a pass."""
+CHUNK_ROWS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """What happens in a world. ``begins``: with nothing installed, with everything still to load, or loaded."""
+
+    begins: str
+    appliers: int
+    replications: int
+    reconcilers: int
+    orders: int
+    strict: bool
+    damage: bool
+    uncovered: bool
+    orphan: bool
+    cuts: float
+    partitions: float
+    skew: float
+
+
+def draw_kind(random: Random) -> Kind:
+    damage = random.random() < 0.35
+    return Kind(
+        begins=random.choice(("bare", "prepared", "loaded", "loaded")),
+        appliers=random.choice((1, 2)),
+        replications=random.choice((1, 1, 2)),
+        reconcilers=random.choice((0, 1, 2)),
+        orders=random.choice((0, 0, 1, 2, 3)),
+        strict=random.random() < 0.4,
+        damage=damage,
+        uncovered=not damage and random.random() < 0.25,
+        orphan=random.random() < 0.3,
+        cuts=random.choice((0.0, 0.005, 0.02)),
+        partitions=random.choice((0.0, 0.0005, 0.002)),
+        skew=random.choice((0.0, 0.3, 3.0)),
+    )
+
+
+class SimulatedStore(SqliteStore):
+    lock_wait = 0.0  # nobody really waits: the scheduler lets somebody else go on
+    chunk_rows = CHUNK_ROWS
+
+    def __init__(self, connect: Callable[[], sqlite3.Connection], clock: Clock) -> None:
+        super().__init__(connect)
+        self._clock = clock
+
+    def connection(self) -> sqlite3.Connection:
+        fresh = self._connection is None
+        connection = super().connection()
+        if fresh:
+            connection.execute("PRAGMA synchronous = OFF")  # the machine itself never fails here
+            connection.create_function("strftime", -1, lambda *_: f"{self._clock.now():%F %T.%f}"[:23])
+        return connection
+
+
+class Company:
+    """The three databases of one world, and everybody's way to them."""
+
+    def __init__(self, seam: Seam, folder: Path, kind: Kind) -> None:
+        self.seam, self.folder, self.kind = seam, folder, kind
+        self.clock = Clock(seam)
+        self.spec: Migration = loads(SPEC, name="simulated.yaml", environment={})
+        self.stores: list[SqliteStore] = []
+        self._populate()
+        self.ledger: Ledger = open_ledger(
+            f"sqlite:///{folder / 'ledger.db'}", migration="simulated", clock=self.clock.now
+        )
+        source, target = self.store("source"), self.store("target")
+        install.create_target_tables(self.spec, source, target)
+        if kind.strict:
+            self.run("target", STRICT)
+        self.plan: Plan = resolve(self.spec, source.describe(), target.describe())
+        self.dice = Dice(seam.random, 3 if kind.begins == "loaded" else CUSTOMERS + 5)
+        self.auditor = Auditor(folder, strict=kind.strict)
+        self.applications_left = 0
+        self.finishing = False
+        self.ended = False
+        if kind.begins != "bare":
+            install.install(self.spec, self.plan, source, target, self.ledger, actor="simulation")
+            self.auditor.prepared = True
+        if kind.begins == "loaded":
+            load.cut(self.plan, source, self.ledger, 1_000)
+            for table in self.plan.tables:
+                load.load_lane(table, source, target, self.ledger, lane="1")
+                load.close_load(self.plan, table, target, self.ledger)
+        self.auditor.look()
+
+    def _populate(self) -> None:
+        self.run("source", SCHEMA)
+        self.run("target", TARGET_SCHEMA)
+        with closing(sqlite3.connect(self.folder / "source.db")) as source:
+            for number in (*range(1, CUSTOMERS + 1), *SLEEPERS):
+                country = (None, "NZ", "AU", "IE")[number % 4]
+                source.execute("INSERT INTO customer VALUES (?, ?, ?, 0)", [number, country, f"c{number}"])
+                for item in range(2):
+                    source.execute("INSERT INTO item VALUES (?, ?, ?)", [number * 10 + item, number, item])
+                    source.execute("INSERT INTO line VALUES (?, 1, 5)", [number * 10 + item])
+            source.executemany("INSERT INTO price VALUES (?, 100, NULL)", [(1,), (2,), (3,)])
+            before = [999, 1] if self.kind.orphan else [None, 1]
+            source.executemany("INSERT INTO price VALUES (?, 100, ?)", zip(SLEEPERS, before, strict=True))
+            if self.kind.strict:  # refused from the beginning, and by every loading
+                source.execute("UPDATE price SET cents = 600 WHERE id = ?", [SLEEPERS[1]])
+            source.commit()
+        upgrade(f"sqlite:///{self.folder / 'ledger.db'}")
+
+    def run(self, name: str, script: str) -> None:
+        with closing(sqlite3.connect(self.folder / f"{name}.db", timeout=0)) as connection:
+            connection.executescript(script)
+
+    # Ways to the databases: one of its own for every actor, as processes have
+
+    def store(self, name: str) -> Any:
+        path = str(self.folder / f"{name}.db")
+        connect = lambda: sqlite3.connect(path, timeout=0, check_same_thread=False)  # noqa: E731
+        store = SimulatedStore(connect, self.clock)
+        self.stores.append(store)
+        return Watched(store, self.seam, name, self._after)
+
+    def ends(self) -> Ends:
+        return Ends(owner="source", origin=self.store("source"), destination=self.store("target"))
+
+    def watched_ledger(self) -> Any:
+        return Watched(self.ledger, self.seam, "ledger", self._after, ledger=True)
+
+    def _after(self, label: str, arguments: tuple[Any, ...], result: Any) -> None:
+        actor = self.seam.actor
+        if actor is not None:
+            self.auditor.after(actor.name, label, arguments, result)
+
+    def close(self) -> None:
+        for store in self.stores:
+            store.close()
+        self.ledger.close()
+        self.auditor.close()
+
+    # The application
+
+    @contextmanager
+    def transaction(self, name: str = "source") -> Iterator[sqlite3.Connection]:
+        """One of the application's own, that waits for its turn and is committed at the end of the block."""
+        connection = sqlite3.connect(self.folder / f"{name}.db", timeout=0, isolation_level=None)
+        try:
+            connection.execute("PRAGMA foreign_keys = ON")
+            connection.execute("PRAGMA synchronous = OFF")
+            connection.create_function("strftime", -1, lambda *_: f"{self.clock.now():%F %T.%f}"[:23])
+            while True:
+                self.seam.point("application begins")
+                try:
+                    connection.execute("BEGIN IMMEDIATE")
+                    break
+                except sqlite3.OperationalError:
+                    self.seam.sleep(0.005)
+            yield connection
+            self.seam.point("application commits")
+            connection.execute("COMMIT")
+        finally:
+            connection.close()
+        self.auditor.look()
+
+    def application(self, operations: int, kinds: tuple[Operation, ...] | None = None) -> Callable[[], None]:
+        random = self.seam.random
+
+        def work() -> None:
+            for _ in range(operations):
+                operation = random.choice(kinds or OPERATIONS)
+                self.seam.sleep(random.choice((0.0, 0.0, 0.02, 0.1, 0.3)))
+                try:
+                    with self.transaction() as connection:
+                        for statement, parameters in operation(self.dice):
+                            self.seam.point(f"{statement.split(' (')[0][:60]} {parameters}")
+                            connection.execute(statement, parameters)
+                except sqlite3.IntegrityError:
+                    continue  # refused by a fence, a key or a foreign key: the customer is told so
+            self.applications_left -= 1
+
+        self.applications_left += 1
+        return work
+
+    def stray(self) -> None:
+        """A misconfigured service writes into the target as the application: it must be refused."""
+        statements = (
+            "INSERT INTO price VALUES (77, 1, NULL)",
+            "UPDATE item SET amount = amount + 1 WHERE id = 910",
+            "DELETE FROM customer WHERE id = 92",
+        )
+        for _ in range(4):
+            self.seam.sleep(self.seam.random.choice((0.2, 1.0)))
+            statement = self.seam.random.choice(statements)
+            table = next(name for name in ("price", "item", "customer") if f" {name} " in statement)
+            with closing(sqlite3.connect(self.folder / "target.db", timeout=0, isolation_level=None)) as connection:
+                connection.execute("PRAGMA foreign_keys = ON")
+                try:
+                    connection.execute("BEGIN IMMEDIATE")
+                    written = self.auditor.closed(table) and connection.execute(statement).rowcount
+                except (sqlite3.IntegrityError, sqlite3.OperationalError):
+                    continue  # refused, or somebody else writes
+                if written:
+                    raise Violation(f"the target let the application write {table}, whose load is closed")
+
+    def vandal(self) -> None:
+        """Something changes rows in the target behind everybody's back."""
+        random = self.seam.random
+        for _ in range(2):
+            self.seam.sleep(random.choice((0.1, 0.4, 1.5)))
+            if not self.auditor.prepared:
+                continue
+            table, key, statement = random.choice(DAMAGE)
+            with closing(sqlite3.connect(self.folder / "target.db", timeout=0, isolation_level=None)) as connection:
+                try:
+                    connection.execute("BEGIN IMMEDIATE")
+                    connection.execute("INSERT INTO fishladder_copying VALUES (1)")
+                    connection.execute(statement)
+                    connection.execute("DELETE FROM fishladder_copying")
+                    if self.auditor.closed(table):
+                        connection.execute("COMMIT")
+                        self.auditor.damaged.add((table, key))
+                        self.seam.say(statement)
+                except (sqlite3.IntegrityError, sqlite3.OperationalError):
+                    continue
+
+    def uncover(self) -> None:
+        """Somebody drops a trigger of the source, rows change unrecorded, and prepare is run again."""
+        random = self.seam.random
+        self.seam.sleep(random.choice((0.1, 0.5, 2.0)))
+        while not self.auditor.prepared:
+            self.seam.sleep(0.2)
+        trigger, table, statement = random.choice(UNRECORDED)
+        with closing(sqlite3.connect(self.folder / "source.db", timeout=0, isolation_level=None)) as connection:
+            while True:
+                try:
+                    connection.execute("BEGIN IMMEDIATE")
+                    break
+                except sqlite3.OperationalError:
+                    self.seam.sleep(0.01)
+            connection.execute(f"DROP TRIGGER {trigger}")
+            connection.execute("COMMIT")
+            self.seam.say(f"DROP TRIGGER {trigger}")
+            self.auditor.dropped = trigger, table
+            self.seam.sleep(random.choice((0.0, 0.2, 1.0)))
+            while True:
+                try:
+                    connection.execute(statement)
+                    break
+                except sqlite3.OperationalError:
+                    self.seam.sleep(0.01)
+            self.seam.say(statement)
+        self.seam.sleep(random.choice((0.0, 0.2, 1.0)))
+        install.install(
+            self.spec, self.plan, self.store("source"), self.store("target"), self.watched_ledger(), actor="operator"
+        )
+        self.auditor.covered_again()
+
+
+DAMAGE: tuple[tuple[str, str, str], ...] = (
+    ("price", "2:91", "UPDATE price SET cents = cents + 1 WHERE id = 91"),
+    ("item", "3:910", "DELETE FROM item WHERE id = 910"),
+    ("item", "3:919", "INSERT INTO item VALUES (919, 91, 1)"),
+    ("line", "3:9211:1", "UPDATE line SET amount = -1 WHERE item_id = 921 AND no = 1"),
+    ("customer", "2:92", "UPDATE customer SET email = 'damaged' WHERE id = 92"),
+    ("fishladder_home", "4:2:91", "DELETE FROM fishladder_home WHERE entity = '2:91'"),
+)
+UNRECORDED: tuple[tuple[str, str, str], ...] = (
+    ("fishladder_price_update", "price", "UPDATE price SET cents = cents + 1 WHERE id = 91"),
+    ("fishladder_item_delete", "item", "DELETE FROM item WHERE id = 911"),
+    ("fishladder_line_insert", "line", "INSERT INTO line VALUES (910, 9, 1)"),
+)
+
+
+# Operations of the application: each yields the statements of one transaction ------------------------------
+
+Statements = Iterator[tuple[str, list[Any]]]
+Operation = Callable[["Dice"], Statements]
+
+
+class Dice:
+    """What the application draws: customers 1 to ``customers``, their items, and anything else."""
+
+    def __init__(self, random: Random, customers: int) -> None:
+        self.choice, self.randint = random.choice, random.randint
+        self.customers = customers
+
+    def customer(self) -> int:
+        return self.randint(1, self.customers)
+
+    def item(self) -> int:
+        return self.customer() * 10 + self.randint(0, 2)
+
+
+def sign_up(dice: Dice) -> Statements:
+    number = dice.customer()
+    email = dice.choice([f"c{number}", f"c{dice.customer()}"])
+    yield "INSERT INTO customer VALUES (?, ?, ?, 0)", [number, dice.choice(("NZ", "AU", "ZZ", None)), email]
+    yield "INSERT INTO item VALUES (?, ?, 0)", [number * 10, number]
+
+
+def charge(dice: Dice) -> Statements:
+    number = dice.item()
+    yield "UPDATE customer SET balance = balance + 1 WHERE id = ?", [number // 10]
+    yield "UPDATE item SET amount = amount + 1 WHERE id = ?", [number]
+    yield "INSERT INTO line SELECT ?, coalesce(max(no), 0) + 1, 7 FROM line WHERE item_id = ?", [number, number]
+
+
+def leave(dice: Dice) -> Statements:
+    yield "DELETE FROM customer WHERE id = ?", [dice.customer()]
+
+
+def move_country(dice: Dice) -> Statements:
+    yield "UPDATE customer SET country = ? WHERE id = ?", [dice.choice(("NZ", "AU", "IE")), dice.customer()]
+
+
+def transfer(dice: Dice) -> Statements:
+    yield "UPDATE item SET customer_id = ? WHERE id = ?", [dice.customer(), dice.item()]
+
+
+def swap_emails(dice: Dice) -> Statements:
+    one, other = dice.customer(), dice.customer()
+    yield "UPDATE customer SET email = 'swapping' WHERE id = ?", [one]
+    yield "UPDATE customer SET email = ? WHERE id = ?", [f"c{one}", other]
+    yield "UPDATE customer SET email = ? WHERE id = ?", [f"c{other}", one]
+
+
+def shift_emails(dice: Dice) -> Statements:
+    """Each takes the next one's."""
+    one, two, three = dice.customer(), dice.customer(), dice.customer()
+    yield "UPDATE customer SET email = '-' || email WHERE id IN (?, ?, ?)", [one, two, three]
+    taken = "UPDATE customer SET email = (SELECT substr(email, 2) FROM customer WHERE id = ?) WHERE id = ?"
+    yield taken, [two, one]
+    yield taken, [three, two]
+    yield "UPDATE customer SET email = ? WHERE id = ?", [f"n{dice.randint(1, 9)}", three]
+
+
+def renumber(dice: Dice) -> Statements:
+    item = dice.item()
+    yield "UPDATE line SET no = no + 100 WHERE item_id = ? AND no < 100", [item]
+
+
+def replace(dice: Dice) -> Statements:
+    number = dice.customer()
+    yield "INSERT OR REPLACE INTO price VALUES (?, ?, NULL)", [dice.randint(1, 4), dice.randint(1, 999)]
+    yield "UPDATE OR REPLACE customer SET email = ? WHERE id = ?", [f"c{dice.customer()}", number]
+
+
+def reprice_everything(dice: Dice) -> Statements:
+    """A batch job: one statement, many rows."""
+    yield "UPDATE item SET amount = amount + 1 WHERE id < 900", []
+    yield "UPDATE price SET cents = cents + 1 WHERE id < 90", []
+
+
+def drop_lines(dice: Dice) -> Statements:
+    yield "DELETE FROM line WHERE item_id = ?", [dice.item()]
+
+
+OPERATIONS: tuple[Operation, ...] = (
+    sign_up, sign_up, charge, charge, charge, leave, move_country, transfer, transfer, swap_emails,
+    shift_emails, renumber, replace, drop_lines,
+)  # fmt: skip
