@@ -33,7 +33,8 @@ class Chinook:
     target: str
 
 
-@pytest.fixture(params=["sqlite-sqlite", "sqlite-mysql", "oracle-mysql"])
+# On the wire emulator it takes minutes: make scenario.
+@pytest.fixture(params=["sqlite-sqlite", "sqlite-mysql", pytest.param("oracle-mysql", marks=pytest.mark.slow)])
 def chinook(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Chinook]:
     kinds = request.param.split("-")
     with ExitStack() as stack:

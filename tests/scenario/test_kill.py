@@ -73,7 +73,10 @@ SERVERS: dict[str, Callable[[str], AbstractContextManager[mysql.Database | oracl
 }
 
 
-@pytest.fixture(params=["sqlite-sqlite", "sqlite-mysql", "mysql-mysql", "oracle-mysql"])
+# On the wire emulator it takes minutes: make scenario.
+@pytest.fixture(
+    params=["sqlite-sqlite", "sqlite-mysql", "mysql-mysql", pytest.param("oracle-mysql", marks=pytest.mark.slow)]
+)
 def scenario(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scenario]:
     owners: list[str] = []
     urls: list[str] = []
