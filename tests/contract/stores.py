@@ -144,6 +144,7 @@ class OraclePlace(Place):
         "EXPLAIN": "the wire emulator explains no plan: not verified on Oracle",
         "blanks at an end": "the wire emulator drops those that do not fit: not verified on Oracle",
         "NUL": "PostgreSQL, behind the wire emulator, has no NUL in a text: not verified on Oracle",
+        "large arrays": "the wire emulator loses its place in one of half a megabyte: not verified on Oracle",
         "partitions": "the wire emulator has none: not verified on Oracle",
         "snapshots": "the wire emulator has no autonomous transactions: not verified on Oracle",
     }

@@ -18,6 +18,7 @@ ROWS = 20_000
 @pytest.fixture
 def long(place: Place) -> tuple[Any, Relation]:
     """A table of 20 MB: more than the network holds on its own."""
+    place.needs("large arrays")
     store = place.open()
     store.install_tables()
     columns = [column("id", "integer(19)", nullable=False), column("text", "string(1000)")]
