@@ -40,7 +40,9 @@ def create(url: str) -> None:
 def copy_sample(path: Path) -> str:
     """Copy the shipped SQLite database, which stays as it is, to `path`; returns its URL."""
     shutil.copyfile(HERE / "Chinook_Sqlite.sqlite", path)
-    return f"sqlite:///{path.absolute()}"
+    url = f"sqlite:///{path.absolute()}"
+    connect(url).close()  # switches the file to WAL: two that do it later, at once, would not wait for each other
+    return url
 
 
 def load_sample(url: str) -> None:

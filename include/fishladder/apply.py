@@ -447,40 +447,38 @@ def follow(
     report = noted = Followed()
     pause, beat, end = POLL, 0.0, clock.monotonic() + seconds
     while True:
-        applied, looked = Applied(), False
-        if not ledger.control().paused:
-            try:
-                applied = apply_round(plan, workers, ledger)
-                pause, looked = POLL, True
-            except (TransientError, AmbiguousError):  # repeating is reading again: nothing was forgotten
-                pause = min(2 * pause, LONGEST_PAUSE)
-                report = replace(report, failures=report.failures + 1)
-                if clock.monotonic() + pause >= end:
-                    raise
-        lag = ends.origin.lag()
-        report = replace(
-            report,
-            applied=report.applied + applied.forgotten,
-            rejected=report.rejected + applied.rejected,
-            lag=lag,
-            worst_lag=max(report.worst_lag, lag or 0.0),
-        )
-        finished = not applied.forgotten and ((until_idle and looked) or clock.monotonic() + pause >= end)
-        busy = applied.forgotten > 0
-        if finished or clock.monotonic() - beat >= (BUSY_HEARTBEAT if busy else HEARTBEAT):
-            beat = clock.monotonic()
-            if not busy:
-                check_coverage(plan, ends.origin, ends.owner, ledger)
-            check_ledger(_target(ends), ledger)
-            noted = _note(ledger, report, noted)
-            tell_target(_target(ends), ledger)
-        if busy:
-            progress(report)
-            pace(applied.forgotten)
-        elif finished:
-            return report
-        else:
+        try:
+            paused = ledger.control().paused
+            applied = Applied() if paused else apply_round(plan, workers, ledger)
+            busy = applied.forgotten > 0
+            report = replace(
+                report, applied=report.applied + applied.forgotten, rejected=report.rejected + applied.rejected
+            )
+            lag = ends.origin.lag()
+            report = replace(report, lag=lag, worst_lag=max(report.worst_lag, lag or 0.0))
+            finished = not busy and ((until_idle and not paused) or clock.monotonic() + POLL >= end)
+            if finished or clock.monotonic() - beat >= (BUSY_HEARTBEAT if busy else HEARTBEAT):
+                beat = clock.monotonic()
+                if not busy:
+                    check_coverage(plan, ends.origin, ends.owner, ledger)
+                check_ledger(_target(ends), ledger)
+                noted = _note(ledger, report, noted)
+                tell_target(_target(ends), ledger)
+            if busy:
+                progress(report)
+                pace(applied.forgotten)
+            pause = POLL
+        except (TransientError, AmbiguousError):  # repeating is reading again: nothing was forgotten
+            pause = min(2 * pause, LONGEST_PAUSE)
+            report = replace(report, failures=report.failures + 1)
+            if clock.monotonic() + pause >= end:
+                raise
             clock.sleep(pause)
+            continue
+        if finished:
+            return report
+        if not busy:
+            clock.sleep(POLL)
         if clock.monotonic() >= end:
             _note(ledger, report, noted)
             tell_target(_target(ends), ledger)

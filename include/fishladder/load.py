@@ -219,7 +219,7 @@ def close_load(plan: Plan, table: PlanTable, target: Store, ledger: Ledger) -> N
     generation = ledger.start_table(table.name)
     if ledger.table_state(table.name).phase == "closed":
         if target.load_states().get(table.name) != LoadState(generation=generation, open=False):
-            raise FatalError(f"{table.name}: a restart of the table was cut short: repeat it")
+            raise FatalError(f"{table.name}: a restart of the table is under way, or was cut short: repeat it")
         return
     unfinished = ledger.unfinished(table.name, generation)
     if unfinished:
@@ -229,6 +229,8 @@ def close_load(plan: Plan, table: PlanTable, target: Store, ledger: Ledger) -> N
     target.install_triggers([found for found in plan.triggers("target") if found.relation.table == table.name])
     with target.begin() as copy:
         state = copy.lock_load(table.name, exclusive=True)
+        if state is not None and state.generation > generation:
+            raise StaleError(f"{table.name}: it was restarted meanwhile; load it again")
         if state is None or state.generation != generation:
             raise FatalError(f"{table.name}: the target's load row is not of generation {generation}; run prepare")
         if state.open:

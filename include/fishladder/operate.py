@@ -128,6 +128,7 @@ def _clean(table: PlanTable, target: Store, ledger: Ledger, pace: Pace) -> None:
     cleaning = LoadState(generation=generation, open=True, cleaning=True)
     last: list[bytes] = []
     while True:
+        pace.resumed()
         with target.begin() as copy:
             # Shared: whoever ends the cleaning waits for this batch; whoever comes later finds it ended.
             if copy.lock_load(table.name) != cleaning:

@@ -48,6 +48,11 @@ class Pace:
             self._clock.sleep(LOOK if reason else min(LOOK, due - now))
         self._last, self._reason = self._clock.monotonic(), ""
 
+    def resumed(self) -> None:
+        """Return when nothing is paused: for whoever has no other place to wait."""
+        while self._ledger.control().paused:
+            self._clock.sleep(LOOK)
+
     def _too_much(self, control: Control) -> str:
         """Why the target must be left alone now, if it must."""
         assert isinstance(self._target, Fenced)

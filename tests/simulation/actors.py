@@ -57,7 +57,7 @@ def _is_expected(company: Company, error: FishladderError) -> bool:
     if isinstance(error, CoverageError):
         return company.kind.uncovered
     # A restart that is under way, or that died and has to be repeated: lanes cannot go on, nor close the table.
-    words = ("load row is not of generation", "restart of the table was cut short", "cut it")
+    words = ("load row is not of generation", "restart of the table is under way", "cut it")
     return company.kind.orders > 0 and any(word in str(error) for word in words)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from fishladder.apply import Dirty, _Batch, apply_batch, read_dirty
 from fishladder.clock import SystemClock
-from fishladder.errors import CoverageError, FishladderError
+from fishladder.errors import CoverageError, FishladderError, TransientError
 from fishladder.fence import set_fence
 from fishladder.ledger import DirtyKey, Ledger
 from fishladder.stores.base import LoadState
@@ -201,3 +201,23 @@ def test_a_batch_that_lost_its_locks_closes_no_reject_of_the_next_for_good(
 
 def _again(store: SqliteStore) -> SqliteStore:
     return SqliteStore(store._connect)
+
+
+@pytest.mark.parametrize(("store", "call"), [("source", "lag"), ("target", "hear"), ("target", "heard")])
+def test_an_outage_between_two_rounds_is_waited_for(
+    loaded: Small, monkeypatch: pytest.MonkeyPatch, store: str, call: str
+) -> None:
+    """Not only what a round asks of the stores: also what is asked beside it."""
+    loaded.application("UPDATE item SET amount = 77")
+    one = getattr(loaded, store)
+    real, failures = getattr(one, call), iter(range(2))
+
+    def away(*arguments: object) -> object:
+        if next(failures, None) is not None:
+            raise TransientError("the server is away")
+        return real(*arguments)
+
+    monkeypatch.setattr(one, call, away)
+    followed = loaded.follow()
+    assert (followed.failures, followed.applied) == (2, 3)
+    assert _equal(loaded)

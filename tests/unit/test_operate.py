@@ -10,7 +10,7 @@ import pytest
 
 from fishladder import load, operate, tasks
 from fishladder.errors import FatalError, InputError, StaleError
-from fishladder.ledger import Reject
+from fishladder.ledger import Ledger, Reject
 from fishladder.operate import Order
 from fishladder.pace import Pace
 from fishladder.spec import loads
@@ -192,6 +192,46 @@ def test_a_restarted_table_is_empty_and_loads_again(loaded: Small, desk: tasks.D
     loaded.load()
     loaded.follow()
     assert independent.compare(loaded.url("source"), loaded.url("target"), TABLES) == []
+
+
+def test_a_restart_stops_while_all_is_paused(loaded: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paused after its first batch: nothing goes before somebody resumes."""
+    clock, left = Hands(), list[int]()
+    monkeypatch.setattr(operate, "CLEAN_ROWS", 1)
+
+    def look() -> None:
+        left.append(loaded.rows("target", "SELECT count(*) FROM line")[0][0])
+        if len(left) == 3:
+            loaded.ledger.set_control(paused=False, actor="ada")
+
+    class Pausing(Pace):
+        def wait(self, rows: int) -> None:
+            if not left:
+                loaded.ledger.set_control(paused=True, actor="ada")
+
+    clock.watch = look
+    pace = Pausing(loaded.ledger, clock, loaded.target)
+    operate.restart(loaded.plan, ["line"], loaded.target, loaded.ledger, pace, actor="bob")
+    assert left == [2, 2, 2]
+    assert loaded.rows("target", "SELECT * FROM line") == []
+
+
+def test_a_load_that_was_restarted_meanwhile_is_not_closed(small: Small, desk: tasks.Desk) -> None:
+    load.cut(small.plan, small.source, small.ledger, 100)
+    table = small.plan.table("line")
+    load.load_lane(table, small.source, small.target, small.ledger, lane="1")
+    unfinished = type(small.ledger).unfinished
+
+    def restarted(ledger: Ledger, name: str, generation: int) -> int:
+        found = unfinished(ledger, name, generation)
+        tasks.operate(desk, Order(action="restart tables", tables=("line",)), actor="ada")
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(small.ledger), "unfinished", restarted)
+        with pytest.raises(StaleError, match="restarted meanwhile"):
+            load.close_load(small.plan, table, small.target, small.ledger)
+    assert small.target.load_states()["line"] == LoadState(generation=2, open=True)
 
 
 def test_children_are_named(loaded: Small, desk: tasks.Desk) -> None:

@@ -21,11 +21,7 @@ from fishladder.cells import Row
 from fishladder.errors import FatalError, RowError, TransientError
 from fishladder.stores.base import (
     Connect,
-    Fence,
     Finding,
-    ForeignKey,
-    LoadState,
-    Orphan,
     Relation,
     TableInfo,
     Triggers,
@@ -50,8 +46,8 @@ from fishladder.stores.mysql_schema import (
 from fishladder.stores.mysql_triggers import KEY, NAME, trigger_texts
 from fishladder.stores.mysql_types import Binary, MariaDbDialect, MySqlDialect
 from fishladder.stores.mysql_upsert import MySqlSession
-from fishladder.stores.sql import STREAM_ROWS, Guard, Session, load_state, named, percent_marks, read_fences
-from fishladder.stores.sql_checks import Checks
+from fishladder.stores.sql import STREAM_ROWS, Guard, Session, named, percent_marks
+from fishladder.stores.sql_checks import Checks, WholeTables
 
 CHUNK_ROWS = 50_000
 METADATA_WAIT = 60
@@ -147,7 +143,7 @@ class MySqlTransaction(MySqlSession):
 # The store --------------------------------------------------------------------------------------------------------
 
 
-class MySqlStore:
+class MySqlStore(WholeTables):
     """One MySQL or MariaDB schema. ``connect`` opens a new MySQLdb connection to it, as the copier."""
 
     kind = "mysql"
@@ -315,21 +311,6 @@ class MySqlStore:
     def _checks(self) -> Checks:
         return Checks(Session(self.dialect, self.run))
 
-    def chunk_ends(self, relation: Relation, rows: int) -> list[bytes]:
-        return self._checks().chunk_ends(relation, rows)
-
-    def is_empty(self, relation: Relation) -> bool:
-        return self._checks().is_empty(relation)
-
-    def count(self, relation: Relation) -> dict[str, int]:
-        return self._checks().count(relation)
-
-    def orphans(self, child: Relation, foreign_key: ForeignKey, limit: int) -> list[Orphan]:
-        return self._checks().orphans(child, foreign_key, limit)
-
-    def duplicates(self, relation: Relation, unique: Sequence[int], limit: int) -> int:
-        return self._checks().duplicates(relation, unique, limit)
-
     def query(self, sql: str, parameters: Mapping[str, object]) -> list[tuple[str | None, ...]]:
         statement, values = named(sql, parameters)
         with self._reconnecting(), translated():
@@ -445,13 +426,6 @@ class MySqlStore:
             found[relation.table] = hashlib.sha256("\n".join(parts).encode()).hexdigest()
         return found
 
-    def fences(self) -> dict[str, Fence]:
-        return read_fences(self.run("SELECT cohort, writer, epoch FROM fishladder_fence ORDER BY cohort"))
-
-    def load_states(self) -> dict[str, LoadState]:
-        found = self.run("SELECT table_name, generation, is_open FROM fishladder_load")
-        return {table.decode(): load_state(generation, open_) for table, generation, open_ in found}
-
     def lag(self) -> float | None:
         sql = "SELECT TIMESTAMPDIFF(MICROSECOND, at, UTC_TIMESTAMP(6)) FROM fishladder_journal ORDER BY id LIMIT 1"
         found = self.run(sql)
@@ -479,12 +453,6 @@ class MySqlStore:
         # The older word is MariaDB's. NULL: it is configured, and it does not run.
         lags = [line.get("Seconds_Behind_Source", line.get("Seconds_Behind_Master")) for line in lines]
         return None if not lags or None in lags else float(max(int(lag) for lag in lags))
-
-    def heard(self) -> tuple[int, str]:
-        return self._checks().heard()
-
-    def hear(self, number: int, word: str) -> None:
-        self._checks().hear(number, word)
 
     def uninstall(self) -> None:
         of_table: dict[str, list[str]] = {}

@@ -28,7 +28,6 @@ from fishladder.stores.base import (
     Finding,
     ForeignKey,
     LoadState,
-    Orphan,
     Relation,
     TableInfo,
     Triggers,
@@ -64,7 +63,7 @@ from fishladder.stores.sql import (
     slices,
     statements,
 )
-from fishladder.stores.sql_checks import Checks
+from fishladder.stores.sql_checks import Checks, WholeTables
 
 CHUNK_ROWS = 50_000
 ROWS_PER_CALL = 500
@@ -242,7 +241,7 @@ class OracleTransaction(Session):
 # The store --------------------------------------------------------------------------------------------------------
 
 
-class OracleStore:
+class OracleStore(WholeTables):
     """One Oracle schema. ``connect`` opens a new python-oracledb connection to it, as the copier."""
 
     kind = "oracle"
@@ -391,21 +390,6 @@ class OracleStore:
     def _checks(self) -> Checks:
         return Checks(Session(self.dialect, self.run))
 
-    def chunk_ends(self, relation: Relation, rows: int) -> list[bytes]:
-        return self._checks().chunk_ends(relation, rows)
-
-    def is_empty(self, relation: Relation) -> bool:
-        return self._checks().is_empty(relation)
-
-    def count(self, relation: Relation) -> dict[str, int]:
-        return self._checks().count(relation)
-
-    def orphans(self, child: Relation, foreign_key: ForeignKey, limit: int) -> list[Orphan]:
-        return self._checks().orphans(child, foreign_key, limit)
-
-    def duplicates(self, relation: Relation, unique: Sequence[int], limit: int) -> int:
-        return self._checks().duplicates(relation, unique, limit)
-
     def query(self, sql: str, parameters: Mapping[str, object]) -> list[tuple[str | None, ...]]:
         statement, values = named(sql, parameters)
         with self._reconnecting(), translated(), self.connection().cursor() as cursor:
@@ -544,13 +528,6 @@ class OracleStore:
             found[relation.table] = hashlib.sha256("\n".join(parts).encode()).hexdigest()
         return found
 
-    def fences(self) -> dict[str, Fence]:
-        return read_fences(self.run("SELECT cohort, writer, epoch FROM fishladder_fence ORDER BY cohort"))
-
-    def load_states(self) -> dict[str, LoadState]:
-        found = self.run("SELECT table_name, generation, is_open FROM fishladder_load")
-        return {table.decode(): load_state(generation, open_) for table, generation, open_ in found}
-
     def lag(self) -> float | None:
         sql = (
             "SELECT TO_CHAR(at, 'YYYY-MM-DD HH24:MI:SS.FF6'), TO_CHAR(SYS_EXTRACT_UTC(SYSTIMESTAMP),"
@@ -585,12 +562,6 @@ class OracleStore:
 
     def replica_lag(self) -> float | None:
         return None
-
-    def heard(self) -> tuple[int, str]:
-        return self._checks().heard()
-
-    def hear(self, number: int, word: str) -> None:
-        self._checks().hear(number, word)
 
     def uninstall(self) -> None:
         for name, (table, _) in installed_triggers(self.run).items():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 from fishladder.cells import NO_HOME, SHARED, key_text
-from fishladder.stores.base import ForeignKey, Orphan, Relation
-from fishladder.stores.sql import Session, range_parameters
+from fishladder.stores.base import Fence, ForeignKey, LoadState, Orphan, Relation
+from fishladder.stores.sql import Session, load_state, range_parameters, read_fences
 
 
 class Checks:
@@ -16,6 +17,13 @@ class Checks:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.dialect = session.dialect
+
+    def fences(self) -> dict[str, Fence]:
+        return read_fences(self.session.run("SELECT cohort, writer, epoch FROM fishladder_fence ORDER BY cohort", []))
+
+    def load_states(self) -> dict[str, LoadState]:
+        found = self.session.run("SELECT table_name, generation, is_open FROM fishladder_load", [])
+        return {table.decode(): load_state(generation, is_open) for table, generation, is_open in found}
 
     def heard(self) -> tuple[int, str]:
         ((number, word),) = self.session.run("SELECT no, word FROM fishladder_ledger", [])
@@ -104,3 +112,37 @@ class Checks:
             f" GROUP BY {', '.join(columns)} HAVING count(*) > 1{self.dialect.limit}"
         )
         return len(self.session.run(sql, [limit]))
+
+
+class WholeTables(ABC):
+    """A relational store's reads over whole tables, and over fishladder's own."""
+
+    @abstractmethod
+    def _checks(self) -> Checks: ...
+
+    def chunk_ends(self, relation: Relation, rows: int) -> list[bytes]:
+        return self._checks().chunk_ends(relation, rows)
+
+    def is_empty(self, relation: Relation) -> bool:
+        return self._checks().is_empty(relation)
+
+    def count(self, relation: Relation) -> dict[str, int]:
+        return self._checks().count(relation)
+
+    def orphans(self, child: Relation, foreign_key: ForeignKey, limit: int) -> list[Orphan]:
+        return self._checks().orphans(child, foreign_key, limit)
+
+    def duplicates(self, relation: Relation, unique: Sequence[int], limit: int) -> int:
+        return self._checks().duplicates(relation, unique, limit)
+
+    def fences(self) -> dict[str, Fence]:
+        return self._checks().fences()
+
+    def load_states(self) -> dict[str, LoadState]:
+        return self._checks().load_states()
+
+    def heard(self) -> tuple[int, str]:
+        return self._checks().heard()
+
+    def hear(self, number: int, word: str) -> None:
+        self._checks().hear(number, word)

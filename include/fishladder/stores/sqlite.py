@@ -21,18 +21,15 @@ from fishladder.errors import AmbiguousError, FatalError, FenceError, RowError, 
 from fishladder.stores.base import (
     Column,
     Connect,
-    Fence,
     Finding,
     ForeignKey,
-    LoadState,
-    Orphan,
     Relation,
     TableInfo,
     Triggers,
     Writer,
 )
-from fishladder.stores.sql import STREAM_ROWS, Guard, Session, load_state, named, read_fences
-from fishladder.stores.sql_checks import Checks
+from fishladder.stores.sql import STREAM_ROWS, Guard, Session, named
+from fishladder.stores.sql_checks import Checks, WholeTables
 from fishladder.stores.sqlite_triggers import trigger_texts
 from fishladder.stores.sqlite_types import FUNCTIONS, SqliteDialect, can_be_key, declared_type, guard, logical_type
 
@@ -126,7 +123,7 @@ class SqliteTransaction(Session):
 _CREATED_UNIQUES = "SELECT name, partial FROM pragma_index_list(?) WHERE \"unique\" AND origin = 'c'"
 
 
-class SqliteStore:
+class SqliteStore(WholeTables):
     """One SQLite file. ``connect`` opens a new ``sqlite3.Connection`` to it."""
 
     kind = "sqlite"
@@ -333,21 +330,6 @@ class SqliteStore:
     def _checks(self) -> Checks:
         return Checks(Session(self.dialect, self.runner(self.connection())))
 
-    def chunk_ends(self, relation: Relation, rows: int) -> list[bytes]:
-        return self._checks().chunk_ends(relation, rows)
-
-    def is_empty(self, relation: Relation) -> bool:
-        return self._checks().is_empty(relation)
-
-    def count(self, relation: Relation) -> dict[str, int]:
-        return self._checks().count(relation)
-
-    def orphans(self, child: Relation, foreign_key: ForeignKey, limit: int) -> list[Orphan]:
-        return self._checks().orphans(child, foreign_key, limit)
-
-    def duplicates(self, relation: Relation, unique: Sequence[int], limit: int) -> int:
-        return self._checks().duplicates(relation, unique, limit)
-
     def query(self, sql: str, parameters: Mapping[str, object]) -> list[tuple[str | None, ...]]:
         def text(value: Any) -> str | None:
             if value is None:
@@ -450,13 +432,6 @@ class SqliteStore:
             for relation in tables
         }
 
-    def fences(self) -> dict[str, Fence]:
-        return read_fences(self.run("SELECT cohort, writer, epoch FROM fishladder_fence ORDER BY cohort"))
-
-    def load_states(self) -> dict[str, LoadState]:
-        found = self.run("SELECT table_name, generation, is_open FROM fishladder_load")
-        return {table.decode(): load_state(generation, open_) for table, generation, open_ in found}
-
     def lag(self) -> float | None:
         sql = "SELECT (julianday('now') - julianday(at)) * 86400 FROM fishladder_journal ORDER BY id LIMIT 1"
         found = self.run(sql)
@@ -491,9 +466,6 @@ class SqliteStore:
 
     def replica_lag(self) -> float | None:
         return None
-
-    def heard(self) -> tuple[int, str]:
-        return self._checks().heard()
 
     def hear(self, number: int, word: str) -> None:
         with self._changing():
