@@ -18,12 +18,12 @@ demo: .venv/ready  ## play a whole migration on this machine: STORES=real from t
 	STORES="$(STORES)" AUTO="$(AUTO)" $(PYTHON) -m billing.demo
 
 .PHONY: test
-test: .venv/ready  ## run the tests, on real servers where they can be had: ARGS="-k fence" goes to pytest
+test: .venv/ready  ## run the tests, on real servers where they can be had: ARGS="-n 0 -k fence" goes to pytest
 	@# The ledger is tested on PostgreSQL too, on a private server; the system's own is not used.
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then \
 		apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends postgresql; \
 	fi
-	$(PYTHON) -m tests.servers around $(PYTHON) -m pytest $(ARGS)
+	$(PYTHON) -m tests.servers around $(PYTHON) -m pytest -n auto --dist loadfile $(ARGS)
 
 .PHONY: scenario
 scenario: .venv/ready  ## run the tests that take minutes each, which make test leaves out: ARGS="-k matrix" goes to pytest
