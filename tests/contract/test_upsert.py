@@ -170,3 +170,38 @@ def test_of_two_thousand_keys_one_is_refused(move: Mover) -> None:
     found.application(lambda db: db.execute("UPDATE item SET note = 'yes' WHERE note = 'no'"))
     found.follow()
     assert found.problems() == []
+
+
+@pytest.mark.parametrize("place", ["mysql", "mariadb"], indirect=True)
+def test_rows_are_found_by_their_keys_whatever_the_statistics_say(place: Place) -> None:
+    """After a bulk load the optimizer may believe that a table has one row, and walk through it for every key."""
+    store, admin = place.open(), place.administrator()
+    store.create_table(table("t", ["id"], column("id", "integer(19)", nullable=False), column("v", "string(9)")))
+    store.install_tables()
+    found = relation(store, "t")
+    write(store, found, *((b"%d" % number, b"x") for number in range(3_000)))
+    admin.execute("INSERT INTO fishladder_journal (table_name, row_key, cohort, at) SELECT 't', id, 'NZ', NOW() FROM t")
+    for name in ("t", "fishladder_journal"):
+        admin.execute(f"ALTER TABLE {name} STATS_PERSISTENT = 1, STATS_AUTO_RECALC = 0")
+        admin.execute(
+            "UPDATE mysql.innodb_table_stats SET n_rows = 1, clustered_index_size = 1"
+            f" WHERE database_name = DATABASE() AND table_name = '{name}'"
+        )
+        admin.execute(f"FLUSH TABLE {name}")
+    cells = [b"%d" % number for number in range(0, 3_000, 10)]
+    keys = [row_key((cell,), (0,)) for cell in cells]
+
+    def looked_at() -> int:
+        return sum(int(number) for _, number in transaction.run("SHOW SESSION STATUS LIKE 'Handler_read%'", []))
+
+    for work in (
+        lambda: transaction.rows_by_key(found, keys),
+        lambda: transaction.rows_by_key(found, keys, lock=True),
+        lambda: transaction.upsert(found, [(cell, b"y") for cell in cells], transaction.rows_by_key(found, keys)),
+        lambda: transaction.delete(found, keys),
+        lambda: transaction.forget([int(cell) + 1 for cell in cells]),
+    ):
+        with store.begin() as transaction:
+            before = looked_at()
+            work()
+            assert looked_at() - before < 8 * len(keys)

@@ -37,6 +37,9 @@ def main(arguments: list[str]) -> int:
             case "stop":
                 for kind in [SERVERS[chosen.name]] if chosen.name else SERVERS.values():
                     kind().stop()
+                if chosen.name in (None, oracle.OracleEmulator.name):
+                    for server in oracle.emulators_of_workers():
+                        server.stop()
             case "env":
                 for kind in SERVERS.values():
                     if dsn := os.environ.get(kind.variable) or kind().running():
@@ -56,7 +59,7 @@ def _around(command: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     code = process.wait()
-    for server in idle:
+    for server in [*idle, *oracle.emulators_of_workers()]:
         if not server.stop(unless_used=True):
             print(f"{server.name} was left running: another test run uses it", file=sys.stderr)
     return code if code >= 0 else 128 - code

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, unquote, urlsplit, urlunsplit
 
-from tests.servers import Unavailable, debian
+from tests.servers import STORES, Unavailable, debian
 from tests.servers.private import PrivateServer, State, free_port
 
 if TYPE_CHECKING:
@@ -98,9 +98,17 @@ class OracleEmulator(PrivateServer):
 def dsn() -> str:
     """The DSN for this process: ``ORACLE_DSN`` if given, else of the private server, started if need be.
 
-    Raises Unavailable.
+    Raises Unavailable. Each process of pytest-xdist has an emulator of its own: the emulator stumbles over tables
+    that somebody else drops meanwhile.
     """
-    return os.environ.get(OracleEmulator.variable) or OracleEmulator().use()
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
+    home = None if worker == "gw0" else STORES / f"{OracleEmulator.name}-{worker}"
+    return os.environ.get(OracleEmulator.variable) or OracleEmulator(home).use()
+
+
+def emulators_of_workers() -> list[OracleEmulator]:
+    """Those that processes of pytest-xdist have started, but the first's."""
+    return [OracleEmulator(home) for home in sorted(STORES.glob(f"{OracleEmulator.name}-*"))]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

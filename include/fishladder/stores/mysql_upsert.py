@@ -21,6 +21,8 @@ from fishladder.stores.sql import Session, slices, statements
 KEYS_AT_ONCE = 2_000
 """A key is at most 2,000 bytes long: a statement with so many stays below what every server takes by default."""
 
+_BY_KEY = "FORCE INDEX (PRIMARY)"
+"""Said to the optimizer: where its statistics lag behind a load, it would walk through the table, for every key."""
 _NUMBER = re.compile(rb"-?[0-9]+(?:\.[0-9]+)?")
 _HEX = re.compile(rb"(?:[0-9a-f]{2})*")
 _JOINED = {"integer", "string", "uuid", "bytes"}
@@ -34,7 +36,9 @@ class MySqlSession(Session):
 
     def rows_by_key(self, relation: Relation, keys: Sequence[bytes], *, lock: bool = False) -> dict[bytes, Found]:
         entity = self.dialect.entity_sql(relation.entity, "t") if relation.entity else "NULL"
-        select = f"SELECT {self._select(relation)}, {entity} FROM {self.dialect.quote(relation.name)} t WHERE "
+        select = (
+            f"SELECT {self._select(relation)}, {entity} FROM {self.dialect.quote(relation.name)} t {_BY_KEY} WHERE "
+        )
         found: dict[bytes, Found] = {}
         for some in slices(list(dict.fromkeys(keys)), KEYS_AT_ONCE):
             cells = list(map(key_cells, some))
@@ -51,24 +55,26 @@ class MySqlSession(Session):
     def delete(self, relation: Relation, keys: Sequence[bytes]) -> None:
         for some in slices(keys, KEYS_AT_ONCE):
             where = self._keys(relation, list(map(key_cells, some)), "")
-            self.run(f"DELETE FROM {self.dialect.quote(relation.name)} WHERE {where}", [])
+            self.run(f"{self.dialect.delete_by_key(self.dialect.quote(relation.name))} WHERE {where}", [])
 
     def homes(self, entities: Iterable[bytes]) -> dict[bytes, str]:
         found: dict[bytes, str] = {}
         for some in slices(list(set(entities)), KEYS_AT_ONCE):
             texts = _text(b",".join(map(string_literal, some)))
-            sql = f"SELECT entity, cohort FROM fishladder_home WHERE entity IN ({texts})"
+            sql = f"SELECT entity, cohort FROM fishladder_home {_BY_KEY} WHERE entity IN ({texts})"
             found |= {entity: cohort.decode() for entity, cohort in self.run(sql, [])}
         return found
 
     def forget(self, ids: Sequence[int]) -> None:
         for some in slices(ids, KEYS_AT_ONCE):
-            self.run(f"DELETE FROM fishladder_journal WHERE id IN ({', '.join(map(str, some))})", [])
+            # Walking through the journal, it would wait for the transactions that are writing it.
+            wanted = ", ".join(map(str, some))
+            self.run(f"{self.dialect.delete_by_key('fishladder_journal')} WHERE id IN ({wanted})", [])
 
     def lock_shards(self, numbers: Iterable[int]) -> None:
         wanted = ", ".join(str(int(number)) for number in sorted(set(numbers)))
         if wanted:  # read along the primary key, so they are locked in ascending order, as all copiers do
-            sql = "SELECT no FROM fishladder_shard FORCE INDEX (PRIMARY)"
+            sql = f"SELECT no FROM fishladder_shard {_BY_KEY}"
             self.run(f"{sql} WHERE no IN ({wanted}) ORDER BY no{self.dialect.exclusive}", [])
 
     def _keys(self, relation: Relation, keys: Sequence[tuple[bytes, ...]], alias: str) -> str:
@@ -152,7 +158,7 @@ class MySqlSession(Session):
             literals += [self._texts(fields[at], columns[at]) for at in changed]
             values = _text(self.dialect.next_row.join(map(b",".join, zip(*literals, strict=True))))
             new = self.dialect.table_of_rows("n", names, values)
-            self.write(f"UPDATE {new} STRAIGHT_JOIN {quote(relation.name)} t ON {on} SET {sets}", [])
+            self.write(f"UPDATE {new} STRAIGHT_JOIN {quote(relation.name)} t {_BY_KEY} ON {on} SET {sets}", [])
 
     def _guard(self, relation: Relation, rows: Sequence[Row]) -> None:
         for at, guard in self.guards(relation).items():
