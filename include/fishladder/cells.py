@@ -76,7 +76,7 @@ class LogicalType:
         return f"{self.kind}({','.join(inside)})" if inside else self.kind
 
 
-_TYPE = re.compile(r"(?P<kind>[a-z]+)\s*(?:\(\s*(?P<size>\d+)\s*(?:,\s*(?P<scale>\d+)\s*)?\))?")
+_TYPE = re.compile(r"(?P<kind>[a-z]+)\s*(?:\(\s*(?P<size>[0-9]{1,9})\s*(?:,\s*(?P<scale>[0-9]{1,9})\s*)?\))?")
 _SIZES = {"integer": 1, "decimal": 2, "string": 1, "bytes": 1, "timestamp": 1, "timestamptz": 1}
 _KINDS = (
     "integer",
@@ -99,7 +99,7 @@ def parse_type(text: str) -> LogicalType:
     found = _TYPE.fullmatch(text.strip().lower())
     kind = found["kind"] if found else ""
     if found is None or kind not in _KINDS:
-        raise InputError(f"{text!r} is no type; write one of {', '.join(_KINDS)}, for example decimal(12,2)")
+        raise InputError(f"{text[:80]!r} is no type; write one of {', '.join(_KINDS)}, for example decimal(12,2)")
     size, scale = (int(found[name]) if found[name] else None for name in ("size", "scale"))
     given = sum(part is not None for part in (size, scale))
     if given > _SIZES.get(kind, 0) or (kind == "decimal" and given == 1):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fishladder import tasks
 from fishladder.draft import End, draft
-from fishladder.errors import FishladderError, InputError
+from fishladder.errors import FishladderError, InputError, SpecError
 from fishladder.ledger import Ledger, open_ledger, upgrade, verify
 from fishladder.spec import Migration, json_schema, load
 from fishladder.stores import connect_environment, open_store
@@ -47,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     drafted = command("draft", _draft, "write a migration file from what two stores declare", file=False)
+    drafted.add_argument("--json", action="store_true", help="for machines")
     for end in ("source", "target"):
         drafted.add_argument(
             f"--{end}", required=True, metavar="CONNECTION", help=f"the copier's connection to the {end}"
@@ -69,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     audit = commands.add_parser("audit", help="the audit trail").add_subparsers(required=True, metavar="what")
     added = audit.add_parser("verify", help="check that no event was edited, cut or swapped")
     added.add_argument("--migration", help="only this one; otherwise all")
+    added.add_argument("--json", action="store_true", help="for machines")
     added.set_defaults(run=_verify)
     return parser
 
@@ -95,7 +97,7 @@ def _desk(spec: Migration) -> tasks.Desk:
             raise InputError(
                 f"connection {connection} is a {kind} URL, but the migration file says {kinds[connection]}"
             )
-        return open_store(kind, connect)
+        return open_store(kind, connect, name=connection)
 
     return tasks.Desk(
         spec=spec, ledger=_ledger(spec.migration), open=open_, say=lambda line: print(line, file=sys.stderr)
@@ -104,15 +106,24 @@ def _desk(spec: Migration) -> tasks.Desk:
 
 def _draft(options: argparse.Namespace) -> int:
     opened = [(name, *connect_environment(name, os.environ)) for name in (options.source, options.target)]
-    stores = [open_store(kind, connect) for _, kind, connect in opened]
+    stores = [open_store(kind, connect, name=name) for name, kind, connect in opened]
     try:
         source, target = (store.describe() for store in stores)
     finally:
         for store in stores:
             store.close()
+    if not source:
+        raise InputError(f"{options.source} holds no tables that its account sees: is it the right connection?")
     ends = [End(kind=kind, connection=name) for name, kind, _ in opened]
     name = options.name or options.source.removesuffix("_source")
-    sys.stdout.write(draft(name, (ends[0], ends[1]), source, target, root=options.root, column=options.cohort))
+    try:
+        text = draft(name, (ends[0], ends[1]), source, target, root=options.root, column=options.cohort)
+    except SpecError as error:
+        raise InputError(f"this makes no migration file; --name gives it another name:\n{error}") from error
+    if options.json:
+        remarks = [line.lstrip(" #") for line in text.splitlines() if line.lstrip().startswith("#")]
+        text = json.dumps({"file": text, "remarks": remarks}, indent=2) + "\n"
+    sys.stdout.write(text)
     return 0
 
 
@@ -187,6 +198,9 @@ def _adopt(options: argparse.Namespace) -> int:
 def _verify(options: argparse.Namespace) -> int:
     with _ledger(options.migration or "") as ledger:
         problems = verify(ledger.engine, options.migration)
+    if options.json:
+        print(json.dumps({"whole": not problems, "problems": problems}, indent=2))
+        return int(bool(problems))
     for problem in problems:
         print(problem)
     print("the audit chain is broken" if problems else "the audit chain is whole")

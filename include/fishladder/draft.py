@@ -98,6 +98,9 @@ def _choose(source: Tables, root: str | None, column: str | None) -> tuple[Root,
     if root is not None and column is not None and not found:
         words = [c.name for c in source[root].columns]
         raise InputError(f"--cohort {column}: {root} has no such column, or no key of one{nearest(column, words)}")
+    if not found and column is not None:
+        words = [c.name for info in source.values() for c in info.columns]
+        raise InputError(f"--cohort {column}: no table with a key of one column has it{nearest(column, words)}")
     if not found:
         raise InputError(
             "no table looks like the root, with a key of one column and a column for its country: name them with"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
@@ -23,6 +23,8 @@ Action = Literal[
 ]
 ACTIONS: tuple[Action, ...] = get_args(Action)
 
+HIGHEST_LIMIT = 1_000_000_000
+"""More than anything can be throttled to; every ledger can hold it."""
 CLEAN_ROWS = 2_000
 """Rows that a restart deletes in one transaction."""
 MARKED = 1_000
@@ -56,6 +58,10 @@ class Order:
             raise InputError(f"{self.action} takes no {', '.join(odd)}: leave that empty, or choose another action")
         if needs_one and not given:
             raise InputError(f"{self.action} needs {' or '.join(sorted(takes))}")
+        for word in ("rows_per_second", "running_threads", "replica_lag"):
+            limit = getattr(self, word)
+            if limit is not None and not 0 <= limit <= HIGHEST_LIMIT:
+                raise InputError(f"{word} must be 0, which lifts the limit, to {HIGHEST_LIMIT}; not {limit}")
 
 
 _WORDS: dict[str, tuple[frozenset[str], bool]] = {
@@ -219,17 +225,19 @@ def rewrite_entities(plan: Plan, ends: Ends, ledger: Ledger, values: Iterable[st
     return mark_entities(plan, ends, ledger, entities, actor=actor)
 
 
-def mark_keys(plan: Plan, ends: Ends, ledger: Ledger, lines: Iterable[str], *, actor: str) -> int:
-    """Mark keys dirty that are listed as CSV: a table and the cells of a key in each line. Returns how many.
+def mark_keys(plan: Plan, ends: Ends, ledger: Ledger, lines: Iterable[str], *, actor: str) -> tuple[int, int]:
+    """Mark keys dirty that are listed as CSV: a table and the cells of a key in each line.
 
-    The whole list is checked first: raises InputError with every line that is wrong, and then nothing is marked.
+    Returns how many, and how many of them are in neither store. The whole list is checked first: raises InputError
+    with every line that is wrong, and then nothing is marked.
     """
-    keys = _listed(plan, lines)
+    keys, unknown = _listed(plan, lines), 0
     for table, listed in keys.items():
         found = plan.table(table)
         for start in range(0, len(listed), MARKED):
             some = listed[start : start + MARKED]
-            owners = _entities(found, ends, some)
+            owners, lost = _entities(found, ends, some)
+            unknown += lost
             ledger.mark_dirty(
                 [
                     DirtyKey(table=table, key=key, entity=entity, cohort=cohort, origin="operator")
@@ -237,20 +245,19 @@ def mark_keys(plan: Plan, ends: Ends, ledger: Ledger, lines: Iterable[str], *, a
                 ],
                 actor=actor,
             )
-    return sum(map(len, keys.values()))
+    return sum(map(len, keys.values())), unknown
 
 
-def _entities(table: PlanTable, ends: Ends, keys: Sequence[bytes]) -> Iterator[tuple[bytes | None, str]]:
-    """Of each key, the entity and the cohort, as the owner has them, or else the other store."""
+def _entities(table: PlanTable, ends: Ends, keys: Sequence[bytes]) -> tuple[list[tuple[bytes | None, str]], int]:
+    """Of each key, the entity and the cohort, as the owner has them, or else the other store; how many neither has."""
     known: dict[bytes, bytes | None] = {}
     for store, relation in ((ends.destination, table.target), (ends.origin, table.source)):
         with store.read() as reader:
             known |= {key: found.entity for key, found in reader.rows_by_key(relation, keys).items()}
     with ends.origin.read() as reader:
         homes = reader.homes(entity for entity in known.values() if entity is not None)
-    for key in keys:
-        entity = known.get(key)
-        yield entity, table.cohort(entity, homes)
+    entities = [known.get(key) for key in keys]
+    return [(entity, table.cohort(entity, homes)) for entity in entities], len(set(keys) - known.keys())
 
 
 def _listed(plan: Plan, lines: Iterable[str]) -> dict[str, list[bytes]]:
@@ -279,7 +286,10 @@ def _check_cells(what: str, relation: Relation, cells: Sequence[str]) -> None:
         raise InputError(f"{what} has the key {', '.join(relation.key_columns)}, and {len(cells)} cells are given")
     for cell, position in zip(cells, relation.key, strict=True):
         field = relation.fields[position]
-        reason = misfit(cell.encode(), field.type)
+        try:
+            reason = misfit(cell.encode(), field.type)
+        except UnicodeEncodeError:
+            reason = "not Unicode text"
         if reason is not None:
             raise InputError(f"{what}.{field.column}: what is given is {reason}")
 

@@ -213,6 +213,13 @@ class _Examination:
                 where, f"{odd.native or 'an undeclared type'} in the {side} is no type that can be carried; drop: it"
             )
             return None
+        if {column.type.kind, other.type.kind} == {"timestamp", "timestamptz"}:
+            # Whatever types: says, nobody has said which zone the one without is in.
+            message = (
+                f"{column.native} and {other.native}: one has a zone and the other has not; give both the same kind"
+            )
+            self.fail(where, message, f"tables.{name}")
+            return None
         given = table.types.get(column.name)
         type_ = parse_type(given) if given else meet(column.type, other.type)
         if type_ is None:

@@ -12,11 +12,20 @@ from fishladder.errors import FatalError, FishladderError
 from fishladder.ledger import Ledger
 from fishladder.names import settle
 from fishladder.plan import SIDES, Plan, PlanTable, examine
-from fishladder.spec import Migration, changes
+from fishladder.spec import OTHERS, Migration, changes, nearest
 from fishladder.stores.base import Column, Fenced, Field, Finding, Store, TableInfo
 
 BACK = "on the way back:"
 """Begins what matters only to changes that are made in the target, after a flip."""
+
+
+@runtime_checkable
+class Recognisable(Protocol):
+    """A store that knows its own database behind another connection."""
+
+    def is_behind(self, other: Store) -> bool:
+        """Whether ``other``, of the same kind, leads to this store's own database."""
+        ...
 
 
 @runtime_checkable
@@ -55,6 +64,9 @@ def preflight(
             if not table.internal:
                 findings += _table(settled, plan, table, ours[table.source.name], theirs[table.target.name])
     findings += _unsupported(spec)
+    if source.kind == target.kind and isinstance(source, Recognisable) and source.is_behind(target):
+        message = f"is the source's own database: give {spec.target.connection} another ({spec.where('target')})"
+        findings.append(Finding(level="fail", where="target", message=message))
     settings = _settings(source, target, accounts)
     findings += settings
     findings += _rights(spec, target, ledger, accounts)
@@ -284,8 +296,12 @@ def _contents(
     counts = source.cohorts(plan.root.source)
     where = f"{plan.root.name}.{spec.cohort.column}"
     if counts.get(None):
-        message = f"{counts[None]} rows have no {spec.cohort.label}: they are copied and followed, but never flip"
+        message = (
+            f"{counts[None]} rows have no {spec.cohort.label}: they are copied and followed, but never flip; give them"
+            " one before prepare if they shall"
+        )
         findings.append(Finding(level="warn", where=where, message=message))
+    findings += _waves(spec, where, [cohort for cohort in counts if cohort is not None])
     longest = max((len(cohort) for cohort in counts if cohort is not None), default=0)
     if longest > 64:
         message = f"a {spec.cohort.label} of {longest} characters is longer than the 64 that a fence's name can have"
@@ -298,6 +314,23 @@ def _contents(
             findings.append(Finding(level="fail", where=table.name, message=message))
         findings += _ids(spec, table.name, theirs[table.target.name], plan, source, target)
     return findings
+
+
+def _waves(spec: Migration, where: str, found: Collection[str]) -> Iterator[Finding]:
+    """Cohorts that a wave names and no row has, and those that no wave has."""
+    waves = spec.cohort.waves
+    named = {cohort for wave in waves for cohort in wave}
+    left = sorted(set(found) - named)
+    for number, wave in enumerate(waves):
+        for position, cohort in enumerate(wave):
+            if cohort not in found and cohort != OTHERS:
+                line = spec.where(f"cohort.waves.{number}.{position}")
+                message = f"no row has the {spec.cohort.label} {cohort!r} of wave {number + 1}{nearest(cohort, left)}"
+                yield Finding(level="warn", where=where, message=f"{message}: mend it, or wait for one ({line})")
+    if left and OTHERS not in named:
+        some = ", ".join(left[:10]) + (", …" if len(left) > 10 else "")
+        message = f"{some}: in no wave, so never flipped; add them, or a last wave ['*'] ({spec.where('cohort.waves')})"
+        yield Finding(level="warn", where=where, message=message)
 
 
 def _ids(spec: Migration, name: str, info: TableInfo, plan: Plan, source: Store, target: Store) -> list[Finding]:

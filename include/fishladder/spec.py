@@ -132,7 +132,8 @@ def load(path: Path, environment: Mapping[str, str] = os.environ) -> Migration:
             # One byte more than allowed, so that loads sees that it is too much.
             text = file.read(MAX_SIZE + 1).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise SpecError(f"{path}:1: not UTF-8 text") from error
+        line = bytes(error.object).count(b"\n", 0, error.start) + 1
+        raise SpecError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8") from error
     except OSError as error:
         raise SpecError(f"{path}: cannot be read: {error.strerror}") from error
     return loads(text, name=str(path), environment=environment)
@@ -147,7 +148,7 @@ def loads(text: str, *, name: str, environment: Mapping[str, str] = os.environ) 
         found = Migration.model_validate(document.value)
     except ValidationError as error:
         problems += in_own_words(error, Migration)
-    problems += islice(cross_check(document.value), MAX_PROBLEMS)
+    problems += islice(cross_check(document.value), MAX_PROBLEMS + 1)
     if found is None or problems:
         raise document.origin.error(problems)
     found._origin = document.origin

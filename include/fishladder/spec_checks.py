@@ -5,12 +5,16 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from fishladder.spec_parts import OTHERS, PATTERNS, Cohort, Gates, TableSpec
 from fishladder.yaml_lines import Place, Problem, shown
+
+MANY_WORDS = 1000
+"""A word is compared with no more than so many: a file of nothing but wrong words must be answered, too."""
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
@@ -20,7 +24,7 @@ def nearest(word: str, words: Iterable[str]) -> str:
 
 
 def _closest(word: str, words: Iterable[str]) -> str | None:
-    folded = {other.casefold(): other for other in words}
+    folded = {other.casefold(): other for other in islice(words, MANY_WORDS)}
     close = difflib.get_close_matches(word.casefold()[:80], folded, n=1)
     return folded[close[0]] if close else None
 

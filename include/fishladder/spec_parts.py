@@ -241,5 +241,5 @@ class Gates(SpecModel):
 class Ids(SpecModel):
     """Generated ids, disjoint from before the first flip."""
 
-    target_from: int = Field(ge=1)
+    target_from: int = Field(ge=1, lt=2**63)
     """The first id that the target generates; the source stays below it."""

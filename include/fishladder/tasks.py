@@ -25,7 +25,7 @@ from fishladder.pace import Pace
 from fishladder.plan import Plan, resolve
 from fishladder.preflight import preflight
 from fishladder.restored import check_ledger, tell_target
-from fishladder.spec import Migration, digest
+from fishladder.spec import Migration, digest, nearest
 from fishladder.stores.base import Finding, Store
 
 Report = Callable[[str], None]
@@ -318,9 +318,10 @@ def operate(desk: Desk, order: Order, *, actor: str) -> dict[str, int]:
             )
             return {}
         case "retry rejects":
-            unknown = [table for table in order.tables if table not in verdict.tables_of(desk.spec)]
+            known = verdict.tables_of(desk.spec)
+            unknown = [f"{table}{nearest(table, known)}" for table in order.tables if table not in known]
             if unknown:
-                raise InputError(f"{desk.spec.migration} migrates no table {', '.join(unknown)}")
+                raise InputError(f"{desk.spec.migration} migrates no table {', '.join(unknown)}; nothing was done")
             found = [ledger.retry_rejects(t, order.error or None, actor=actor) for t in order.tables or (None,)]
             return {"rejects": sum(found)}
     with desk.ends() as (plan, (ends,)):
@@ -333,7 +334,10 @@ def operate(desk: Desk, order: Order, *, actor: str) -> dict[str, int]:
             case "rewrite entities":
                 return {"keys": rewrite_entities(plan, ends, ledger, order.entities, actor=actor)}
             case "mark keys dirty":
-                return {"keys": mark_keys(plan, ends, ledger, order.keys, actor=actor)}
+                marked, nowhere = mark_keys(plan, ends, ledger, order.keys, actor=actor)
+                if nowhere:
+                    desk.say(f"{nowhere} of the {marked} keys are in neither store: see that they are what you mean")
+                return {"keys": marked}
 
 
 def adopt_ledger(desk: Desk, *, actor: str) -> list[str]:

@@ -136,13 +136,19 @@ class _Reader:
                 yield event
         except yaml.reader.ReaderError as error:
             line = self._text.count("\n", 0, error.position) + 1
-            raise self._stop(line, "holds a character that YAML does not allow") from error
+            text = (
+                f"holds a character that YAML does not allow (U+{error.character:04X}); delete it, or save it as UTF-8"
+            )
+            raise self._stop(line, text) from error
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             line = mark.line + 1 if mark else 1
             # Between braces YAML takes the brace of ${NAME} for its own.
-            quote = '; inside {} and [] write "${NAME}" with its quotes' if "${" in self._line_text(line) else ""
-            raise self._stop(line, f"not YAML: {error.problem or error.context}{quote}") from error
+            hint = '; inside {} and [] write "${NAME}" with its quotes' if "${" in self._line_text(line) else ""
+            problem = error.problem or error.context or ""
+            if "\\t" in problem:
+                hint = "; indent with spaces instead of tabs"
+            raise self._stop(line, f"not YAML: {problem}{hint}") from error
         except (ValueError, OverflowError) as error:
             # PyYAML lets these through for an escape such as "\UFFFFFFFF" and for a directive with a huge number.
             raise self._stop(line, "not YAML: a number here or just after it is out of range") from error

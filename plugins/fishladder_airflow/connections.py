@@ -74,7 +74,7 @@ def open_store(kind: str, connection_id: str, *, loads: bool = False) -> Store:
             f"connection {connection_id}: is of type {connection.conn_type}, and the migration file says {kind}; "
             f"both must be the same, one of {', '.join(_CONNECT)}"
         )
-    return stores.open_store(kind, _CONNECT[kind](connection, loads=loads))
+    return stores.open_store(kind, _CONNECT[kind](connection, loads=loads), name=connection_id)
 
 
 def _sqlite(connection: Connection, *, loads: bool) -> Connect:

@@ -17,6 +17,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from fishladder import tasks
 from fishladder.errors import InputError
 from fishladder.operate import Order
+from fishladder.spec import nearest
 from fishladder_airflow.connections import accounts, open_desk
 
 
@@ -74,14 +75,28 @@ class Operate(MigrationOperator):
         return done
 
 
+FORM = (
+    *("action", "rows_per_second", "running_threads", "replica_lag", "tables", "error", "entities", "keys"),
+    "keys_file",
+)
+"""The words of ``_operate``'s form."""
+
+
 def _order(form: Mapping[str, Any]) -> Order:
     """The form's words as an order. Raises InputError."""
-    keys = _lines(form["keys"])
+    # Whoever triggers by API or command line can write any word; Airflow drops none.
+    for word in form.keys() - set(FORM):
+        raise InputError(f"the form has no {word!r}{nearest(word, FORM)}; nothing was done")
+    if form["keys"] and form["keys_file"]:
+        raise InputError("give keys or keys_file, not both: the lines of one list are counted")
+    keys = form["keys"] or ""
     if form["keys_file"]:
         try:
-            keys += _lines(Path(form["keys_file"]).read_text("utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{form['keys_file']} cannot be read on this worker: {error}") from error
+            keys = Path(form["keys_file"]).read_text("utf-8-sig")
+        except (OSError, ValueError) as error:
+            raise InputError(f"{form['keys_file']!r} cannot be read on this worker: {error}") from error
+        if not keys.strip():
+            raise InputError(f"{form['keys_file']!r} holds no keys")
     return Order(
         action=form["action"],
         rows_per_second=form["rows_per_second"],
@@ -89,13 +104,14 @@ def _order(form: Mapping[str, Any]) -> Order:
         replica_lag=form["replica_lag"],
         tables=tuple(form["tables"] or ()),
         error=form["error"] or "",
-        entities=_lines(form["entities"]),
-        keys=keys,
+        entities=tuple(line for line in _lines(form["entities"] or "") if line.strip()),
+        keys=_lines(keys) if keys.strip() else (),
     )
 
 
-def _lines(text: str | None) -> tuple[str, ...]:
-    return tuple(line for line in (text or "").splitlines() if line.strip())
+def _lines(text: str) -> tuple[str, ...]:
+    """Parted at the ends of lines alone: a key may hold what else Unicode takes for one."""
+    return tuple(line.removesuffix("\r") for line in text.split("\n"))
 
 
 class CutChunks(MigrationOperator):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import string
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlsplit
 
 import pytest
 from airflow.sdk import BaseOperator, BaseSensorOperator
@@ -20,6 +24,7 @@ from fishladder.stores.base import Fenced
 from fishladder.verdict import judge, tables_of
 from fishladder_airflow import operators, sensors
 from fishladder_airflow.connections import accounts, ledger_url, open_desk, open_store
+from fishladder_airflow.dags import build
 from tests.servers import mysql
 
 FILE = Path(__file__).parents[2] / "include/migrations/billing.yaml"
@@ -106,6 +111,53 @@ def test_every_way_to_write_a_sqlite_path(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert path.exists()
 
 
+def test_a_sqlite_path_of_odd_characters_is_that_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "a b%20#é'&+;=@:.db"
+    for written in (f"sqlite:///{quote(str(path))}", json.dumps({"conn_type": "sqlite", "host": str(path)})):
+        monkeypatch.setenv("AIRFLOW_CONN_A_STORE", written)
+        store = open_store("sqlite", "a_store")
+        store.describe()
+        store.close()
+        assert path in set(tmp_path.iterdir()), written
+        path.unlink()
+
+
+@pytest.mark.mysql
+def test_a_password_of_every_special_character_is_told_to_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+    mysql_database: mysql.Database,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """However the connection is written; and of the ledger that is a connection."""
+    password, name = string.punctuation + " äß€😀", f"odd_{mysql_database.name}"
+    at = urlsplit(mysql_database.admin)
+    uri = f"mysql://{name}:{quote(password, safe='')}@{at.hostname}:{at.port}{at.path}"
+    parts = {"login": name, "password": password, "host": at.hostname, "port": at.port, "schema": at.path[1:]}
+    with closing(mysql.connect(mysql_database.admin)) as admin, closing(admin.cursor()) as cursor:
+        cursor.execute("CREATE USER %s@'%%' IDENTIFIED BY %s", (name, password))
+        cursor.execute(f"GRANT ALL ON {mysql_database.name}.* TO %s@'%%'", (name,))
+        try:
+            for written in (uri, json.dumps({"conn_type": "mysql", **parts})):
+                monkeypatch.setenv("AIRFLOW_CONN_A_STORE", written)
+                store = open_store("mysql", "a_store")
+                assert isinstance(store, Fenced) and store.account() == name
+                store.close()
+                monkeypatch.delenv("FISHLADDER_LEDGER", raising=False)
+                monkeypatch.setenv("AIRFLOW_CONN_FISHLADDER_LEDGER", written)
+                upgrade(ledger_url())
+            monkeypatch.setenv("AIRFLOW_CONN_A_STORE", json.dumps({"conn_type": "mysql", **parts, "password": "wr^ng"}))
+            with pytest.raises(
+                FatalError, match=r"connection a_store: MySQL 1045: Access denied .* mend the"
+            ) as refused:
+                open_store("mysql", "a_store").describe()
+        finally:
+            cursor.execute("DROP USER %s@'%%'", (name,))
+    told = capfd.readouterr()
+    for text in (str(refused.value), caplog.text, told.out, told.err):
+        assert password not in text and quote(password, safe="") not in text and "wr^ng" not in text
+
+
 def test_a_connection_that_is_missing_or_of_another_kind_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"connection nowhere: .* set AIRFLOW_CONN_NOWHERE"):
         open_store("sqlite", "nowhere")
@@ -144,6 +196,56 @@ def test_the_ledger_may_be_a_connection(monkeypatch: pytest.MonkeyPatch, connect
 def test_the_applications_accounts_are_those_that_airflow_knows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_BILLING_TARGET_APP", "mysql://billing:pw@host/billing")
     assert accounts(load(FILE)) == {"target": "billing"}
+
+
+# The form of _operate
+
+FORM: dict[str, Any] = dict.fromkeys(operators.FORM) | {"action": "mark keys dirty"}
+
+
+def asked(form: dict[str, Any]) -> Any:
+    return operators._order(FORM | form)
+
+
+def test_the_form_has_the_words_that_are_read() -> None:
+    (form,) = (dag.params for name, dag in build(FILE).items() if name == "billing_operate")
+    assert set(form) == set(operators.FORM)
+
+
+def test_the_form_is_read_word_by_word(tmp_path: Path) -> None:
+    path = tmp_path / "keys.csv"
+    path.write_bytes("\ufeffplan,1\r\n\r\nplan,a\u2028b\r\n".encode())
+    assert asked({"keys_file": str(path)}).keys == ("plan,1", "", "plan,a\u2028b", "")
+    assert asked({"keys": "plan,1\nplan,2"}).keys == ("plan,1", "plan,2")
+    assert asked({"action": "rewrite entities", "entities": "1\n\n2\n"}).entities == ("1", "2")
+
+
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        (
+            {"action": "retry rejects", "table": ["plan"]},
+            r"the form has no 'table' \(did you mean 'tables'\?\); nothing",
+        ),
+        ({"acton": "resume"}, r"the form has no 'acton' \(did you mean 'action'"),
+        ({"action": "throttle", "rows_per_second": -5}, "rows_per_second must be 0, which lifts the limit"),
+        ({"keys_file": "{folder}/none.csv"}, r"none.csv' cannot be read on this worker: .*No such file"),
+        ({"keys_file": "{folder}"}, r"cannot be read on this worker: .*Is a directory"),
+        ({"keys_file": "{folder}/garbage"}, r"garbage' cannot be read on this worker: 'utf-8' codec"),
+        ({"keys_file": "{folder}/empty"}, "empty' holds no keys"),
+        ({"keys_file": "a\0b"}, "cannot be read on this worker: embedded null byte"),
+        ({"keys_file": "{folder}/empty", "keys": "plan,1"}, "give keys or keys_file, not both"),
+        ({"action": "pause", "keys_file": "{folder}/good"}, "pause takes no keys"),
+        ({}, "mark keys dirty needs keys"),
+    ],
+)
+def test_a_form_that_makes_no_sense_is_refused(tmp_path: Path, form: dict[str, Any], words: str) -> None:
+    (tmp_path / "garbage").write_bytes(b"plan,1\n\xff\xfe\n")
+    (tmp_path / "empty").write_text("\n \n")
+    (tmp_path / "good").write_text("plan,1\n")
+    filled = {word: v.replace("{folder}", str(tmp_path)) if isinstance(v, str) else v for word, v in form.items()}
+    with pytest.raises(InputError, match=words):
+        asked(filled)
 
 
 # Outcome and sensors

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fishladder import tasks
 from fishladder.cells import parse_type
 from fishladder.cli import main
 from fishladder.draft import End, draft
@@ -15,6 +16,8 @@ from fishladder.errors import InputError
 from fishladder.spec import load, loads
 from fishladder.stores.base import Column, ForeignKey, TableInfo
 from fishladder.stores.sqlite import SqliteStore, connect
+from tests import independent
+from tests.scenario.worker import desk
 
 ROOT = Path(__file__).parents[2]
 ENDS = (End(kind="sqlite", connection="shop_source"), End(kind="mysql", connection="shop_target"))
@@ -69,6 +72,35 @@ def test_a_draft_passes_preflight_as_it_is(tmp_path: Path, monkeypatch: pytest.M
     store.close()
     assert main(["ledger", "upgrade"]) == 0
     assert main(["preflight", str(file)]) == 0
+
+
+def test_a_draft_with_waves_runs_to_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing else of it is edited."""
+    shutil.copy(ROOT / "include/chinook/Chinook_Sqlite.sqlite", tmp_path / "source.db")
+    monkeypatch.setenv("FISHLADDER_LEDGER", f"sqlite:///{tmp_path}/ledger.db")
+    for end in ("source", "target"):
+        monkeypatch.setenv(f"FISHLADDER_CHINOOK_{end.upper()}", f"sqlite:///{tmp_path}/{end}.db")
+    assert main(["ledger", "upgrade"]) == 0
+    capsys.readouterr()
+    assert main(["draft", "--source", "chinook_source", "--target", "chinook_target"]) == 0
+    drafted = capsys.readouterr().out
+    assert drafted.count('waves: [["*"]]') == 1
+    file = tmp_path / "chinook.yaml"
+    file.write_text(drafted.replace('waves: [["*"]]', 'waves: [[Norway, Denmark], [USA], ["*"]]'))
+    at = desk(file)
+    tasks.prepare(at, actor="ada")
+    tables = list(tasks.cut(at))
+    for table in tables:
+        tasks.load_table(at, table, "1")
+        tasks.close_table(at, table)
+    tasks.replicate(at, seconds=60, until_idle=True)
+    for table in tables:
+        tasks.reconcile_table(at, table)
+    assert all(at.ledger.clean_passes(table) == 1 for table in tables)
+    assert {"Norway", "Denmark", "USA", "Brazil"} <= at.ledger.routes().keys()
+    assert independent.compare(f"sqlite:///{tmp_path}/source.db", f"sqlite:///{tmp_path}/target.db") == []
 
 
 def test_entities_are_found_by_the_shortest_and_surest_way() -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from sqlalchemy import Engine, Row, insert, select, union, update
 
-from fishladder.errors import FatalError, LedgerError
+from fishladder.errors import FatalError, InputError, LedgerError
 from fishladder.ledger import tables
 from fishladder.ledger.database import Transaction, transaction, upsert
 
@@ -113,17 +113,19 @@ def events(tx: Transaction, limit: int) -> list[Event]:
 def verify(engine: Engine, migration: str | None = None) -> list[str]:
     """What is wrong with the chain of one migration, or of all: one sentence per problem, none when it is intact.
 
-    Finds changed, missing, added and exchanged events and a cut tail. Raises TransientError and LedgerError.
+    Finds changed, missing, added and exchanged events and a cut tail. Raises TransientError, LedgerError, and
+    InputError for a migration of which the ledger knows nothing.
     """
     audit, heads = tables.audit, tables.audit_head
     try:
         with transaction(engine, writing=False, snapshot=True) as connection:
-            if migration is None:
-                # The spec's table too: it notices a chain that was removed as a whole.
-                sources = (audit, heads, tables.spec)
-                names = list(connection.scalars(union(*(select(source.c.migration) for source in sources))))
-            else:
-                names = [migration]
+            # The spec's table too: it notices a chain that was removed as a whole.
+            asked = [select(source.c.migration) for source in (audit, heads, tables.spec)]
+            if migration is not None:
+                asked = [query.where(query.selected_columns[0] == migration) for query in asked]
+            names = list(connection.scalars(union(*asked)))
+            if migration is not None and not names:
+                raise InputError(f"the ledger knows no migration {migration}; leave it out to check all that there are")
             problems: list[str] = []
             for name in sorted(names, key=str):
                 end = connection.execute(select(heads).where(heads.c.migration == name)).one_or_none()

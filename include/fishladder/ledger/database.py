@@ -13,6 +13,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 from sqlalchemy import Connection, Engine, Table, create_engine, event, select, text
 from sqlalchemy.dialects import mysql, postgresql, sqlite
@@ -58,13 +59,25 @@ def open_engine(url: str) -> Engine:
     """An engine for ``sqlite:////path``, ``mysql://…`` or ``postgresql://…``; connects later. Raises InputError."""
     try:
         parsed = make_url(url)
-    except ArgumentError as error:
-        raise InputError("the ledger's address is no URL; write for example sqlite:////var/lib/ledger.db") from error
+    except (ArgumentError, ValueError):
+        parsed = None
+    # A bare @ or / in a password makes its end a part of the database's name.
+    if parsed is None or "\0" in unquote(url) or (parsed.host and "@" in (parsed.database or "")):
+        # Without SQLAlchemy's own words, in which a password may be taken for a port.
+        raise InputError(
+            "the ledger's address is no URL; write for example sqlite:////var/lib/ledger.db or"
+            " postgresql://user:password@host:5432/ledger, and percent-encode what is special in user and password"
+            " (% is %25, : is %3A, @ is %40, / is %2F, # is %23)"
+        )
     backend = parsed.get_backend_name()
     if backend not in _DRIVERS:
         raise InputError(f"the ledger cannot live in {backend!r}; its address starts with {', '.join(_DRIVERS)}")
-    if "+" not in parsed.drivername:
-        parsed = parsed.set(drivername=_DRIVERS[backend])
+    if parsed.drivername not in (backend, _DRIVERS[backend]):
+        # Errors are told apart by the numbers of these drivers.
+        raise InputError(f"the ledger is not reached by {parsed.drivername!r}; begin its address with {backend}://")
+    if backend == "sqlite" and "?" in url:
+        raise InputError("a sqlite ledger's address is a path alone, without a ?; move the file to one without")
+    parsed = parsed.set(drivername=_DRIVERS[backend])
     return _open_sqlite(parsed) if backend == "sqlite" else _open_server(parsed)
 
 
@@ -112,7 +125,7 @@ def transaction(engine: Engine, *, writing: bool, snapshot: bool = False) -> Ite
                 committing = True
                 begun.commit()
     except DBAPIError as error:
-        raise _translated(error, committing=committing) from error
+        raise _translated(error, _where(engine), committing=committing) from error
     except PoolTimeout as error:
         raise TransientError("the ledger: all connections of this process are in use; repeat") from error
 
@@ -174,7 +187,12 @@ _POSTGRES_LOST = {"40003", "57014", "57P01", "57P02", "57P03"}
 _POSTGRES_NO_TABLE = {"42P01"}
 
 
-def _translated(error: DBAPIError, *, committing: bool) -> FishladderError:
+def _where(engine: Engine) -> str:
+    """The ledger's address as it can stand in a message."""
+    return engine.url.set(query={}).render_as_string(hide_password=True)
+
+
+def _translated(error: DBAPIError, where: str, *, committing: bool) -> FishladderError:
     """The one place where a driver's error becomes ours."""
     cause = error.orig
     reason = (str(cause).splitlines() or ["no reason given"])[0]
@@ -188,8 +206,8 @@ def _translated(error: DBAPIError, *, committing: bool) -> FishladderError:
     if missing:
         return LedgerError(f"the ledger has no such table ({reason}); run `{UPGRADE}`")
     if transient:
-        return TransientError(f"the ledger is busy or away ({reason}): repeat")
-    return FatalError(f"the ledger's database refused: {reason}")
+        return TransientError(f"the ledger in {where} is busy or away ({reason}): repeat")
+    return FatalError(f"the ledger's database refused: {reason}; see that {where} is its address, and admits you")
 
 
 def _is_disk_error(cause: Any) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -333,6 +334,17 @@ class MySqlStore(WholeTables):
 
     def inspect(self) -> list[Finding]:
         return [*inspect(self.run), finding(self.connection())]
+
+    def is_behind(self, other: Any) -> bool:
+        """A lock by name is the whole server's, and asks for no right."""
+        name = f"fishladder {secrets.token_hex(16)}"
+        self.run("SELECT GET_LOCK(?, 0)", [name])
+        try:
+            ((held,),) = other.run("SELECT IS_USED_LOCK(?) IS NOT NULL", [name])
+        finally:
+            self.run("SELECT RELEASE_LOCK(?)", [name])
+        schema = "SELECT DATABASE()"
+        return bool(held == b"1" and self.run(schema) == other.run(schema))
 
     def may_write(self, account: str) -> bool | None:
         return may_write(self.run, account)

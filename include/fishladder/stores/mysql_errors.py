@@ -19,6 +19,8 @@ _ROW = {
     *(3140, 3141, 3156, 3157, 3819, 3988, 4025),
 }
 _UNIQUE = {1062, 1169, 1586}
+_DENIED = {1142, 1143, 1227, 1370}
+"""A right that the account has not."""
 HARMLESS = {b"1287", b"1592", b"1681"}
 """Warnings about the statement (deprecated, unsafe in a statement-based log), not about its values."""
 
@@ -44,6 +46,8 @@ def translated(*, committing: bool = False) -> Iterator[None]:
             raise RowError("MySQL 1644: a trigger of the table refuses the row") from None  # its words may hold values
         if code in _ROW:
             raise RowError(said, column=column_of(message), unique=code in _UNIQUE) from None  # nor may a traceback
+        if code in _DENIED:
+            said += "; preflight names the GRANT that is missing"
         raise FatalError(said) from error
 
 

@@ -63,7 +63,9 @@ INDEXES = (
 
 def connect(path: str) -> sqlite3.Connection:
     """A plain connection to the file; the store sets everything else."""
-    return sqlite3.connect(path, timeout=LOCK_WAIT, check_same_thread=False)
+    connection = sqlite3.connect(path, timeout=LOCK_WAIT, check_same_thread=False)
+    connection.execute("SELECT 1 FROM sqlite_master")  # what is no database shows now, while it is known which file
+    return connection
 
 
 @contextmanager
@@ -361,6 +363,10 @@ class SqliteStore(WholeTables):
             message = f"the copier may not write {file.name} or its folder: chmod u+w both, or chown them to its user"
             findings.append(Finding(level="fail", where="privilege write", message=message))
         return findings
+
+    def is_behind(self, other: Any) -> bool:
+        mine, theirs = self._file(), other._file()
+        return mine is not None and theirs is not None and mine.samefile(theirs)
 
     def disk(self) -> tuple[int, int] | None:
         """Bytes of the file with its journals, and bytes free in its folder."""

@@ -1,0 +1,330 @@
+"""What is wrong with a real MySQL is said, nothing is lost, and the same command goes on once it is mended.
+
+The list of all bad input, with the tests that show each, is in ``tests/unit/test_bad_input.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import string
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import pytest
+
+from fishladder import load, tasks
+from fishladder.cli import main
+from fishladder.errors import FatalError, InputError
+from fishladder.ledger import open_ledger, upgrade
+from fishladder.spec import loads
+from fishladder.stores import connect_url, open_store
+from fishladder.stores.base import Fenced, Finding, Store
+from fishladder.tasks import Desk
+from tests import independent
+from tests.servers import mysql, oracle
+
+SPEC = """
+migration: odd
+strategy: replicate
+source: {kind: mysql, connection: old}
+target: {kind: mysql, connection: new}
+application: {source: old_app, target: new_app}
+cohort: {label: country, root: customer, column: country, waves: [["*"]]}
+chunk_rows: 100
+tables:
+  customer: root
+  item: {entity: customer_id}
+"""
+DDL = (
+    "CREATE TABLE customer (id BIGINT PRIMARY KEY, country VARCHAR(2), name VARCHAR(40) NOT NULL, born DATE)",
+    "CREATE TABLE item (id BIGINT PRIMARY KEY, customer_id BIGINT NOT NULL, amount INT NOT NULL)",
+)
+TABLES = ["customer", "item"]
+PASSWORD = string.punctuation + " äß€😀" + string.ascii_letters + string.digits
+"""Every special character, and some that are not ASCII."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Odd:
+    """A migration from one schema of a MySQL to another, with 250 customers of one item each."""
+
+    folder: Path
+    source: mysql.Database
+    target: mysql.Database
+
+    @property
+    def ledger_url(self) -> str:
+        return f"sqlite:///{self.folder}/ledger.db"
+
+    def desk(self, **urls: str) -> Desk:
+        """What a new process has. ``urls``: other ones for ``old`` or ``new``."""
+        known = {"old": self.source.copier, "new": self.target.copier} | urls
+
+        def open_(name: str) -> Store:
+            return open_store(*connect_url(known[name]), name=name)
+
+        spec = loads(SPEC, name="odd.yaml", environment={})
+        return Desk(spec=spec, ledger=open_ledger(self.ledger_url, migration="odd"), open=open_)
+
+    def run(self, end: str, *statements: str, mode: str | None = None) -> list[tuple[Any, ...]]:
+        """Statements of an administrator; ``mode``: the session's sql_mode. Returns the last one's rows."""
+        with closing(mysql.connect(getattr(self, end).admin)) as connection, connection.cursor() as cursor:
+            if mode is not None:
+                cursor.execute(f"SET SESSION sql_mode = '{mode}'")
+            for statement in statements:
+                cursor.execute(statement)
+            connection.commit()
+            return list(cursor.fetchall())
+
+    def load(self) -> None:
+        desk = self.desk()
+        for table in tasks.cut(desk):
+            tasks.load_table(desk, table, "1")
+            tasks.close_table(desk, table)
+
+    def follow(self) -> None:
+        tasks.replicate(self.desk(), seconds=30, until_idle=True)
+
+    def differences(self) -> list[str]:
+        return independent.compare(self.source.admin, self.target.admin, TABLES)
+
+
+@pytest.fixture
+def odd(mysql_server: str, tmp_path: Path) -> Iterator[Odd]:
+    with ExitStack() as stack:
+        source, target = (stack.enter_context(mysql.database(mysql_server)) for _ in range(2))
+        made = Odd(folder=tmp_path, source=source, target=target)
+        upgrade(made.ledger_url)
+        rows = ", ".join(f"({no}, 'NZ', 'somebody', NULL)" for no in range(1, 251))
+        items = ", ".join(f"({no}, {no}, 5)" for no in range(1, 251))
+        made.run("source", *DDL, f"INSERT INTO customer VALUES {rows}", f"INSERT INTO item VALUES {items}")
+        yield made
+
+
+@pytest.fixture
+def setting(mysql_server: str) -> Iterator[Callable[[str, str], None]]:
+    """Changes a setting of the whole server, until the end of the test."""
+    if os.environ.get("MYSQL_DSN"):
+        pytest.skip("changes settings of the whole server, and this one is not the tests' own")
+    with closing(mysql.connect(mysql_server)) as connection, connection.cursor() as cursor, ExitStack() as stack:
+
+        def change(name: str, value: str) -> None:
+            cursor.execute(f"SELECT @@GLOBAL.{name}")
+            ((old,),) = cursor.fetchall()
+            stack.callback(cursor.execute, f"SET GLOBAL {name} = %s", (old,))
+            cursor.execute(f"SET GLOBAL {name} = %s", (int(value) if value.isdigit() else value,))
+
+        yield change
+
+
+def said(found: list[Finding], where: str) -> tuple[str, str]:
+    (one,) = [f for f in found if f.where == where]
+    return one.level, one.message
+
+
+# Settings of the server
+
+
+def test_a_server_that_is_not_strict_changes_nothing(odd: Odd, setting: Callable[[str, str], None]) -> None:
+    setting("sql_mode", "")
+    for end in ("source", "target"):
+        level, message = said(tasks.check(odd.desk()), f"{end}: sql_mode")
+        assert level == "warn" and "add STRICT_TRANS_TABLES" in message
+    odd.run("source", "INSERT INTO customer VALUES (300, 'NZ', 'early', '0000-00-00')", mode="")
+    odd.run("target", *(DDL[0].replace("VARCHAR(40)", "VARCHAR(5)"), DDL[1]))
+    odd.run("source", "UPDATE customer SET name = 'short'", "UPDATE customer SET name = 'longer' WHERE id = 7")
+    desk = odd.desk()
+    tasks.prepare(desk, actor="ada")
+    odd.load()
+    (reject,) = desk.ledger.open_rejects()
+    assert (reject.key, reject.column, reject.error) == (b"1:7", "name", "the value is longer than 5 characters")
+    zero = "SELECT CAST(born AS CHAR), name FROM customer WHERE id = 300"
+    assert odd.run("target", zero) == odd.run("source", zero) == [("0000-00-00", "short")]
+    assert odd.run("target", "SELECT count(*) FROM customer") == [(250,)]
+    odd.run("source", "UPDATE customer SET name = 'fits' WHERE id = 7")
+    odd.follow()
+    assert desk.ledger.open_rejects() == [] and odd.differences() == []
+
+
+def test_local_infile_that_is_switched_off_while_a_lane_loads(odd: Odd, setting: Callable[[str, str], None]) -> None:
+    desk = odd.desk()
+    tasks.prepare(desk, actor="ada")
+    tasks.cut(desk)
+    chunks = 0
+
+    def off(_: load.LaneReport) -> None:
+        nonlocal chunks
+        chunks += 1
+        if chunks == 1:
+            setting("local_infile", "0")
+
+    with desk.ends() as (plan, (ends,)):
+        load.load_lane(plan.table("customer"), ends.origin, ends.destination, desk.ledger, lane="1", progress=off)
+    assert chunks == 3
+    level, message = said(tasks.check(odd.desk()), "target: local_infile")
+    assert level == "warn" and "SET GLOBAL local_infile = ON" in message
+    odd.load()  # the rest, by a new process
+    assert odd.differences() == [] and desk.ledger.open_rejects() == []
+
+
+# Accounts
+
+
+def test_a_right_that_is_taken_away_in_mid_load(odd: Odd) -> None:
+    desk = odd.desk()
+    tasks.prepare(desk, actor="ada")
+    tasks.cut(desk)
+    tasks.load_table(desk, "customer", "1")
+    odd.run("target", f"GRANT SELECT, UPDATE, DELETE, CREATE, TRIGGER ON `{odd.target.name}`.* TO copier@'%'")
+    odd.run("target", f"REVOKE INSERT ON `{odd.target.name}`.* FROM copier@'%'")
+    with pytest.raises(FatalError, match=r"INSERT command denied.*preflight names the GRANT"):
+        tasks.load_table(odd.desk(), "item", "1")
+    level, message = said(tasks.check(odd.desk()), "target: privilege INSERT")
+    assert level == "fail"
+    assert desk.ledger.open_rejects() == []  # a missing right is nobody's row
+    odd.run("target", message[message.index("GRANT") :])
+    odd.load()
+    assert odd.differences() == []
+
+
+def test_copier_and_application_by_the_same_account(odd: Odd) -> None:
+    both = {"source": "copier", "target": "application"}
+    with pytest.raises(InputError, match="both log in as copier; fences cannot tell them apart: give the copier its"):
+        tasks.prepare(odd.desk(), actor="ada", accounts=both)
+    assert odd.run("source", "SHOW TABLES LIKE 'fishladder%'") == []
+    tasks.prepare(odd.desk(), actor="ada", accounts={"source": "application", "target": "application"})
+
+
+def test_source_and_target_are_one_database_by_two_names(odd: Odd) -> None:
+    other = odd.source.admin
+    with pytest.raises(InputError, match=r"target +is the source's own database: give new another \(odd.yaml:5\)"):
+        tasks.prepare(odd.desk(new=other), actor="ada")
+    assert odd.run("source", "SHOW TABLES LIKE 'fishladder%'") == []
+    tasks.prepare(odd.desk(), actor="ada")  # another schema of the same server
+
+
+def test_a_target_that_holds_rows_keeps_them(odd: Odd) -> None:
+    odd.run("target", *DDL, "INSERT INTO item VALUES (7, 7, 7)")
+    with pytest.raises(InputError, match=r"item +the target's table already holds rows, .* empty it first"):
+        tasks.prepare(odd.desk(), actor="ada")
+    assert odd.run("target", "SELECT * FROM item") == [(7, 7, 7)]
+    odd.run("target", "DELETE FROM item")
+    tasks.prepare(odd.desk(), actor="ada")
+    odd.load()
+    assert odd.differences() == []
+
+
+@contextmanager
+def account(odd: Odd, password: str) -> Iterator[str]:
+    """A copier with this password; yields its name."""
+    name = f"odd_{odd.source.name}"
+    with closing(mysql.connect(odd.source.admin)) as connection, connection.cursor() as cursor:
+        cursor.execute("CREATE USER %s@'%%' IDENTIFIED BY %s", (name, password))
+        try:
+            cursor.execute("GRANT PROCESS ON *.* TO %s@'%%'", (name,))
+            for database in (odd.source, odd.target):
+                cursor.execute(f"GRANT ALL ON {database.name}.* TO %s@'%%'", (name,))
+            yield name
+        finally:
+            cursor.execute("DROP USER %s@'%%'", (name,))
+
+
+def test_a_password_of_every_special_character_is_told_to_nobody(
+    odd: Odd, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of the stores and, in the target's schema, of the ledger. Then it is wrong."""
+    file = odd.folder / "odd.yaml"
+    file.write_text(SPEC)
+    address = urlsplit(odd.source.admin)
+    secrets = {PASSWORD, quote(PASSWORD, safe=""), json.dumps(PASSWORD)[1:-1], "wrong!pass/word"}
+
+    def use(name: str, password: str) -> None:
+        login = f"mysql://{name}:{quote(password, safe='')}@{address.hostname}:{address.port}"
+        monkeypatch.setenv("FISHLADDER_OLD", f"{login}/{odd.source.name}")
+        monkeypatch.setenv("FISHLADDER_NEW", f"{login}/{odd.target.name}")
+        monkeypatch.setenv("FISHLADDER_LEDGER", f"{login}/{odd.target.name}")
+
+    with account(odd, PASSWORD) as name, caplog.at_level("DEBUG"):
+        use(name, PASSWORD)
+        assert main(["ledger", "upgrade"]) == 0
+        assert main(["preflight", str(file)]) == 0
+        assert main(["draft", "--source", "old", "--target", "new"]) == 0
+        assert main(["status", str(file)]) == 0
+        kept = str(odd.run("target", "SELECT body FROM ledger_evidence")) + str(
+            odd.run("target", "SELECT body FROM ledger_audit")
+        )
+        use(name, "wrong!pass/word")
+        assert main(["draft", "--source", "old", "--target", "new"]) == 1
+        assert main(["status", str(file)]) == 1
+        told = capfd.readouterr()
+    assert f"connection old: MySQL 1045: Access denied for user '{name}'" in told.err
+    assert "the ledger's database refused" in told.err and f"{name}:***@" in told.err
+    for text in (told.out, told.err, caplog.text, kept):
+        assert not [secret for secret in secrets if secret in text]
+
+
+def test_an_oracle_s_password_of_every_special_character(oracle_database: oracle.Database) -> None:
+    """But for the one that Oracle takes in none."""
+    password, name = string.punctuation.replace('"', ""), f"ODD{oracle_database.name}"
+    at = urlsplit(oracle_database.copier)
+
+    def store(secret: str) -> Store:
+        login = f"oracle://{name}:{quote(secret, safe='')}@{at.hostname}:{at.port}{at.path}"
+        return open_store(*connect_url(login), name="old")
+
+    with closing(oracle.connect(oracle.dsn())) as system, closing(system.cursor()) as cursor:
+        cursor.execute(f'CREATE USER {name} IDENTIFIED BY "{password}"')
+        try:
+            cursor.execute(f"GRANT CREATE SESSION TO {name}")
+            with closing(store(password)) as opened:
+                assert isinstance(opened, Fenced) and opened.account().upper() == name
+            with pytest.raises(FatalError, match="connection old: Oracle: ORA-01017") as refused:
+                store("wr^ng").describe()
+        finally:
+            cursor.execute(f"DROP USER {name} CASCADE")
+    assert "wr^ng" not in str(refused.value) and password not in str(refused.value)
+
+
+# Values
+
+
+def test_a_character_that_the_target_s_column_has_not(odd: Odd) -> None:
+    odd.run("target", DDL[0].replace("NOT NULL, born", "CHARACTER SET latin1 NOT NULL, born"), DDL[1])
+    odd.run("source", "UPDATE customer SET name = '日本' WHERE id = 9")
+    desk = odd.desk()
+    level, message = next(
+        (f.level, f.message) for f in tasks.check(desk) if f.where == "customer.name" and f.level != "pass"
+    )
+    assert level == "warn" and "latin1 cannot hold every character" in message
+    tasks.prepare(desk, actor="ada")
+    odd.load()
+    assert [(reject.key, reject.column) for reject in desk.ledger.open_rejects()] == [(b"1:9", "name")]
+    odd.run("target", "ALTER TABLE customer MODIFY name VARCHAR(40) CHARACTER SET utf8mb4 NOT NULL")
+    tasks.prepare(desk, actor="ada")  # the table is another now
+    desk.ledger.retry_rejects(actor="ada")
+    odd.follow()
+    assert desk.ledger.open_rejects() == [] and odd.differences() == []
+
+
+def test_a_time_with_a_zone_and_one_without(odd: Odd) -> None:
+    odd.run("source", "ALTER TABLE item ADD seen TIMESTAMP(6) NULL")
+    odd.run("target", *DDL, "ALTER TABLE item ADD seen DATETIME(6) NULL")
+    text = SPEC.replace("{entity: customer_id}", "{entity: customer_id, types: {seen: timestamp(6)}}")
+    for words in (SPEC, text):
+        at = replace(odd.desk(), spec=loads(words, name="odd.yaml", environment={}))
+        with pytest.raises(
+            InputError, match=r"item.seen +timestamp\(6\) and datetime\(6\): one has a zone and .*; give"
+        ):
+            tasks.prepare(at, actor="ada")
+    odd.run("target", "ALTER TABLE item MODIFY seen TIMESTAMP(6) NULL")
+    tasks.prepare(odd.desk(), actor="ada")
+    odd.run("source", "SET time_zone = '+12:00'", "UPDATE item SET seen = '2026-01-31 12:00:00.5' WHERE id = 3")
+    odd.load()
+    seen = odd.run("target", "SET time_zone = '+00:00'", "SELECT seen FROM item WHERE id = 3")
+    assert [str(value) for (value,) in seen] == ["2026-01-31 00:00:00.500000"]
+    assert odd.differences() == []
