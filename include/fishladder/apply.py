@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from fishladder.cells import NO_HOME, SHARDS, Row, row_key
+from fishladder.cells import NO_HOME, SHARDS, Cell, Row, key_text, row_key
 from fishladder.clock import Clock
 from fishladder.coverage import check_coverage
 from fishladder.errors import AmbiguousError, RowError, TransientError
@@ -20,7 +20,7 @@ from fishladder.ledger import DirtyKey, Ledger
 from fishladder.load import Refusal, fitting_rows, rejects_of
 from fishladder.plan import Plan, PlanTable, Side
 from fishladder.restored import check_ledger, tell_target
-from fishladder.stores.base import Fence, Fenced, Found, LoadState, Relation, Store, Transaction
+from fishladder.stores.base import Fence, Fenced, ForeignKey, Found, LoadState, Relation, Store, Transaction
 
 BATCH = 2_000
 """Reasons that a worker takes at once."""
@@ -57,18 +57,22 @@ class Ends:
 
 @dataclass(slots=True, kw_only=True)
 class Applied:
-    """What a batch did. ``wide``: reasons left because their keys need every shard; ``left``: because of a fence."""
+    """What a batch did. ``woken``: parents that are dirty from now on, because a row waits for them.
+
+    ``wide``: reasons left because their keys need every shard; ``left``: because of a fence or of another row.
+    """
 
     written: int = 0
     deleted: int = 0
     equal: int = 0
     rejected: int = 0
     forgotten: int = 0
+    woken: int = 0
     wide: list[Dirty] = field(default_factory=list)
     left: list[Dirty] = field(default_factory=list)
 
     def add(self, other: Applied) -> None:
-        for name in ("written", "deleted", "equal", "rejected", "forgotten"):
+        for name in ("written", "deleted", "equal", "rejected", "forgotten", "woken"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.wide += other.wide
         self.left += other.left
@@ -125,14 +129,15 @@ def _closed(state: LoadState | None) -> bool:
 class _Shards:
     """``Plan.shards``, remembered: nothing else is asked as often."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, ends: Ends) -> None:
         self.plan = plan
+        self.into = _destination(ends)
         self._known: dict[tuple[str, bytes | None], frozenset[int]] = {}
 
     def of(self, table: str, key: bytes, entity: bytes | None) -> frozenset[int]:
         known = (table, key if entity is None else entity)
         if known not in self._known:
-            self._known[known] = self.plan.shards(table, key, entity)
+            self._known[known] = self.plan.shards(table, key, entity, self.into)
         return self._known[known]
 
 
@@ -145,7 +150,7 @@ class _Batch:
         self.every_shard = every_shard
         self.applied = Applied()
         self.shards: frozenset[int] = frozenset()
-        self.shards_of = _Shards(plan).of
+        self.shards_of = _Shards(plan, ends).of
         self.fences: dict[str, Fence] = {}
         self.homes: dict[bytes, str] = {}
         self.keys: dict[str, dict[bytes, list[Dirty]]] = {}
@@ -220,6 +225,7 @@ class _Batch:
         If the commit then fails, the reasons are not forgotten and the keys stay dirty: also where another batch has
         forgotten them, for each outcome is a doubt of its own until the commit.
         """
+        self._let_wait(ledger)
         refused = [
             reject
             for name, refusals in self.refused.items()
@@ -229,6 +235,51 @@ class _Batch:
         right = {table: [key for key in keys if (table, key) not in wrong] for table, keys in self.keys.items()}
         self.doubts = ledger.record_outcome(right, refused, self._doubt)
         self.applied.rejected = len(refused)
+
+    def _let_wait(self, ledger: Ledger) -> None:
+        """Rows that the destination refuses for want of a parent stay dirty while it is to come."""
+        for name, refusals in self.refused.items():
+            self.refused[name] = []
+            for refusal in refusals:
+                if refusal.orphan and self._parents_come(ledger, name, refusal.row):
+                    self._keep(self.plan.table(name), self._key(name, refusal.row), self.applied.left)
+                else:
+                    self.refused[name].append(refusal)
+
+    def _parents_come(self, ledger: Ledger, name: str, row: Row) -> bool:
+        """Whether the owner has the parents that are not here, and none is rejected; they are dirty from then on."""
+        relation, missing, known = self._copy(name), list[DirtyKey](), True
+        cells = {field.column: cell for field, cell in zip(relation.fields, row, strict=True)}
+        for foreign_key in relation.foreign_keys:
+            if any(cells[column] is None for column in foreign_key.columns):
+                continue
+            found = self._parent(foreign_key, cells)
+            if found is None:
+                known = False
+                continue
+            parent, key = found
+            with self.ends.destination.read() as there, self.ends.origin.read() as origin:
+                if key in there.rows_by_key(self._copy(parent.name), [key]):
+                    continue
+                owned = origin.rows_by_key(self._owner(parent.name), [key]).get(key)
+                homes = origin.homes([owned.entity] if owned is not None and owned.entity is not None else [])
+            if owned is None or ledger.rejected_keys(parent.name, [key]):
+                return False
+            cohort = parent.cohort(owned.entity, homes)
+            missing.append(DirtyKey(table=parent.name, key=key, entity=owned.entity, cohort=cohort, origin="orphan"))
+        woken = [parent for parent in missing if not ledger.dirty_keys(parent.table, [parent.key])]
+        ledger.mark_dirty(woken)
+        self.applied.woken += len(woken)
+        return bool(missing) or known  # known, and none is missing: it came meanwhile
+
+    def _parent(self, foreign_key: ForeignKey, cells: Mapping[str, Cell]) -> tuple[PlanTable, bytes] | None:
+        """The row that a foreign key refers to; None where it is not migrated, or is not found by its primary key."""
+        for table in self.plan.tables:
+            above = self._copy(table.name)
+            if above.name == foreign_key.parent and set(above.key_columns) == set(foreign_key.parent_columns):
+                columns = dict(zip(foreign_key.parent_columns, foreign_key.columns, strict=True))
+                return table, key_text(cells[columns[column]] or b"" for column in above.key_columns)
+        return None
 
     def _doubt(self, table: str, key: bytes) -> DirtyKey:
         entity = self._entity(table, key)
@@ -313,7 +364,7 @@ class _Batch:
                     self._keep(table, key, self.applied.left)
                 if outcome != "refused":
                     return []
-            return [Refusal(row=row, column=error.column, error=str(error))]
+            return [Refusal(row=row, column=error.column, error=str(error), orphan=error.orphan)]
 
     def _displace(
         self, copy: Transaction, table: PlanTable, rows: dict[bytes, Row]
@@ -321,7 +372,7 @@ class _Batch:
         """Another row holds a unique value. Write it and everyone it displaces as the owner has them now.
 
         Values may be swapped or rotated, so holders are followed until the circle closes; then all are deleted and
-        inserted again. Cascades do not fire: the copier's session has foreign key checks off. ``fenced``: a holder's
+        inserted again, or what comes to the same where others refer to them. ``fenced``: a holder's
         cohort is closed to the copier, so the key stays dirty. ``refused``: the rows were read at moments that do not
         fit together, and the one that changed in between has a new entry; or they can never be written.
         """
@@ -341,8 +392,7 @@ class _Batch:
                 return "refused"  # a holder's new row does not fit, and the server might change it in silence
         try:
             with copy.savepoint():
-                copy.delete(relation, sorted(present))
-                copy.insert(relation, list(wanted.values()))
+                copy.replace(relation, sorted(present), list(wanted.values()))
         except RowError:
             return "refused"
         self._note(table, [*present, *wanted])
@@ -368,7 +418,7 @@ class _Batch:
         return self.plan.table(table).at(self.ends.owner)
 
     def _copy(self, table: str) -> Relation:
-        return self.plan.table(table).at("target" if self.ends.owner == "source" else "source")
+        return self.plan.table(table).at(_destination(self.ends))
 
     def _key(self, table: str, row: Row) -> bytes:
         return row_key(row, self._owner(table).key)
@@ -389,7 +439,7 @@ def apply_round(plan: Plan, workers: Sequence[Ends], ledger: Ledger, limit: int 
         check_coverage(plan, ends.origin, ends.owner, ledger)
         check_ledger(_target(ends), ledger)
     narrow: list[list[Dirty]] = [[] for _ in workers]
-    total, shards_of = Applied(), _Shards(plan).of
+    total, shards_of = Applied(), _Shards(plan, ends).of
     for line in dirty:
         shards = shards_of(line.table, line.key, line.entity)
         if len(shards) > 1:
@@ -408,6 +458,10 @@ def apply_round(plan: Plan, workers: Sequence[Ends], ledger: Ledger, limit: int 
         wide, total.wide = total.wide, []
         total.add(apply_batch(plan, ends, ledger, wide, every_shard=True))
     return total
+
+
+def _destination(ends: Ends) -> Side:
+    return "target" if ends.owner == "source" else "source"
 
 
 def _target(ends: Ends) -> Store:
@@ -450,7 +504,7 @@ def follow(
         try:
             paused = ledger.control().paused
             applied = Applied() if paused else apply_round(plan, workers, ledger)
-            busy = applied.forgotten > 0
+            busy = applied.forgotten + applied.woken > 0
             report = replace(
                 report, applied=report.applied + applied.forgotten, rejected=report.rejected + applied.rejected
             )

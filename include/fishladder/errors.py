@@ -44,13 +44,15 @@ class RowError(FatalError):
     """A row that the store refuses.
 
     ``column`` is the store's name of the offending column where the database says it, else None.
-    ``unique`` is True when another row holds one of its unique values.
+    ``unique`` is True when another row holds one of its unique values, ``orphan`` when a row that it refers to is not
+    there.
     """
 
-    def __init__(self, message: str, *, column: str | None = None, unique: bool = False) -> None:
+    def __init__(self, message: str, *, column: str | None = None, unique: bool = False, orphan: bool = False) -> None:
         super().__init__(message)
         self.column = column
         self.unique = unique
+        self.orphan = orphan
 
 
 class FenceError(FatalError):

@@ -10,7 +10,7 @@ from datetime import timedelta
 from fishladder.cells import Cell, Row, misfit, row_key
 from fishladder.coverage import record_coverage
 from fishladder.errors import FatalError, FenceError, InputError, RowError, StaleError
-from fishladder.ledger import Chunk, Ledger, Reject
+from fishladder.ledger import Chunk, DirtyKey, Ledger, Reject
 from fishladder.plan import Plan, PlanTable
 from fishladder.restored import check_ledger, tell_target
 from fishladder.stores.base import BulkLoader, Fenced, LoadedChunk, LoadState, Relation, Store, Transaction
@@ -26,6 +26,7 @@ class Refusal:
     row: Row
     column: str | None
     error: str
+    orphan: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,9 +107,13 @@ def load_chunk(table: PlanTable, source: Store, target: Store, ledger: Ledger, c
                 written, refusals = insert_all_that_fit(
                     copy, table, lambda: origin.stream(table.source, chunk.lower, chunk.upper)
                 )
+            orphans = [refusal for refusal in refusals if refusal.orphan]
+            refusals = [refusal for refusal in refusals if not refusal.orphan]
             if refusals:
                 rejects = rejects_of(source, table.source, table, refusals)
                 ledger.record_rejects(rejects, chunk=chunk.no, token=chunk.token)
+            if orphans:  # their parents may yet come: the applier's, once the load is over
+                ledger.mark_dirty(_waiting(rejects_of(source, table.source, table, orphans)))
             loaded = LoadedChunk(token=chunk.token, rows=written)
             copy.finish_chunk(table.name, chunk.no, loaded.rows)
             copy.commit()
@@ -178,7 +183,7 @@ def bisect(relation: Relation, rows: Sequence[Row], write: Callable[[Sequence[Ro
         return []
     except RowError as error:
         if len(rows) == 1:
-            return [Refusal(row=rows[0], column=error.column, error=str(error))]
+            return [Refusal(row=rows[0], column=error.column, error=str(error), orphan=error.orphan)]
     middle = len(rows) // 2
     return bisect(relation, rows[:middle], write) + bisect(relation, rows[middle:], write)
 
@@ -207,6 +212,12 @@ def rejects_of(origin: Store, owner: Relation, table: PlanTable, refusals: Seque
             error=refusal.error,
         )
         for key, refusal in reasons.items()
+    ]
+
+
+def _waiting(orphans: Iterable[Reject]) -> list[DirtyKey]:
+    return [
+        DirtyKey(table=row.table, key=row.key, entity=row.entity, cohort=row.cohort, origin="orphan") for row in orphans
     ]
 
 

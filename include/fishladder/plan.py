@@ -73,6 +73,8 @@ class Plan:
     migration: str
     tables: tuple[PlanTable, ...]
     cascades: Mapping[Side, Mapping[str, tuple[Cascade, ...]]]
+    tied: Mapping[Side, Mapping[str, str]]
+    """By the side that is written, tables that share one shard, and the name of that."""
 
     def table(self, name: str) -> PlanTable:
         for table in self.tables:
@@ -95,9 +97,14 @@ class Plan:
             if table.name != HOME_TABLE
         ]
 
-    def shards(self, table: str, key: bytes, entity: bytes | None) -> frozenset[int]:
-        """The units of exclusion that a copier of this key holds; all of them when the entity is not known."""
+    def shards(self, table: str, key: bytes, entity: bytes | None, into: Side) -> frozenset[int]:
+        """The units of exclusion that a copier of this key holds in the store that it writes.
+
+        All of them when the entity is not known.
+        """
         found = self.table(table)
+        if one := self.tied[into].get(table):
+            return frozenset({shard(one.encode())})
         if found.serial:
             return frozenset({shard(table.encode())})
         if found.shared:
@@ -114,15 +121,21 @@ def resolve(spec: Migration, source: Mapping[str, TableInfo], target: Mapping[st
 
 
 def examine(
-    spec: Migration, source: Mapping[str, TableInfo], target: Mapping[str, TableInfo]
+    spec: Migration, source: Mapping[str, TableInfo], target: Mapping[str, TableInfo], *, folds: bool = False
 ) -> tuple[list[Finding], Plan | None]:
-    """All findings, and the plan if none of them fails."""
-    return _Examination(*settle(spec, source, target)).run()
+    """All findings, and the plan if none of them fails.
+
+    ``folds``: tables that the target still lacks will be one there if their names differ in case only.
+    """
+    return _Examination(*settle(spec, source, target), folds).run()
 
 
 class _Examination:
-    def __init__(self, spec: Migration, source: Mapping[str, TableInfo], target: Mapping[str, TableInfo]) -> None:
+    def __init__(
+        self, spec: Migration, source: Mapping[str, TableInfo], target: Mapping[str, TableInfo], folds: bool
+    ) -> None:
         self.spec = spec
+        self.folds = folds
         self.infos: dict[Side, Mapping[str, TableInfo]] = {"source": source, "target": target}
         self.findings: list[Finding] = []
         self.fields: dict[str, tuple[tuple[Field, ...], tuple[Field, ...]]] = {}
@@ -137,19 +150,24 @@ class _Examination:
     def run(self) -> tuple[list[Finding], Plan | None]:
         for name, table in self.spec.tables.items():
             self._match(name, table)
+        self._tell_apart()
         if self._failed():
             return self.findings, None
         tables = [self._table(name, table) for name, table in self.spec.tables.items()]
         if self._failed():
             return self.findings, None
         ordered = self._ordered([table for table in tables if table is not None])
+        self._checked_circles(ordered)
         cascades = {side: self._cascades(side, ordered) for side in SIDES}
         for side in SIDES:
             self._outside_cascades(side, ordered)
         if self._failed():
             return self.findings, None
         return self.findings, Plan(
-            migration=self.spec.migration, tables=(*_travelling_tables(), *ordered), cascades=cascades
+            migration=self.spec.migration,
+            tables=(*_travelling_tables(), *ordered),
+            cascades=cascades,
+            tied={side: _tied(side, ordered) for side in SIDES},
         )
 
     def _failed(self) -> bool:
@@ -165,6 +183,22 @@ class _Examination:
                 name, f"the {side} has no table {wanted}{nearest(wanted, list(self.infos[side]))}", f"tables.{name}"
             )
         return found
+
+    def _tell_apart(self) -> None:
+        """Two tables of the source, such as MySQL's Item and item, are never one of the target."""
+        known: dict[str, str] = {}
+        for name, table in self.spec.tables.items():
+            info = self.infos["target"].get(table.target or name)
+            if info is None:
+                continue
+            other = known.setdefault(info.name.casefold() if self.folds else info.name, name)
+            if other != name:
+                self.fail(
+                    name,
+                    f"it and {other} would be one table in the target, where names that differ in case only are the"
+                    " same: give one of them another name there with target:",
+                    f"tables.{name}",
+                )
 
     def _match(self, name: str, table: TableSpec) -> None:
         """Find both ends of every column, and its logical type."""
@@ -376,6 +410,23 @@ class _Examination:
         relation = table.at(side)
         return {fk.parent for fk in relation.foreign_keys} - {relation.name}
 
+    def _checked_circles(self, tables: list[PlanTable]) -> None:
+        """Rows that refer to each other can be written one after the other only where nobody checks that."""
+        above = {t.target.name: {fk.parent for fk in t.target.foreign_keys if fk.checked} for t in tables}
+        for table in tables:
+            for fk in table.target.foreign_keys:
+                seen, todo = set[str](), [fk.parent] if fk.checked else []
+                while todo:
+                    seen.add(name := todo.pop())
+                    todo += above.get(name, set()) - seen
+                if table.target.name in seen:
+                    self.note(
+                        "warn",
+                        f"{table.name} ({', '.join(fk.columns)})",
+                        f"its foreign key to {fk.parent} closes a circle in the target, which checks each row: rows"
+                        " that refer to each other would never be written; disable the constraint there until the end",
+                    )
+
     def _cascades(self, side: Side, tables: list[PlanTable]) -> dict[str, tuple[Cascade, ...]]:
         """Per table, the rows below it that the database changes by itself when one of its rows goes."""
         return {table.name: tuple(self._below(side, table, table, (), tables)) for table in tables}
@@ -436,6 +487,22 @@ class _Examination:
         if below.steps:
             return (below.steps[0].columns, below.steps[0].parent) == (fk.columns, fk.parent)
         return table.at(side).root_cohort is not None and fk.columns == (below.column,)
+
+
+def _tied(side: Side, tables: Iterable[PlanTable]) -> dict[str, str]:
+    """The tables that share one shard, because the store checks their foreign keys whoever writes; by one's name.
+
+    A row waits there for whoever is writing its parent. Were the two in different shards, two copiers would wait for
+    each other's rows. They are in one by themselves where both go by entity and no unique key makes one serial.
+    """
+    groups = {table.at(side).name: {table.name} for table in tables}
+    loose = {table.name for table in tables if not table.serial and not table.shared}
+    for table in tables:
+        for fk in table.at(side).foreign_keys:
+            if fk.checked and fk.parent in groups:
+                merged = groups[table.at(side).name] | groups[fk.parent]
+                groups |= {name: merged for name, group in groups.items() if group & merged}
+    return {name: min(group) for group in groups.values() if len(group) > 1 and not group <= loose for name in group}
 
 
 def _key_bytes(type_: LogicalType) -> int:

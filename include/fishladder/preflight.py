@@ -57,7 +57,7 @@ def preflight(
     ``sizes``: as ``capacity.measure`` found them. ``open`` opens a replica by its connection id. Without them, neither
     capacity nor replicas are looked at.
     """
-    findings, plan = examine(spec, ours, theirs)
+    findings, plan = examine(spec, ours, theirs, folds=target.folds_names)
     if plan is not None:
         settled = settle(spec, ours, theirs)[0]
         for table in plan.tables:

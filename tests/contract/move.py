@@ -101,7 +101,7 @@ class Move:
     def follow_in_pieces(self, limit: int) -> None:
         """Two workers, and batches so small that what belongs together is torn apart."""
         workers = [Ends(owner="source", origin=self.ours.open(), destination=self.theirs.open()) for _ in range(2)]
-        while apply_round(self.plan, workers, self.ledger, limit).forgotten:
+        while (applied := apply_round(self.plan, workers, self.ledger, limit)).forgotten + applied.woken:
             continue
 
     def reconcile(self, name: str) -> CheckResult:

@@ -148,6 +148,18 @@ def test_the_estimate_follows_the_rows(place: Place) -> None:
     assert 500 <= store.describe()["t"].rows <= 2000
 
 
+def test_whether_names_are_told_apart_by_case(place: Place) -> None:
+    store = place.open()
+    one, other = (table(name, ["id"], column("id", "integer(19)", nullable=False)) for name in ("item", "Item"))
+    store.create_table(one)
+    if store.folds_names:
+        with pytest.raises(FatalError):
+            store.create_table(other)
+    else:
+        store.create_table(other)
+        assert set(store.describe()) == {"item", "Item"}
+
+
 def test_preflight_finds_nothing_wrong_here(place: Place) -> None:
     findings = place.open().inspect()
     assert [finding for finding in findings if finding.level != "pass"] == []

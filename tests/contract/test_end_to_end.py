@@ -24,7 +24,7 @@ from tests.contract.shop import SPEC
 from tests.contract.stores import PATIENCE, STORES
 
 PAIRS = [("sqlite", "sqlite"), ("sqlite", "mysql"), ("mysql", "sqlite"), ("mysql", "mysql"), ("mariadb", "mariadb"),
-         ("oracle", "mysql")]  # fmt: skip
+         ("oracle", "mysql"), pytest.param("mysql", "oracle", marks=pytest.mark.slow)]  # fmt: skip
 
 
 @pytest.mark.parametrize(("origin", "destination"), PAIRS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from fishladder.cells import SHARDS
 from fishladder.errors import InputError
 from fishladder.plan import Plan, examine, resolve
 from fishladder.spec import loads
-from fishladder.stores.base import Finding
+from fishladder.stores.base import Finding, TableInfo
 from fishladder.stores.sqlite import SqliteStore, connect
 from tests.unit.small import SCHEMA, SPEC
 
@@ -20,6 +21,10 @@ DDL = SCHEMA.partition("INSERT INTO")[0]
 
 
 def look(folder: Path, *, spec: str = SPEC, source: str = DDL, target: str = DDL) -> tuple[list[Finding], Plan | None]:
+    return examine(loads(spec, name="small.yaml", environment={}), *described(folder, source=source, target=target))
+
+
+def described(folder: Path, *, source: str = DDL, target: str = DDL) -> list[dict[str, TableInfo]]:
     infos = []
     for name, script in (("one", source), ("two", target)):
         path = folder / f"{name}.db"
@@ -29,7 +34,7 @@ def look(folder: Path, *, spec: str = SPEC, source: str = DDL, target: str = DDL
         store = SqliteStore(lambda path=path: connect(str(path)))
         infos.append(store.describe())
         store.close()
-    return examine(loads(spec, name="small.yaml", environment={}), infos[0], infos[1])
+    return infos
 
 
 def failures(findings: list[Finding]) -> list[str]:
@@ -50,10 +55,41 @@ def test_parents_come_before_children_and_homes_before_all(tmp_path: Path) -> No
 def test_shards_follow_the_entity(tmp_path: Path) -> None:
     _, plan = look(tmp_path)
     assert plan is not None
-    assert plan.shards("item", b"2:10", b"1:1") == plan.shards("line", b"2:101:1", b"1:1")
-    assert len(plan.shards("item", b"2:10", None)) == SHARDS  # nobody knows whose it is
-    assert plan.shards("customer", b"1:1", b"1:1") == plan.shards("customer", b"1:2", b"1:2")  # a secondary unique key
-    assert len(plan.shards("price", b"1:1", None)) == 1
+
+    def shards(table: str, key: bytes, entity: bytes | None) -> frozenset[int]:
+        return plan.shards(table, key, entity, "target")
+
+    assert shards("item", b"2:10", b"1:1") == shards("line", b"2:101:1", b"1:1")
+    assert len(shards("item", b"2:10", None)) == SHARDS  # nobody knows whose it is
+    assert shards("customer", b"1:1", b"1:1") == shards("customer", b"1:2", b"1:2")  # a secondary unique key
+    assert len(shards("price", b"1:1", None)) == 1
+
+
+def test_tables_tied_by_foreign_keys_that_are_always_checked_share_a_shard(tmp_path: Path) -> None:
+    """In the store that checks them, as Oracle does: there a row waits for whoever is writing its parent."""
+    source, target = described(tmp_path)
+    for name, info in target.items():
+        target[name] = replace(info, foreign_keys=tuple(replace(fk, checked=True) for fk in info.foreign_keys))
+    plan = resolve(loads(SPEC, name="small.yaml", environment={}), source, target)
+    tied = {plan.shards(name, b"1:1", b"1:%d" % n, "target") for name in ("customer", "item", "line") for n in range(9)}
+    assert len(tied) == 1 and len(next(iter(tied))) == 1
+    assert len({plan.shards("item", b"1:1", b"1:%d" % n, "source") for n in range(9)}) > 1
+    assert len({plan.shards("price", b"1:%d" % n, None, "target") for n in range(9)}) > 1  # nothing refers to it
+
+
+def test_two_tables_are_never_one_in_the_target(tmp_path: Path) -> None:
+    """MySQL may have Item and item; SQLite takes them for the same, and Oracle may have just ITEM."""
+    source, target = described(tmp_path)
+    source["Item"] = replace(source["item"], name="Item")
+    spec = loads(SPEC + "  Item: {entity: customer_id}\n", name="small.yaml", environment={})
+    both = {**target, "Item": replace(target["item"], name="Item")}
+    # The target has the one, and the other is found under its name; or it has neither, and prepare would create both.
+    for there, folds in ((target, False), (both, True)):
+        findings, plan = examine(spec, source, there, folds=folds)
+        assert plan is None
+        (failure,) = failures(findings)
+        assert "Item: it and item would be one table in the target" in failure and "small.yaml:13" in failure
+    assert examine(spec, source, both)[1] is not None
 
 
 @pytest.mark.parametrize(

@@ -52,11 +52,14 @@ class Column:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForeignKey:
+    """``checked``: also what the copier writes, for no session can leave it unchecked (Oracle)."""
+
     columns: tuple[str, ...]
     parent: str
     parent_columns: tuple[str, ...]
     on_delete: str = "NO ACTION"
     on_update: str = "NO ACTION"
+    checked: bool = field(default=False, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -290,6 +293,14 @@ class Transaction(Reader, Protocol):
 
     def delete(self, relation: Relation, keys: Sequence[bytes]) -> None: ...
 
+    def replace(self, relation: Relation, keys: Sequence[bytes], rows: Sequence[Row]) -> None:
+        """Write these rows where unique values change places with those that have these keys, all of them there.
+
+        Of the latter, one that is not written again goes, or stays without its unique values until its own turn comes.
+        No cascade fires. Raises RowError: as above.
+        """
+        ...
+
     def holders(self, relation: Relation, rows: Sequence[Row]) -> set[bytes]:
         """The keys of rows that hold a secondary unique value of one of these rows."""
         ...
@@ -323,6 +334,11 @@ class Store(Protocol):
 
     kind: str
     chunk_rows: int
+
+    @property
+    def folds_names(self) -> bool:
+        """Whether two names that differ in case only are one table here."""
+        ...
 
     def describe(self) -> dict[str, TableInfo]:
         """Every table that is not fishladder's, by name."""

@@ -295,6 +295,10 @@ class MySqlStore(WholeTables):
 
     # Tables as declared
 
+    @property
+    def folds_names(self) -> bool:
+        return self.run("SELECT @@lower_case_table_names") != [(b"0",)]
+
     def describe(self) -> dict[str, TableInfo]:
         return describe(self.run)
 

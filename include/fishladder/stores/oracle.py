@@ -20,7 +20,7 @@ from typing import Any
 import oracledb
 
 from fishladder import cells
-from fishladder.cells import Row
+from fishladder.cells import Row, row_key
 from fishladder.errors import FatalError, RowError, TransientError
 from fishladder.stores.base import (
     Connect,
@@ -46,6 +46,8 @@ from fishladder.stores.oracle_schema import (
     identities,
     inspect,
     installed_triggers,
+    may_write,
+    quota,
     shapes,
     trigger_marks,
 )
@@ -200,6 +202,21 @@ class OracleTransaction(Session):
                 if self.run(f"{head} WHERE {where}{self.dialect.limit}", [*parameters, 1]):
                     raise RowError(f"rows of {child} refer to this one, and would be deleted or changed with it")
 
+    def replace(self, relation: Relation, keys: Sequence[bytes], rows: Sequence[Row]) -> None:
+        """Rows that others refer to cannot go for a moment: their unique values do, where those may be NULL."""
+        given_up = sorted({at for unique in relation.uniques for at in unique} - set(relation.key))
+        if not self.store.nullable(relation.name).issuperset(relation.fields[at].column for at in given_up):
+            super().replace(relation, keys, rows)
+            return
+        changes = ", ".join(f"{self.dialect.quote(relation.fields[at].column)} = NULL" for at in given_up)
+        head = f"UPDATE {self.dialect.quote(relation.name)} SET {changes} WHERE "
+        for some in slices(keys, KEYS_PER_STATEMENT):
+            parameters = [value for key in some for value in self.key_parameters(relation, key)]
+            self.run(head + self.dialect.key_in(self.key_columns(relation, ""), len(some)), parameters)
+        new = {row_key(row, relation.key): row for row in rows}
+        self.update(relation, [new.pop(key) for key in keys if key in new])
+        self.insert(relation, list(new.values()))
+
     # Locks
 
     def _lock(self, kind: str, name: str, *, exclusive: bool) -> None:
@@ -246,6 +263,7 @@ class OracleStore(WholeTables):
 
     kind = "oracle"
     chunk_rows = CHUNK_ROWS
+    folds_names = False
     install_tries = INSTALL_TRIES
 
     def __init__(self, connect: Connect) -> None:
@@ -254,7 +272,7 @@ class OracleStore(WholeTables):
         self._writing: oracledb.Connection | None = None
         self._streaming: oracledb.Connection | None = None
         self._guards: dict[str, dict[str, Guard]] = {}
-        self._cascading: dict[str, list[tuple[str, ForeignKey]]] | None = None
+        self._tables: dict[str, TableInfo] | None = None
         self.dialect = OracleDialect()
 
     # Connections
@@ -377,13 +395,23 @@ class OracleStore(WholeTables):
 
     def cascading(self, table: str) -> Sequence[tuple[str, ForeignKey]]:
         """The foreign keys, and whose they are, by which rows go or change when a row of this table is deleted."""
-        if self._cascading is None:
-            self._cascading = {}
-            for child in self.describe().values():
-                for key in child.foreign_keys:
-                    if key.on_delete in ("CASCADE", "SET NULL"):
-                        self._cascading.setdefault(key.parent, []).append((child.name, key))
-        return self._cascading.get(table, ())
+        return [
+            (child.name, key)
+            for child in self._described().values()
+            for key in child.foreign_keys
+            if key.parent == table and key.on_delete in ("CASCADE", "SET NULL")
+        ]
+
+    def nullable(self, table: str) -> set[str]:
+        """The columns of this table that may be NULL."""
+        found = self._described().get(table)
+        return {column.name for column in found.columns if column.nullable} if found is not None else set()
+
+    def _described(self) -> dict[str, TableInfo]:
+        """As they were when this store was first asked."""
+        if self._tables is None:
+            self._tables = self.describe()
+        return self._tables
 
     # Reads over whole tables
 
@@ -408,6 +436,14 @@ class OracleStore(WholeTables):
 
     def inspect(self) -> list[Finding]:
         return inspect(self.run)
+
+    def may_write(self, account: str) -> bool | None:
+        return may_write(self.run, account)
+
+    def disk(self) -> tuple[int, int] | None:
+        """What the schema's quota says; None where it has none, or it cannot be seen."""
+        found = quota(self.run, self.run(f"SELECT {SCHEMA} FROM dual")[0][0].decode())
+        return None if found is None or found[2] < 0 else (found[1], max(0, found[2] - found[1]))
 
     def _there(self) -> set[str]:
         """Which of fishladder's tables, indexes, sequences and functions there are."""

@@ -88,7 +88,9 @@ def translated(*, committing: bool = False) -> Iterator[None]:
                 raise FenceError(_first_line(message)) from error
             raise RowError(f"ORA-{code}: a trigger of the table refuses the row") from None  # its words may hold values
         if not driver and code in _ROW:  # nor may a traceback
-            raise RowError(f"ORA-{code:05}: {_ROW[code]}", column=_column_of(message), unique=code == 1) from None
+            raise RowError(
+                f"ORA-{code:05}: {_ROW[code]}", column=_column_of(message), unique=code == 1, orphan=code == 2291
+            ) from None
         if isinstance(error, oracledb.DataError) or name in ("DPY-3013", "DPY-4019", "DPY-4020", "DPY-4038"):
             raise RowError(f"{name}: the driver cannot bind a value") from None
         raise FatalError(f"Oracle: {without_values(_first_line(message))}") from error

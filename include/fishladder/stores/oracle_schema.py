@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 from fishladder.errors import FatalError
 from fishladder.stores.base import Column, Finding, ForeignKey, TableInfo
 from fishladder.stores.oracle_types import (
+    SETTINGS,
     OracleDialect,
     declared_type,
     dictionary_name,
@@ -138,6 +139,7 @@ def _foreign_keys(here: Iterable[_Constraint], everywhere: Iterable[_Constraint]
                 parent=plain_name(parent.table),
                 parent_columns=parent.columns,
                 on_delete=constraint.rule or "NO ACTION",
+                checked=True,
             )
 
 
@@ -242,7 +244,7 @@ _NEXTVAL = re.compile(r'(?:"(?P<quoted>[^"]+)"|(?P<plain>[\w$#]+))\."?NEXTVAL"?\
 
 
 def inspect(run: Run) -> list[Finding]:
-    """Character sets and privileges that a migration depends on."""
+    """Character sets, zones, privileges and space that a migration depends on."""
 
     def expect(where: str, holds: bool, good: str, bad: str, level: Literal["warn", "fail"] = "fail") -> Finding:
         return Finding(level="pass" if holds else level, where=where, message=good if holds else bad)
@@ -258,24 +260,116 @@ def inspect(run: Run) -> list[Finding]:
             f"is {characters}: it would replace characters that it has not, in silence; only AL32UTF8 can be migrated",
         )
     ]
-    granted = {privilege for (privilege,) in map(_texts, run("SELECT privilege FROM session_privs"))}
-    own = run(f"SELECT 1 FROM dual WHERE {SCHEMA} = SYS_CONTEXT('USERENV', 'SESSION_USER')")
-    for privilege, why in (
-        ("CREATE {}TABLE", "to create fishladder's tables"),
-        ("CREATE {}TRIGGER", "to install triggers"),
-        ("CREATE {}SEQUENCE", "to number the journal"),
-        ("CREATE {}PROCEDURE", "for the functions that fishladder's triggers call"),
-    ):
-        wanted = {privilege.format("ANY "), *([privilege.format("")] if own else [])}
-        findings.append(
-            expect(
-                f"privilege {privilege.format('ANY ')}",
-                bool(wanted & granted),
-                "granted",
-                f"is needed {why} in a schema that is not the copier's own: GRANT it to the copier's account",
-            )
+    ((database, session),) = map(_texts, run("SELECT DBTIMEZONE, SESSIONTIMEZONE FROM dual"))
+    findings.append(
+        expect(
+            "time_zone",
+            session == SETTINGS["TIME_ZONE"],
+            f"{database}; the copier's own sessions are in UTC",
+            f"the copier's sessions are in {session}, though they asked for UTC: moments would be read shifted",
         )
-    return findings + _others_triggers(run)
+    )
+    user, schema = _texts(run(f"SELECT SYS_CONTEXT('USERENV', 'SESSION_USER'), {SCHEMA} FROM dual")[0])
+    granted = privileges(run, schema or "")
+    for privilege, own, why, level in _NEEDED:
+        wanted = privilege if user != schema else own
+        if wanted is not None:
+            message = f"is needed {why}: GRANT {wanted} TO {_spelled(user or '')}"
+            findings.append(expect(f"privilege {wanted}", wanted in granted, "granted", message, level))
+    return [*findings, _quota(run, schema or ""), *_others_triggers(run)]
+
+
+_NEEDED: tuple[tuple[str, str | None, str, Literal["warn", "fail"]], ...] = (
+    ("SELECT ANY TABLE", None, "to read rows", "fail"),
+    ("INSERT ANY TABLE", None, "to write rows and the journal", "fail"),
+    ("UPDATE ANY TABLE", None, "to write rows and fences", "fail"),
+    ("DELETE ANY TABLE", None, "to write rows and to empty the journal", "fail"),
+    ("LOCK ANY TABLE", None, "to raise fences and to close loads", "fail"),
+    ("CREATE ANY TABLE", "CREATE TABLE", "to create fishladder's tables", "fail"),
+    ("CREATE ANY INDEX", None, "to create their indexes", "fail"),
+    ("CREATE ANY TRIGGER", "CREATE TRIGGER", "to install triggers", "fail"),
+    ("CREATE ANY SEQUENCE", "CREATE SEQUENCE", "to number the journal", "fail"),
+    ("CREATE ANY PROCEDURE", "CREATE PROCEDURE", "for the functions that fishladder's triggers call", "fail"),
+    ("ALTER ANY SEQUENCE", None, "if generated ids are to begin elsewhere", "warn"),
+    ("DROP ANY TRIGGER", None, "to remove fishladder's triggers at the end", "warn"),
+    ("DROP ANY TABLE", None, "to remove fishladder's tables at the end", "warn"),
+    ("DROP ANY SEQUENCE", None, "to remove fishladder's sequence at the end", "warn"),
+    ("DROP ANY PROCEDURE", None, "to remove fishladder's functions at the end", "warn"),
+    ("SELECT ANY DICTIONARY", "SELECT ANY DICTIONARY", "to see quotas, and who holds a lock", "warn"),
+)
+"""A privilege in a schema that is not the copier's own, and in its own: None where an owner has it anyway."""
+
+
+def privileges(run: Run, schema: str) -> set[str]:
+    """The system privileges of this session, also those that are granted for this schema only (23ai)."""
+    found = run("SELECT privilege FROM session_privs")
+    try:
+        found += run("SELECT privilege FROM session_schema_privs WHERE schema = ?", [schema])
+    except FatalError:
+        return {privilege or "" for (privilege,) in map(_texts, found)}  # an older Oracle has none of these
+    return {privilege or "" for (privilege,) in map(_texts, found)}
+
+
+def _spelled(name: str) -> str:
+    """A name of the dictionary as a statement has it."""
+    return name if re.fullmatch(r"[A-Z][A-Z0-9_$#]*", name) else f'"{name}"'
+
+
+def may_write(run: Run, account: str) -> bool | None:
+    """Whether an account may write rows of this schema, also by a role; None where this one does not see that."""
+    writes, owner = ("INSERT", "UPDATE", "DELETE"), _texts(run(f"SELECT {SCHEMA} FROM dual")[0])[0]
+    who = dictionary_name(account)
+    if who == owner:
+        return True
+    anywhere = ", ".join(f"'{write} ANY TABLE'" for write in writes)
+    here = ", ".join(f"'{write}'" for write in writes)
+    todo, known = ["PUBLIC", who], set[str]()
+    try:
+        while todo:
+            known.add(grantee := todo.pop())
+            sql = f"SELECT 1 FROM dba_sys_privs WHERE grantee = ? AND privilege IN ({anywhere})"
+            if run(sql, [grantee]):
+                return True
+            sql = f"SELECT 1 FROM dba_tab_privs WHERE grantee = ? AND owner = {SCHEMA} AND privilege IN ({here})"
+            if run(sql, [grantee]):
+                return True
+            roles = run("SELECT granted_role FROM dba_role_privs WHERE grantee = ?", [grantee])
+            todo += {role for (role,) in map(_texts, roles) if role is not None} - known
+    except FatalError:  # the DBA_ views are not everybody's to read
+        return None
+    return False
+
+
+def quota(run: Run, schema: str) -> tuple[str, int, int] | None:
+    """The schema's default tablespace, and bytes that it uses and may use there, -1 for any; None: cannot be seen."""
+    try:
+        if run("SELECT 1 FROM dba_sys_privs WHERE grantee = ? AND privilege = 'UNLIMITED TABLESPACE'", [schema]):
+            return "every tablespace", 0, -1
+        found = run(
+            "SELECT u.default_tablespace, COALESCE(q.bytes, 0), COALESCE(q.max_bytes, 0) FROM dba_users u"
+            " LEFT JOIN dba_ts_quotas q ON q.username = u.username AND q.tablespace_name = u.default_tablespace"
+            " WHERE u.username = ?",
+            [schema],
+        )
+    except FatalError:
+        return None
+    name, *sizes = _texts(found[0])
+    used, most = _numbers(sizes)
+    return name or "", used or 0, most or 0
+
+
+def _quota(run: Run, schema: str) -> Finding:
+    found, where, owner = quota(run, schema), "tablespace quota", _spelled(schema)
+    if found is None:
+        message = f"cannot be seen: see that {owner} may grow, or GRANT SELECT ANY DICTIONARY to the copier"
+        return Finding(level="warn", where=where, message=message)
+    name, used, most = found
+    if most < 0:
+        return Finding(level="pass", where=where, message=f"unlimited in {name}")
+    if used >= most:
+        message = f"{owner} may use no more of {name}: ALTER USER {owner} QUOTA UNLIMITED ON {name}"
+        return Finding(level="fail", where=where, message=message)
+    return Finding(level="pass", where=where, message=f"{most - used:,} bytes are left of {most:,} in {name}")
 
 
 def _others_triggers(run: Run) -> list[Finding]:

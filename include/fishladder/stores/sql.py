@@ -353,6 +353,10 @@ class Session:
             where = self.dialect.key_in(columns, len(some))
             self.run(f"DELETE FROM {self.dialect.quote(relation.name)} WHERE {where}", parameters)
 
+    def replace(self, relation: Relation, keys: Sequence[bytes], rows: Sequence[Row]) -> None:
+        self.delete(relation, keys)  # nothing goes with them: foreign keys are not checked
+        self.insert(relation, rows)
+
     def holders(self, relation: Relation, rows: Sequence[Row]) -> set[bytes]:
         keys = set()
         key = self.dialect.key_sql(relation, "t")

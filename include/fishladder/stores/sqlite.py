@@ -130,6 +130,7 @@ class SqliteStore(WholeTables):
 
     kind = "sqlite"
     chunk_rows = CHUNK_ROWS
+    folds_names = True
     lock_wait = LOCK_WAIT
 
     def __init__(self, connect: Connect) -> None:
