@@ -17,6 +17,13 @@ help:
 demo: .venv/ready  ## play a whole migration on this machine: STORES=real from the Oracle wire emulator to MySQL, AUTO=1 to press no key
 	STORES="$(STORES)" AUTO="$(AUTO)" $(PYTHON) -m billing.demo
 
+.PHONY: screenshots
+screenshots: .venv/ready  ## take the pictures of Airflow that the documents show, in a headless Chromium
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v chromium >/dev/null; then \
+		apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium; \
+	fi
+	$(PYTHON) -m billing.screenshots
+
 .PHONY: test
 test: .venv/ready  ## run the tests, on real servers where they can be had: ARGS="-n 0 -k fence" goes to pytest
 	@# The ledger is tested on PostgreSQL too, on a private server; the system's own is not used.
@@ -33,7 +40,7 @@ scenario: .venv/ready  ## run the tests that take minutes each, which make test 
 check: .venv/ready  ## ruff, mypy and import-linter: what CI checks besides the tests
 	$(PYTHON) -m ruff check
 	$(PYTHON) -m ruff format --check
-	$(PYTHON) -m mypy include benchmarks tests/servers $(sort $(dir $(wildcard plugins/*.py plugins/*/*.py dags/*.py)))
+	$(PYTHON) -m mypy include benchmarks tests/servers plugins dags
 	.venv/bin/lint-imports
 
 .PHONY: stores

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
-from benchmarks import airflow_tasks, apply, load, oracle, peers, reconcile
+from benchmarks import airflow_tasks, apply, load, oracle, peers, reconcile, workers
 from benchmarks.ground import Ground, database
 from benchmarks.results import Result, keep, table
 from billing.database import connect
@@ -31,6 +31,7 @@ CASES: dict[str, Callable[[Ground], Iterator[Result]]] = {
     "lag": apply.lag,
     "triggers": apply.triggers,
     "tasks": airflow_tasks.tasks,
+    "workers": workers.workers,
     "peers": peers.peers,
 }
 

@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,15 +27,18 @@ class DemoError(Exception):
 
 
 class Airflow:
-    """``airflow standalone`` on SQLite with its home in ``home``, one user ``admin``."""
+    """``airflow standalone`` on SQLite with its home in ``home``, one user ``admin``.
 
-    def __init__(self, home: Path, dags: Path, environment: Mapping[str, str]) -> None:
+    Another port is taken if ``port`` is in use.
+    """
+
+    def __init__(self, home: Path, dags: Path, environment: Mapping[str, str], *, port: int = 8080) -> None:
         self.home = home
         self.password = secrets.token_urlsafe(9)
-        self.port = _free_port(8080)
+        self.port = _free_port(port)
         self.url = f"http://127.0.0.1:{self.port}"
         self._token = ""
-        self._process: subprocess.Popen[bytes] | None = None
+        self._processes: list[subprocess.Popen[bytes]] = []
         self.environment = {
             **os.environ,
             **environment,
@@ -60,17 +63,32 @@ class Airflow:
         """Start it and wait until a user can log in. Raises DemoError with the end of its log."""
         self.home.mkdir(parents=True, exist_ok=True)
         (self.home / "passwords.json").write_text(json.dumps({"admin": self.password}))
-        log = (self.home / "standalone.log").open("wb")
-        command = [sys.executable, "-m", "airflow", "standalone"]
+        self.launch("standalone", "standalone")
+        self.wait("a login", self._log_in)
+
+    def launch(self, name: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
+        """Start one of its processes, with a log of this name."""
+        log = (self.home / f"{name}.log").open("wb")
         # A group of its own: ending the parent alone would leave its children running.
-        self._process = subprocess.Popen(
-            command, env=self.environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+        process = subprocess.Popen(
+            [sys.executable, "-m", "airflow", *arguments],
+            env={**self.environment, **(environment or {})},
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
         )
+        self._processes.append(process)
+
+    def wait(self, what: str, done: Callable[[], bool]) -> None:
+        """Until it is done. Raises DemoError when a process has ended, or after ``START_SECONDS``."""
         end = time.monotonic() + START_SECONDS
-        while not self._log_in():
-            if self._process.poll() is not None or time.monotonic() > end:
-                tail = (self.home / "standalone.log").read_text(errors="replace")[-2000:]
-                raise DemoError(f"Airflow did not start; the end of {self.home / 'standalone.log'}:\n{tail}")
+        while not done():
+            if time.monotonic() > end or any(process.poll() is not None for process in self._processes):
+                tails = [f"{log}:\n{log.read_text(errors='replace')[-2000:]}" for log in self.home.glob("*.log")]
+                raise DemoError(
+                    f"Airflow did not start: waited in vain for {what}; the ends of its logs\n" + "\n".join(tails)
+                )
             time.sleep(POLL_SECONDS)
 
     def _log_in(self) -> bool:
@@ -128,45 +146,57 @@ class Airflow:
     def unpause(self, dag: str) -> None:
         self.call("PATCH", f"/api/v2/dags/{dag}?update_mask=is_paused", {"is_paused": False})
 
-    def run(self, dag: str, conf: Mapping[str, object] | None = None, seconds: float = 900.0) -> str:
-        """Trigger the DAG and wait for its end. Returns ``success`` or ``failed``."""
+    def trigger(self, dag: str, conf: Mapping[str, object] | None = None) -> str:
+        """Start a run of the DAG. Returns its id."""
         self.unpause(dag)
         run = self.call("POST", f"/api/v2/dags/{dag}/dagRuns", {"logical_date": None, "conf": dict(conf or {})})
-        path = f"/api/v2/dags/{dag}/dagRuns/{run['dag_run_id']}"
+        return str(run["dag_run_id"])
+
+    def ended(self, dag: str, run: str, seconds: float = 900.0) -> str:
+        """Wait for the end of a run. Returns ``success`` or ``failed``."""
         end = time.monotonic() + seconds
-        while (state := self.call("GET", path)["state"]) not in ("success", "failed"):
+        while (state := self.call("GET", f"/api/v2/dags/{dag}/dagRuns/{run}")["state"]) not in ("success", "failed"):
             if time.monotonic() > end:
                 raise DemoError(f"{dag} is still {state} after {seconds:.0f} s; look at {self.url}/dags/{dag}")
             time.sleep(POLL_SECONDS)
         return str(state)
+
+    def run(self, dag: str, conf: Mapping[str, object] | None = None) -> str:
+        """Trigger the DAG and wait for its end. Returns ``success`` or ``failed``."""
+        return self.ended(dag, self.trigger(dag, conf))
+
+    def tasks(self, dag: str, run: str) -> list[dict[str, Any]]:
+        """The task instances of a run, as the REST API has them."""
+        path = f"/api/v2/dags/{dag}/dagRuns/{run}/taskInstances?limit=1000"
+        found: list[dict[str, Any]] = self.call("GET", path)["task_instances"]
+        return found
 
     def failures(self, dag: str) -> list[str]:
         """The failed tasks of the DAG's newest run."""
         runs = self.call("GET", f"/api/v2/dags/{dag}/dagRuns?order_by=-run_after&limit=1")["dag_runs"]
         if not runs:
             return []
-        tasks = self.call("GET", f"/api/v2/dags/{dag}/dagRuns/{runs[0]['dag_run_id']}/taskInstances")["task_instances"]
+        tasks = self.tasks(dag, runs[0]["dag_run_id"])
         return [task["task_id"] for task in tasks if task["state"] == "failed"]
 
     def stop(self) -> None:
         """End it and everything that it started: tasks run in process groups of their own."""
-        if self._process is None:
-            return
-        family = {self._process.pid, *_descendants(self._process.pid)}
+        own = {process.pid for process in self._processes}
+        family = own | _descendants(own)
         for number in (signal.SIGTERM, signal.SIGKILL):
             for pid in family:
                 with suppress(ProcessLookupError):
                     os.kill(pid, number)
             if self._gone(family, 20.0):
                 break
-        self._process = None
+        self._processes.clear()
 
     def _gone(self, family: set[int], seconds: float) -> bool:
         """Whether all of these processes have ended in this time."""
-        assert self._process is not None
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            self._process.poll()
+            for process in self._processes:
+                process.poll()
             if not any(_alive(pid) for pid in family):
                 return True
             time.sleep(0.1)
@@ -181,17 +211,17 @@ def _alive(pid: int) -> bool:
         return False
 
 
-def _descendants(pid: int) -> set[int]:
-    """The children of a process, their children, and so on."""
+def _descendants(pids: set[int]) -> set[int]:
+    """The children of these processes, their children, and so on."""
     parents: dict[int, int] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(FileNotFoundError, ProcessLookupError):
             parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-    found, before = {pid}, 0
+    found, before = set(pids), 0
     while len(found) > before:
         before = len(found)
         found |= {child for child, parent in parents.items() if parent in found}
-    return found - {pid}
+    return found - pids
 
 
 def _free_port(wanted: int) -> int:

@@ -18,8 +18,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
@@ -374,47 +374,57 @@ def main() -> int:
     except ValueError as error:
         say(f"make demo: {error}")
         return 2
+    try:
+        with alone():
+            return _play(Demo(real=real, customers=customers), automatic)
+    except DemoError as error:
+        say(f"the demo failed: {error}")
+        return 1
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """``HOME``, empty, and nobody else in it. Raises DemoError while another demo uses it."""
     HOME.mkdir(exist_ok=True)
     with (HOME / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("another demo is running in this folder; end it first")
-            return 1
+        except BlockingIOError as error:
+            raise DemoError("another demo is running in this folder; end it first") from error
         for path in HOME.iterdir():
             if path.name != "lock":
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        demo = Demo(real=real, customers=customers)
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda number, _: sys.exit(128 + number))
-        finished = False
-        try:
-            for step in (
-                demo.prepare_stores,
-                demo.start_traffic,
-                demo.start_airflow,
-                demo.migrate,
-                demo.plant_and_repair,
-                demo.finish,
-            ):
-                step()
-            say("\n" + demo.summary())
-            finished = True
-            if not automatic:
-                assert demo.airflow is not None
-                say(
-                    f"\nAirflow stays up at {demo.airflow.url}"
-                    f" (user admin, password {demo.airflow.password}). Ctrl-C ends it."
-                )
-                signal.pause()
-        except DemoError as error:
-            say(f"the demo failed: {error}")
-            return 1
-        except KeyboardInterrupt:
-            say("ending")
-            return 0 if finished else 130
-        finally:
-            demo.stop()
+        yield
+
+
+def _play(demo: Demo, automatic: bool) -> int:
+    finished = False
+    try:
+        for step in (
+            demo.prepare_stores,
+            demo.start_traffic,
+            demo.start_airflow,
+            demo.migrate,
+            demo.plant_and_repair,
+            demo.finish,
+        ):
+            step()
+        say("\n" + demo.summary())
+        finished = True
+        if not automatic:
+            assert demo.airflow is not None
+            say(
+                f"\nAirflow stays up at {demo.airflow.url}"
+                f" (user admin, password {demo.airflow.password}). Ctrl-C ends it."
+            )
+            signal.pause()
+    except KeyboardInterrupt:
+        say("ending")
+        return 0 if finished else 130
+    finally:
+        demo.stop()
     return 0
 
 

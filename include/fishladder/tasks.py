@@ -6,7 +6,7 @@ The command line and Airflow's operators call these and add nothing but connecti
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, time
@@ -36,6 +36,7 @@ UNPREPARED_POLL = 5.0
 """Seconds between looks whether somebody has prepared the migration."""
 PAUSED_POLL = 2.0
 """Seconds between looks whether a pause is over."""
+_LEVELS = ("fail", "warn", "pass")
 
 
 def _silent(_: str) -> None:
@@ -44,13 +45,17 @@ def _silent(_: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Desk:
-    """What every task of a migration needs. ``open`` opens a store by connection id; each call a new one."""
+    """What every task of a migration needs. ``open`` opens a store by connection id; each call a new one.
+
+    ``kept`` is told the digest of each piece of evidence.
+    """
 
     spec: Migration
     ledger: Ledger
     open: Callable[[str], Store]
     clock: Clock = field(default_factory=SystemClock)
     say: Report = _silent
+    kept: Callable[[str], None] = _silent
 
     @contextmanager
     def stores(self) -> Iterator[tuple[Store, Store]]:
@@ -106,9 +111,13 @@ class Desk:
                 f"{self.spec.migration}: its file changed since prepare ran; run {self.spec.migration}_prepare"
             )
 
+    def keep(self, kind: str, subject: str, body: Mapping[str, Any], passed: bool, began: datetime) -> None:
+        """Keep evidence as of ``began``."""
+        self.kept(self.ledger.record_evidence(kind, subject, body, passed, began))
+
 
 def check(desk: Desk, accounts: dict[str, str] | None = None) -> list[Finding]:
-    """Preflight, kept as evidence. Returns every finding; nothing is changed in the stores."""
+    """Preflight, kept as evidence. Returns every finding, what fails first; nothing is changed in the stores."""
     began = desk.clock.now()
     with desk.stores() as (source, target):
         spec, ours, there = settle(desk.spec, source.describe(), target.describe())
@@ -129,11 +138,12 @@ def check(desk: Desk, accounts: dict[str, str] | None = None) -> list[Finding]:
             sizes=sizes,
             open=desk.open,
         )
+    findings.sort(key=lambda finding: _LEVELS.index(finding.level))
     body = {
         "findings": [asdict(finding) for finding in findings],
         "sizes": {table: size.to_json() for table, size in sizes.items()},
     }
-    desk.ledger.record_evidence("preflight", desk.spec.migration, body, not _failed(findings), began)
+    desk.keep("preflight", desk.spec.migration, body, not _failed(findings), began)
     return findings
 
 
@@ -142,9 +152,8 @@ def _failed(findings: Sequence[Finding]) -> bool:
 
 
 def findings_table(findings: Sequence[Finding]) -> str:
-    """Findings as a table for a log, what fails first."""
-    order = {"fail": 0, "warn": 1, "pass": 2}
-    lines = [(f.level, f.where, f.message) for f in sorted(findings, key=lambda f: order[f.level])]
+    """Findings as a table for a log."""
+    lines = [(f.level, f.where, f.message) for f in findings]
     width = max((len(where) for _, where, _ in lines), default=0)
     return "\n".join(f"{level:<4}  {where:<{width}}  {message}" for level, where, message in lines)
 
@@ -273,7 +282,7 @@ def report(desk: Desk) -> list[reports.ReportResult]:
         results = reports.run_reports(desk.spec, source, target, desk.clock, cohorts=cohorts, until=until)
     for result in results:
         body = {"source": result.source, "target": result.target, "until": until.isoformat()}
-        desk.ledger.record_evidence("report", f"{result.name} {result.cohort}", body, result.equal, began)
+        desk.keep("report", f"{result.name} {result.cohort}", body, result.equal, began)
     return results
 
 
@@ -288,13 +297,17 @@ def totals(desk: Desk) -> dict[str, dict[str, tuple[int, int]]]:
                 cohort: (ours.get(cohort, 0), theirs.get(cohort, 0)) for cohort in sorted(ours.keys() | theirs.keys())
             }
     equal = all(ours == theirs for counts in found.values() for ours, theirs in counts.values())
-    desk.ledger.record_evidence("totals", desk.spec.migration, {"rows": found}, equal, began)
+    desk.keep("totals", desk.spec.migration, {"rows": found}, equal, began)
     return found
 
 
 def outcome(desk: Desk) -> verdict.Verdict:
-    """What the newest passes and reports add up to."""
-    return verdict.judge(desk.spec, desk.ledger)
+    """What the newest passes and reports add up to, kept as evidence."""
+    began = desk.clock.now()
+    found = verdict.judge(desk.spec, desk.ledger)
+    body = {"lines": found.lines, "problems": found.problems}
+    desk.keep("outcome", desk.spec.migration, body, not found.problems, began)
+    return found
 
 
 def operate(desk: Desk, order: Order, *, actor: str) -> dict[str, int]:

@@ -27,8 +27,11 @@ LEDGER_CONNECTION = "fishladder_ledger"
 
 
 @contextmanager
-def open_desk(migration_file: str, say: Report) -> Iterator[Desk]:
-    """What the core's tasks need. Raises AirflowFailException, so no retry, where repeating would not help."""
+def open_desk(migration_file: str, say: Report, kept: Callable[[str], None] = lambda _: None) -> Iterator[Desk]:
+    """What the core's tasks need; ``kept`` is told the digests of evidence.
+
+    Raises AirflowFailException, so no retry, where repeating would not help.
+    """
     try:
         spec = load(Path(migration_file))
         kinds = spec.kinds()
@@ -39,6 +42,7 @@ def open_desk(migration_file: str, say: Report) -> Iterator[Desk]:
                 ledger=ledger,
                 open=lambda name: open_store(kinds[name], name, loads=name == spec.target.connection),
                 say=say,
+                kept=kept,
             )
     except (InputError, FatalError) as error:
         raise AirflowFailException(str(error)) from error

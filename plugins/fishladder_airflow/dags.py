@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,13 @@ FAILED_RUNS = 3
 """Failed runs in a row after which Airflow pauses a continuous DAG, rather than starting one every two seconds."""
 
 
-def build(path: str | Path) -> dict[str, DAG]:
-    """The DAGs of the migration file at ``path``, by id. Raises SpecError, which Airflow shows as an import error."""
-    made = _Factory(Path(path).resolve())
+def build(path: str | Path, *, default_args: Mapping[str, Any] | None = None) -> dict[str, DAG]:
+    """The DAGs of the migration file at ``path``, by id.
+
+    ``default_args``: what all their tasks shall have besides, or instead, as in any DAG: ``on_failure_callback``, a
+    Celery ``queue``, another ``owner``. Raises SpecError, which Airflow shows as an import error.
+    """
+    made = _Factory(Path(path).resolve(), default_args or {})
     dags = (made.prepare(), made.load(), made.replicate(), made.reconcile(), made.operate())
     return {dag.dag_id: dag for dag in dags}
 
@@ -61,8 +65,9 @@ def _group_ids(tables: Iterable[str]) -> dict[str, str]:
 
 
 class _Factory:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, default_args: Mapping[str, Any]) -> None:
         self.spec: Migration = load(path)
+        self.default_args = default_args
         # Airflow leaves tasks of a pool that is not there waiting, and says so nowhere in its pages.
         pool = self.spec.target.pool if os.environ.get(POOLS) else "default_pool"
         self.common = {"migration_file": str(path), "pool": pool}
@@ -135,9 +140,10 @@ class _Factory:
         def word(title: str, text: str, **schema: Any) -> Param:
             return Param(None, title=title, description=text, **schema)
 
-        limit: dict[str, Any] = {"type": ["null", "integer"], "minimum": 0, "section": "Throttle"}
+        limit: dict[str, Any] = {"type": ["null", "integer"], "minimum": 0, "section": "For throttle"}
         lines: dict[str, Any] = {"type": ["null", "string"], "format": "multiline"}
-        doubts = {"section": "Doubts"}
+        of_tables = {"section": "For restart tables, retry rejects"}
+        doubts = {"section": "For rewrite entities, mark keys dirty"}
         return {
             "action": Param(
                 "pause",
@@ -159,9 +165,11 @@ class _Factory:
                 type=["null", "array"],
                 items={"type": "string", "enum": tables},
                 examples=tables,
-                section="Tables",
+                **of_tables,
             ),
-            "error": word("Error", "Retry only rejects whose error has this in it.", type=["null", "string"], **doubts),
+            "error": word(
+                "Error", "Retry only rejects whose error has this in it.", type=["null", "string"], **of_tables
+            ),
             "entities": word(
                 "Entities",
                 f"Keys of {self.spec.cohort.root}, one in each line: all their rows are written again.",
@@ -214,6 +222,7 @@ class _Factory:
                 "retry_delay": timedelta(seconds=10),
                 "retry_exponential_backoff": 2.0,
                 "max_retry_delay": timedelta(minutes=10),
+                **self.default_args,
             },
             **options,
         )

@@ -6,7 +6,8 @@ Every one may be run twice. What repeating would not mend fails at once; anythin
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from fishladder.errors import InputError
 from fishladder.operate import Order
 from fishladder.spec import nearest
 from fishladder_airflow.connections import accounts, open_desk
+from fishladder_airflow.links import EvidenceLink
 
 
 class MigrationOperator(BaseOperator):
@@ -39,11 +41,29 @@ class TableOperator(MigrationOperator):
         self.table = table
 
 
-class Preflight(MigrationOperator):
+class EvidenceOperator(MigrationOperator):
+    """Keeps evidence in the ledger, to which Airflow's page of the task then has a link."""
+
+    operator_extra_links = (EvidenceLink(),)
+
+    evidence = ""
+    """The digest of what this try kept last."""
+
+    @contextmanager
+    def desk(self) -> Iterator[tasks.Desk]:
+        self.evidence = ""
+        with open_desk(self.migration_file, self.log.info, kept=self._kept) as desk:
+            yield desk
+
+    def _kept(self, digest: str) -> None:
+        self.evidence = digest
+
+
+class Preflight(EvidenceOperator):
     """Look for everything that would go wrong later, and change nothing. Fails if there is something."""
 
     def execute(self, context: Context) -> dict[str, int]:
-        with open_desk(self.migration_file, self.log.info) as desk:
+        with self.desk() as desk:
             findings = tasks.check(desk, accounts(desk.spec))
         for line in tasks.findings_table(findings).splitlines():
             self.log.info(line)
@@ -53,12 +73,12 @@ class Preflight(MigrationOperator):
         return dict(Counter(finding.level for finding in findings))
 
 
-class Install(MigrationOperator):
+class Install(EvidenceOperator):
     """Create what the target lacks, then fishladder's tables, fences, triggers and homes; take the migration file."""
 
     def execute(self, context: Context) -> dict[str, int]:
         actor = context["dag_run"].triggering_user_name or "airflow"
-        with open_desk(self.migration_file, self.log.info) as desk:
+        with self.desk() as desk:
             installed = tasks.prepare(desk, actor=actor, accounts=accounts(desk.spec))
         return {"cohorts": len(installed.cohorts), "homeless": installed.homeless}
 
@@ -173,11 +193,11 @@ class Reconcile(TableOperator):
         return counts
 
 
-class Report(MigrationOperator):
+class Report(EvidenceOperator):
     """Ask both stores every financial report of every cohort, and keep the answers as evidence."""
 
     def execute(self, context: Context) -> dict[str, int]:
-        with open_desk(self.migration_file, self.log.info) as desk:
+        with self.desk() as desk:
             results = tasks.report(desk)
         for result in results:
             self.log.info("%s %s: %s", result.name, result.cohort, "equal" if result.equal else "differs")
@@ -187,11 +207,11 @@ class Report(MigrationOperator):
         return {"equal": equal, "different": len(results) - equal}
 
 
-class Totals(MigrationOperator):
+class Totals(EvidenceOperator):
     """Count the rows of every table and cohort in both stores. Equal only when nothing is on its way."""
 
     def execute(self, context: Context) -> dict[str, int]:
-        with open_desk(self.migration_file, self.log.info) as desk:
+        with self.desk() as desk:
             found = tasks.totals(desk)
         for table, counts in found.items():
             for cohort, (source, target) in counts.items():
@@ -200,11 +220,11 @@ class Totals(MigrationOperator):
         return {"equal": equal, "different": sum(map(len, found.values())) - equal}
 
 
-class Outcome(MigrationOperator):
+class Outcome(EvidenceOperator):
     """Show every table's newest pass and the reports; fails unless all are clean."""
 
     def execute(self, context: Context) -> dict[str, int]:
-        with open_desk(self.migration_file, self.log.info) as desk:
+        with self.desk() as desk:
             verdict = tasks.outcome(desk)
         for line in verdict.lines:
             self.log.info(line)

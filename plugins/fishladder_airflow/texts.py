@@ -16,8 +16,12 @@ Makes both stores of **{migration}** ready, and changes no row of the applicatio
 - **preflight** looks for everything that would go wrong later.
 - **install** creates what the target lacks, and fishladder's own tables, fences, triggers and homes.
 
-Run it first, and again whenever the migration file has changed: the other DAGs refuse a file that this one has not
-taken. It may be run at any time.
+*When to run it:* first of all, and again whenever the migration file has changed: the other DAGs refuse a file that
+this one has not taken. It may be run at any time.
+
+*When it is red:* the log of **preflight** says what fails and what to do about it; the task's link *Evidence* shows all
+that it found. Mend it and trigger the DAG again. Before **install** nothing was changed; a red **install** has a lock
+that it did not get, or a right that is missing, in its log, and is safe to repeat.
 """
 
 LOAD = """\
@@ -28,45 +32,56 @@ Copies the tables of **{migration}** from {source} to {target}, then checks ever
   hands the table to the applier.
 - **reconcile**, **report** and **outcome** are the first check.
 
-Run `{migration}_prepare` before it, and leave `{migration}_replicate` switched on: it copies what changes during the
-load. After a failure, clear the failed tasks, or trigger the DAG again: what is loaded is not loaded twice.
+*When to run it:* once, after `{migration}_prepare`, with `{migration}_replicate` switched on: that copies what changes
+during the load. Again for tables that `{migration}_operate` has restarted.
+
+*When it is red:* clear the failed tasks, or trigger the DAG again: what is loaded is not loaded twice. A red **close**
+has chunks left to load. A red **outcome** names what differs; see `{migration}_reconcile`.
 """
 
 REPLICATE = """\
 Follows the changes of **{migration}**: makes every key right that the source's journal, a reject or a mismatch marked
-dirty.
+dirty. Its one task is **apply**.
 
-It runs all the time, one run after the other. Each run looks for changes every 200 ms for the time in its form, and
-waits while the migration is not prepared yet. Lost connections are retried with growing pauses.
+*When to run it:* all the time: switch it on before the load and leave it on. Each run looks for changes every 200 ms
+for the time in its form, then the next one begins. It waits while the migration is not prepared yet.
 
-After three failed runs in a row Airflow pauses the DAG. Then somebody has to read why, mend it, and switch the DAG on
-again. Nothing is lost meanwhile: the journal keeps it.
+*When it is red:* lost connections were retried with growing pauses for over an hour, or the log says what a person has
+to mend. After three failed runs in a row Airflow pauses the DAG: mend the cause, then switch it on again. Nothing is
+lost meanwhile: the journal keeps it.
 """
 
 RECONCILE = """\
-Compares every row of **{migration}** in {source} with its copy in {target}, every night at one o'clock (UTC) and with
-traffic on.
+Compares every row of **{migration}** in {source} with its copy in {target}, with traffic on.
 
 - **reconcile** makes one pass over each table.
 - **report** asks both stores the financial reports of every {cohort}; **totals** counts the rows.
 - **outcome** judges: it is red when something differs.
 
-What can be repaired is marked dirty already, and `{migration}_replicate` repairs it. Repairing is not verifying, so
-run this DAG again: only a pass that found nothing is clean.
+*When to run it:* it runs every night at one o'clock (UTC). Trigger it whenever you want to know.
+
+*When it is red:* **outcome** lists what differs, and what to do. What can be repaired is marked dirty already, and
+`{migration}_replicate` repairs it. Repairing is not verifying, so run this DAG again: only a pass that found nothing is
+clean. What it finds again after that has a cause that goes on: somebody writes to the target.
 """
 
 OPERATE = """\
-What an operator does to **{migration}** under way. Trigger it with the form; every action is an event of the audit
-trail under your name, and is obeyed within a batch.
+What an operator does to **{migration}** under way, by the task **operate**. Every action is an event of the audit trail
+under your name, and is obeyed within a batch.
 
-- **pause** and **resume**: everything that copies stops after its batch; customers notice nothing, the journal grows.
-- **throttle**: rows per second, threads that the target runs, seconds that its replicas are behind.
-- **restart tables**: deletes what was loaded of them, in paced batches; run `{migration}_load` again afterwards. A
+- *pause* and *resume*: everything that copies stops after its batch; customers notice nothing, the journal grows.
+- *throttle*: rows per second, threads that the target runs, seconds that its replicas are behind.
+- *restart tables*: deletes what was loaded of them, in paced batches; run `{migration}_load` again afterwards. A
   table that refers to one of them by a foreign key must be restarted with it. Refused once a {cohort} has
   begun to flip.
-- **retry rejects**: all, of some tables, or those with some words in their error.
-- **rewrite entities**: marks every row of these roots dirty, and the applier writes them again.
-- **mark keys dirty**: the same for single keys, from the form or from a file.
+- *retry rejects*: all, of some tables, or those with some words in their error.
+- *rewrite entities*: marks every row of these roots dirty, and the applier writes them again.
+- *mark keys dirty*: the same for single keys, from the form or from a file.
+
+*When to run it:* when you want one of these; trigger it with the form.
+
+*When it is red:* the log says which field does not fit, and nothing was done; trigger it again with another. A
+*restart tables* that was cut short leaves its tables closed to everybody: repeat it with the same form.
 """
 
 TASKS = {

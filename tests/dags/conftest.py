@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import os
+import secrets
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+from billing import schema
+from billing.seed import seed
+from fishladder.ledger import upgrade
+
+if TYPE_CHECKING:
+    from airflow.sdk import DAG
+
 ROOT = Path(__file__).parents[2]
+FILE = ROOT / "include/migrations/billing.yaml"
 _HOME = tempfile.TemporaryDirectory(prefix="fishladder-airflow-")
 ENVIRONMENT = {
     "AIRFLOW_HOME": _HOME.name,
     "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"),
     "AIRFLOW__CORE__PLUGINS_FOLDER": str(ROOT / "plugins"),
     "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+    "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(64),
     "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{_HOME.name}/airflow.db",
     "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "include", ROOT / "plugins", ROOT))),
 }
@@ -29,3 +41,35 @@ def airflow_database() -> None:
     command = [sys.executable, "-m", "airflow", "db", "migrate"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stores:
+    source: str
+    target: str
+    ledger: str
+
+
+@pytest.fixture
+def stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stores:
+    """A source with customers, an empty target and a ledger, known to Airflow."""
+    made = Stores(**{name: f"sqlite:///{tmp_path / name}.db" for name in ("source", "target", "ledger")})
+    schema.create(made.source)
+    seed(made.source, customers=40, seed=5)
+    upgrade(made.ledger)
+    monkeypatch.setenv("AIRFLOW_CONN_BILLING_SOURCE", made.source)
+    monkeypatch.setenv("AIRFLOW_CONN_BILLING_TARGET", made.target)
+    monkeypatch.setenv("FISHLADDER_LEDGER", made.ledger)
+    return made
+
+
+@pytest.fixture(scope="module")
+def dags(airflow_database: None) -> dict[str, DAG]:
+    """The DAGs of the billing example, by id."""
+    from fishladder_airflow.dags import build
+
+    made = build(FILE)
+    for dag in made.values():
+        for task in dag.tasks:
+            task.retries = 0  # a failure shows at once
+    return made

@@ -14,7 +14,10 @@ from airflow.serialization.serialized_objects import DagSerialization
 
 def main(folder: Path) -> None:
     _, plugin_errors = _get_plugins()
-    plugins = [*plugin_errors, *(name for name in sys.modules if "fishladder" in name or name in ("operators", "dags"))]
+    plugins = [
+        *plugin_errors,
+        *sorted(name for name in sys.modules if "fishladder" in name or name in ("links", "dags")),
+    ]
     errors: dict[str, str] = {}
     dags: dict[str, Any] = {}
     for file in sorted(folder.glob("*.py")):

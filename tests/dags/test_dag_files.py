@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -75,8 +76,13 @@ def test_a_broken_file_is_an_import_error_with_its_line_and_leaves_the_others_al
         build(broken)
 
 
-def test_plugins_are_not_run_as_modules_of_their_own(parsed: dict[str, Any]) -> None:
-    assert parsed["plugins"] == []
+def test_a_plugin_is_loaded_without_the_pages_that_only_the_web_server_needs(parsed: dict[str, Any]) -> None:
+    assert parsed["plugins"] == ["fishladder_airflow", "fishladder_airflow.links", "fishladder_plugin"]
+
+
+def test_without_the_core_the_plugin_is_an_import_error_that_airflow_lists(tmp_path: Path) -> None:
+    found = parse(tmp_path, PYTHONPATH=str(ROOT / "plugins"))
+    assert [name for name in found["plugins"] if name.endswith("fishladder_plugin.py")]
 
 
 def test_prepare_checks_before_it_installs(dags: dict[str, DAG]) -> None:
@@ -133,6 +139,21 @@ def test_everything_is_explained(dags: dict[str, DAG]) -> None:
         for name in dag.params:
             param = dag.params.get_param(name)
             assert param.schema["title"] and param.description and f"`{name}`" in page
+
+
+def test_each_dag_has_a_page_that_names_its_tasks_when_to_run_it_and_what_to_do_when_it_is_red(
+    dags: dict[str, DAG],
+) -> None:
+    for step, dag in dags.items():
+        assert dag.doc_md is not None
+        migration, *named = re.findall(r"\*\*(.+?)\*\*", dag.doc_md)
+        assert migration == dag.dag_id.removesuffix(f"_{step}")
+        assert set(named) == {str(task.label) for task in dag.tasks}, dag.dag_id
+        assert dag.doc_md.count("*When to run it:*") == dag.doc_md.count("*When it is red:*") == 1
+        for other in re.findall(r"`(\w+)`", dag.doc_md):
+            assert other.removeprefix(f"{migration}_") in dags.keys() - {step}, f"{dag.dag_id} speaks of {other}"
+        actions = set(dag.params.get_param("action").schema["enum"]) if step == "operate" else set()
+        assert all(f"*{action}*" in dag.doc_md for action in actions)
 
 
 @pytest.mark.parametrize(("pools_exist", "pool"), [("", "default_pool"), ("1", "fishladder_billing_target")])

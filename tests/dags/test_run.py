@@ -3,52 +3,18 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from pathlib import Path
 
-import pytest
 from airflow.sdk import DAG
 
-from billing import schema, service
+from billing import service
 from billing.database import connect
-from billing.seed import seed
-from fishladder.ledger import open_ledger, upgrade
-from fishladder_airflow.dags import build
+from fishladder.ledger import open_ledger
 from tests import independent
+from tests.dags.conftest import Stores
 
-FILE = Path(__file__).parents[2] / "include/migrations/billing.yaml"
 AT = datetime(2026, 2, 1, 12)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stores:
-    source: str
-    target: str
-    ledger: str
-
-
-@pytest.fixture
-def stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stores:
-    """A source with customers, an empty target and a ledger, known to Airflow."""
-    made = Stores(**{name: f"sqlite:///{tmp_path / name}.db" for name in ("source", "target", "ledger")})
-    schema.create(made.source)
-    seed(made.source, customers=40, seed=5)
-    upgrade(made.ledger)
-    monkeypatch.setenv("AIRFLOW_CONN_BILLING_SOURCE", made.source)
-    monkeypatch.setenv("AIRFLOW_CONN_BILLING_TARGET", made.target)
-    monkeypatch.setenv("FISHLADDER_LEDGER", made.ledger)
-    return made
-
-
-@pytest.fixture(scope="module")
-def dags(airflow_database: None) -> dict[str, DAG]:
-    made = build(FILE)
-    for dag in made.values():
-        for task in dag.tasks:
-            task.retries = 0  # a failure shows at once
-    return made
 
 
 def run(dag: DAG, conf: dict[str, object] | None = None) -> dict[tuple[str, int], str]:

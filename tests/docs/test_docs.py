@@ -305,6 +305,16 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors(goal), f"{page.name}: {link}"
 
 
+def test_pictures_are_shown_and_small() -> None:
+    shown = {(page.parent / link).resolve() for page in PAGES for link in re.findall(r"!\[.+?\]\((.+?)\)", prose(page))}
+    assert shown == set((DOCS / "images").iterdir())
+    for picture in shown:
+        content = picture.read_bytes()
+        # A PNG begins with its signature, the length and name of its first part, and its width.
+        assert (content[1:4], int.from_bytes(content[16:20], "big")) == (b"PNG", 1280), picture.name
+        assert len(content) < 200_000, picture.name
+
+
 @pytest.mark.parametrize("page", PAGES, ids=ids)
 def test_files_that_are_mentioned_exist(page: Path) -> None:
     for name in re.findall(r"`([\w.\-]+(?:/[\w.\-*]*)*)`", prose(page)):

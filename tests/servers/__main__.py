@@ -10,11 +10,15 @@ import signal
 import subprocess
 import sys
 
-from tests.servers import Unavailable, mysql, oracle
+from tests.servers import Unavailable, mysql, oracle, redis
 from tests.servers.private import PrivateServer
 
-SERVERS: dict[str, type[PrivateServer]] = {**mysql.SERVERS, oracle.OracleEmulator.name: oracle.OracleEmulator}
-STARTS = {"mysql": mysql.dsn, "mariadb": mysql.mariadb_dsn, "oracle": oracle.dsn}
+SERVERS: dict[str, type[PrivateServer]] = {
+    **mysql.SERVERS,
+    oracle.OracleEmulator.name: oracle.OracleEmulator,
+    redis.RedisServer.name: redis.RedisServer,
+}
+STARTS = {"mysql": mysql.dsn, "mariadb": mysql.mariadb_dsn, "oracle": oracle.dsn, "redis": redis.dsn}
 
 
 def main(arguments: list[str]) -> int:

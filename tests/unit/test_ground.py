@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 import yaml
 from MySQLdb import OperationalError
+from redis import AuthenticationError, Redis
 
-from tests.servers import STORES, Unavailable, mysql
+from tests.conftest import not_tested
+from tests.servers import STORES, Unavailable, mysql, redis
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,6 +60,7 @@ def test_compose_installs_the_versions_that_are_tested(compose: dict[str, Any]) 
     dockerfile = compose["x-airflow"]["build"]["dockerfile_inline"]
     pins = dict(re.findall(r"(apache-airflow[a-z-]*)==(\S+)", dockerfile))
     assert pins.items() <= _pins("requirements.txt").items()
+    assert "apache-airflow-providers-celery" in pins  # of its executor
     assert f"apache/airflow:{pins['apache-airflow']}-" in dockerfile
 
 
@@ -133,6 +136,27 @@ class TestPrivateServer:
             server.start()
         server.stop()
         assert not server.home.exists()
+
+
+def test_redis_is_found_again_asks_for_its_password_and_leaves_nothing(
+    pytestconfig: pytest.Config, tmp_path: Path
+) -> None:
+    server = redis.RedisServer(home=tmp_path / "server")
+    try:
+        dsn = server.start()
+    except Unavailable as reason:
+        not_tested(pytestconfig, "Redis", reason)
+    try:
+        assert server.running() == server.start() == dsn
+        with Redis.from_url(dsn) as known, Redis.from_url(re.sub("//.*@", "//", dsn)) as stranger:
+            known.set("left", "behind")
+            with pytest.raises(AuthenticationError):
+                stranger.get("left")
+            redis.empty(dsn)
+            assert known.get("left") is None
+    finally:
+        server.stop()
+    assert server.running() is None and not server.home.exists()
 
 
 def _execute(url: str, statement: str) -> tuple[tuple[Any, ...], ...]:

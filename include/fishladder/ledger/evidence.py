@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Row, and_, select
 
 from fishladder.ledger import audit, tables
 from fishladder.ledger.database import Transaction, upsert
@@ -49,8 +49,19 @@ def latest(tx: Transaction, kind: str, subject: str | None) -> Evidence | None:
     if subject is not None:
         query = query.where(columns.subject == subject)
     row = tx.connection.execute(query.order_by(columns.id.desc()).limit(1)).one_or_none()
-    if row is None:
-        return None
+    return None if row is None else _read(row)
+
+
+def together_with(tx: Transaction, digest: str) -> list[Evidence]:
+    columns, own = tables.evidence.c, tables.evidence.alias("own")
+    same = [columns[name] == own.c[name] for name in ("migration", "kind", "began")]
+    query = (
+        select(tables.evidence).join(own, and_(*same)).where(columns.migration == tx.migration, own.c.digest == digest)
+    )
+    return [_read(row) for row in tx.connection.execute(query.order_by(columns.id))]
+
+
+def _read(row: Row[Any]) -> Evidence:
     return Evidence(
         kind=row.kind,
         subject=row.subject,

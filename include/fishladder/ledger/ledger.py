@@ -357,6 +357,14 @@ class Ledger:
         with self._read() as tx:
             return evidence.latest(tx, kind, subject)
 
+    def evidence(self, digest: str) -> list[Evidence]:
+        """The one with this digest, and what was found with it: of the same kind, begun at the same moment.
+
+        Empty if this migration has none of this digest.
+        """
+        with self._read() as tx:
+            return evidence.together_with(tx, digest)
+
     # Control and status --------------------------------------------------------------------------------
 
     def control(self) -> Control:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import pytest
 
 from fishladder.errors import LedgerError, StaleError
-from fishladder.ledger import CheckResult, Control, DirtyKey, Ledger, Mismatch, Reject
+from fishladder.ledger import CheckResult, Control, DirtyKey, Ledger, Mismatch, Reject, open_ledger
 
 HOUR = timedelta(hours=1)
 
@@ -361,6 +361,24 @@ def test_the_latest_evidence(ledger: Ledger, clock: Clock) -> None:
     assert ledger.latest_evidence("preflight") is ledger.latest_evidence("report", "costs") is None
     with pytest.raises(ValueError, match="JSON"):
         ledger.record_evidence("report", "revenue", {"a": float("nan")}, True, began)
+
+
+def test_evidence_is_found_with_what_was_found_with_it(ledger: Ledger, url: str) -> None:
+    began = datetime(2026, 1, 30, 1, 2, 3, 4, tzinfo=UTC)
+    together = [
+        ledger.record_evidence("report", "revenue NZ", {}, True, began),
+        ledger.record_evidence("report", "revenue AU", {}, False, began),
+    ]
+    ledger.record_evidence("report", "revenue NZ", {}, True, began + timedelta(microseconds=1))
+    ledger.record_evidence("totals", "billing", {}, True, began)
+    with open_ledger(url, migration="other") as other:
+        others = other.record_evidence("report", "revenue NZ", {}, True, began)
+        assert [found.digest for found in other.evidence(others)] == [others]
+        assert other.evidence(together[0]) == []
+    for digest in together:
+        assert [found.digest for found in ledger.evidence(digest)] == together
+    assert [found.passed for found in ledger.evidence(together[0])] == [True, False]
+    assert ledger.evidence(others) == ledger.evidence("none") == []
 
 
 def test_control_changes_what_is_given(ledger: Ledger) -> None:
