@@ -80,6 +80,7 @@ class SqlitePlace(Place):
         "accounts": "a file knows no accounts: the copier is known by its mark",
         "collations": "no column folds case unless it is declared to",
         "connection": "a file has no connection that could be lost",
+        "disabled triggers": "a trigger of SQLite is there or it is not",
         "enforced types": "SQLite takes any value in any column; what does not fit is found before it is written",
         "negative zero": "SQLite keeps -0.0 as 0",
         "row locks": "its single writer is the only lock, and nobody can see who waits for it",
@@ -94,6 +95,7 @@ class SqlitePlace(Place):
 
 class MySqlPlace(Place):
     kind = "mysql"
+    lacks: ClassVar[Mapping[str, str]] = {"disabled triggers": "a trigger of MySQL is there or it is not"}
 
     def wait_for_waiter(self) -> None:
         admin, end = self.administrator(), time.monotonic() + PATIENCE
@@ -111,6 +113,7 @@ class MySqlPlace(Place):
 
 class MariaDbPlace(MySqlPlace):
     lacks: ClassVar[Mapping[str, str]] = {
+        **MySqlPlace.lacks,
         "JSON": "its JSON is text, of which nothing is changed",
         "negative zero": "MariaDB keeps -0.0 as 0",
     }

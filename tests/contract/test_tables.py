@@ -300,6 +300,39 @@ def test_coverage_changes_when_changes_could_go_unseen(place: Place, statements:
     assert coverage(store, found) != before
 
 
+@pytest.mark.parametrize(
+    "statements",
+    [
+        ["DROP TRIGGER fishladder_t_update"],
+        ["ALTER TRIGGER fishladder_t_update DISABLE"],
+        ["DROP TABLE t", "CREATE TABLE t (id INTEGER PRIMARY KEY, v VARCHAR(9))"],
+        [
+            "CREATE TABLE u (id INTEGER PRIMARY KEY, v VARCHAR(9))",
+            "ALTER TABLE t RENAME TO old",
+            "ALTER TABLE u RENAME TO t",
+        ],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_installed_again_every_change_is_recorded(place: Place, statements: list[str]) -> None:
+    if "DISABLE" in statements[0]:
+        place.needs("disabled triggers")
+    store, found = shared_table(place, column("v", "string(9)"))
+    for statement in statements:
+        place.administrator().execute(statement)
+    store = place.open()
+    store.install_triggers([Triggers(relation=found)])
+    db = place.user()
+    for statement in ("INSERT INTO t (id, v) VALUES (1, 'x')", "UPDATE t SET v = 'y'", "DELETE FROM t"):
+        db.execute(statement)
+        with store.read() as reader:
+            entries = reader.entries(["t"], 10)
+        assert [entry.key for entry in entries] == [b"1:1"], statement
+        with store.begin() as transaction:
+            transaction.forget([entry.id for entry in entries])
+            transaction.commit()
+
+
 def test_coverage_sees_partitions(place: Place) -> None:
     place.needs("truncate", "partitions")
     db, store = place.administrator(), place.open()

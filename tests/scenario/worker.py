@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from fishladder import tasks
@@ -13,14 +14,18 @@ from fishladder.stores import connect_environment, open_store
 from fishladder.stores.base import Store
 
 
-def desk(file: Path) -> tasks.Desk:
-    spec = load(file)
+def desk(file: Path, environment: Mapping[str, str] = os.environ) -> tasks.Desk:
+    spec = load(file, environment)
 
     def open_(connection: str) -> Store:
-        return open_store(*connect_environment(connection, os.environ))
+        loads = connection == spec.target.connection
+        return open_store(*connect_environment(connection, environment, loads=loads))
 
     return tasks.Desk(
-        spec=spec, ledger=open_ledger(os.environ["FISHLADDER_LEDGER"], migration=spec.migration), open=open_
+        spec=spec,
+        ledger=open_ledger(environment["FISHLADDER_LEDGER"], migration=spec.migration),
+        open=open_,
+        say=lambda line: print(line, flush=True),
     )
 
 

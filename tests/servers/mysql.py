@@ -206,16 +206,18 @@ def database(server: str) -> Iterator[Database]:
             cursor.execute("CREATE USER IF NOT EXISTS %s@'%%' IDENTIFIED BY %s", (user, password))
         cursor.execute("GRANT PROCESS ON *.* TO copier@'%'")
         cursor.execute(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
-        try:
-            cursor.execute(f"GRANT ALL ON {name}.* TO copier@'%'")
-            cursor.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {name}.* TO application@'%'")
-            yield Database(
-                name=name,
-                admin=urlunsplit(address._replace(path=f"/{name}")),
-                copier=f"mysql://copier:{password}@{address.hostname}:{address.port or 3306}/{name}",
-                application=f"mysql://application:{password}@{address.hostname}:{address.port or 3306}/{name}",
-            )
-        finally:
+        cursor.execute(f"GRANT ALL ON {name}.* TO copier@'%'")
+        cursor.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {name}.* TO application@'%'")
+    try:
+        yield Database(
+            name=name,
+            admin=urlunsplit(address._replace(path=f"/{name}")),
+            copier=f"mysql://copier:{password}@{address.hostname}:{address.port or 3306}/{name}",
+            application=f"mysql://application:{password}@{address.hostname}:{address.port or 3306}/{name}",
+        )
+    finally:
+        # Another connection: the test may have killed the server and started it again.
+        with closing(connect(server)) as admin, closing(admin.cursor()) as cursor:
             cursor.execute(f"DROP DATABASE {name}")
             cursor.execute(f"REVOKE ALL ON {name}.* FROM copier@'%'")
             cursor.execute(f"REVOKE ALL ON {name}.* FROM application@'%'")

@@ -382,26 +382,29 @@ class MySqlStore(WholeTables):
             relation = table.relation
             check_engine(self.run, relation.name)
             wanted = list(trigger_texts(self.dialect, table, user))
-            if all(installed.get(name, ("", ""))[1] == folded(body) for name, _, body in wanted):
+            if all(installed.get(name) == (relation.name, folded(body)) for name, _, body in wanted):
                 continue
-            on = self.dialect.quote(relation.name)
-            statements = [f"DROP TRIGGER {self.dialect.quote(name)}" for name, _, _ in wanted if name in installed]
+            on, there = self.dialect.quote(relation.name), [name for name, _, _ in wanted if name in installed]
+            statements = [f"DROP TRIGGER {self.dialect.quote(name)}" for name in there]
             statements += [
                 f"CREATE TRIGGER {self.dialect.quote(name)} {moment} ON {on} FOR EACH ROW {body}"
                 for name, moment, body in wanted
             ]
-            self._alone_with(relation.name, statements)
+            # A table that was renamed took its triggers along.
+            strangers = {installed[name][0] for name in there} - {relation.name}
+            self._alone_with([relation.name, *sorted(strangers)], statements)
 
-    def _alone_with(self, table: str, statements: Sequence[str]) -> None:
-        """Run statements while nobody changes the table, so that no change slips between two triggers.
+    def _alone_with(self, tables: Sequence[str], statements: Sequence[str]) -> None:
+        """Run statements while nobody changes the tables, so that no change slips between two triggers.
 
-        The lock waits for every open transaction on the table, and whoever comes then waits behind it: for a second
+        The lock waits for every open transaction on a table, and whoever comes then waits behind it: for a second
         at most; then everybody has a second before the next try.
         """
+        locks = ", ".join(f"{self.dialect.quote(table)} WRITE" for table in tables)
         for _ in range(self.install_tries):
             try:
                 self.run("SET SESSION lock_wait_timeout = 1")
-                self.run(f"LOCK TABLES {self.dialect.quote(table)} WRITE")
+                self.run(f"LOCK TABLES {locks}")
                 for statement in statements:
                     self.run(statement)
                 return
@@ -411,8 +414,8 @@ class MySqlStore(WholeTables):
                 self.run("UNLOCK TABLES")
                 self.run(f"SET SESSION lock_wait_timeout = {METADATA_WAIT}")
             self.run("DO SLEEP(1)")
-        who = blockers(self.run, table)
-        raise TransientError(f"{table}: its triggers cannot be changed while {who}: {last}") from last
+        who = " and ".join(blockers(self.run, table) for table in tables)
+        raise TransientError(f"{tables[0]}: its triggers cannot be changed while {who}: {last}") from last
 
     def backfill_homes(self, root: Relation, after: bytes | None, limit: int) -> bytes | None:
         return self._checks().backfill_homes(root, after, limit)
@@ -475,7 +478,7 @@ class MySqlStore(WholeTables):
         for name, (table, _) in installed_triggers(self.run).items():
             of_table.setdefault(table, []).append(f"DROP TRIGGER {self.dialect.quote(name)}")
         for table, statements in of_table.items():
-            self._alone_with(table, statements)
+            self._alone_with([table], statements)
         sql = (
             "SELECT table_name FROM information_schema.tables WHERE table_schema = DATABASE()"
             " AND table_name LIKE 'fishladder!_%' ESCAPE '!'"

@@ -21,6 +21,8 @@ _ROW = {
 _UNIQUE = {1062, 1169, 1586}
 _DENIED = {1142, 1143, 1227, 1370}
 """A right that the account has not."""
+_FULL = {1021, 1114}
+"""The disk or the table's space."""
 HARMLESS = {b"1287", b"1592", b"1681"}
 """Warnings about the statement (deprecated, unsafe in a statement-based log), not about its values."""
 
@@ -48,6 +50,8 @@ def translated(*, committing: bool = False) -> Iterator[None]:
             raise RowError(said, column=column_of(message), unique=code in _UNIQUE) from None  # nor may a traceback
         if code in _DENIED:
             said += "; preflight names the GRANT that is missing"
+        if code in _FULL or "No space left" in message:
+            raise FatalError(f"{said}. Nothing was written: make room at that server, then repeat the task") from error
         raise FatalError(said) from error
 
 

@@ -511,16 +511,19 @@ class OracleStore(WholeTables):
     def install_triggers(self, tables: Sequence[Triggers]) -> None:
         user, installed = self._user(), installed_triggers(self.run)
         for table in tables:
-            on = self.dialect.quote(table.relation.name)
+            own = table.relation.name
+            on = self.dialect.quote(own)
             for name, moment, body in trigger_texts(self.dialect, table, user):
                 stored = dictionary_name(name)
-                if installed.get(stored, ("", ""))[1] != folded(body):
-                    self._patiently(
-                        table.relation.name,
-                        f'CREATE OR REPLACE TRIGGER "{stored}" {moment} ON {on} FOR EACH ROW {body}',
-                    )
+                found = installed.get(stored)
+                if found == (own, folded(body), True):
+                    continue
+                if found is not None and found[0] != own:
+                    # A table that was renamed took its triggers along.
+                    self._patiently(found[0], f'DROP TRIGGER "{stored}"')
+                self._patiently(own, f'CREATE OR REPLACE TRIGGER "{stored}" {moment} ON {on} FOR EACH ROW {body}')
             # Whoever changed the table before the triggers were there has ended when this lock is had.
-            self._patiently(table.relation.name, f"LOCK TABLE {on} IN SHARE MODE WAIT {INSTALL_WAIT}")
+            self._patiently(own, f"LOCK TABLE {on} IN SHARE MODE WAIT {INSTALL_WAIT}")
 
     def _patiently(self, table: str, statement: str) -> None:
         """Run a statement that waits for every open transaction on the table, for no longer than a second."""
@@ -600,7 +603,7 @@ class OracleStore(WholeTables):
         return None
 
     def uninstall(self) -> None:
-        for name, (table, _) in installed_triggers(self.run).items():
+        for name, (table, *_) in installed_triggers(self.run).items():
             self._patiently(table, f'DROP TRIGGER "{name}"')
         there = self._there()
         for function in {FENCED, *READERS} & there:

@@ -387,9 +387,9 @@ def _others_triggers(run: Run) -> list[Finding]:
 # Triggers and coverage ---------------------------------------------------------------------------------------
 
 
-def installed_triggers(run: Run) -> dict[str, tuple[str, str]]:
-    """Per trigger of fishladder's, by its name in the dictionary, its table and its body."""
-    return {name: (plain_name(table), body) for name, table, body, _ in _triggers(run)}
+def installed_triggers(run: Run) -> dict[str, tuple[str, str, bool]]:
+    """Per trigger of fishladder's, by its name in the dictionary: its table, its body, and whether it is enabled."""
+    return {name: (plain_name(table), body, kind.endswith(" ENABLED")) for name, table, body, kind in _triggers(run)}
 
 
 def trigger_marks(run: Run) -> dict[str, list[str]]:
