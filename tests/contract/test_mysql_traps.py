@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fishladder.cells import misfit, parse_type
-from fishladder.errors import RowError
+from fishladder.errors import RowError, TransientError
 from fishladder.plan import Plan, resolve
 from fishladder.spec import loads
 from fishladder.stores import connect_url, open_store
@@ -134,3 +134,9 @@ def test_a_row_that_is_too_long_is_refused_also_among_others(store: MySqlStore) 
             copy.upsert(customer, long, there)
         with pytest.raises(RowError, match="max_allowed_packet"):
             copy.insert(customer, [(b"8", *long[0][1:]), (b"9", *long[0][1:])])
+
+
+@pytest.mark.parametrize("number", [1205, 1213, 3101, 3572])
+def test_what_may_be_repeated_is_told_by_its_number(store: MySqlStore, number: int) -> None:
+    with pytest.raises(TransientError, match=f"MySQL {number}: busy"):
+        store.run(f"SIGNAL SQLSTATE '40000' SET MYSQL_ERRNO = {number}, MESSAGE_TEXT = 'busy'")

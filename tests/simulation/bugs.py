@@ -878,7 +878,7 @@ FOUND_AT: dict[str, int] = {
     "cascade_not_journaled": 0,
     "chunk_done_before_its_rows": 1,
     "chunk_without_token": 7,
-    "closed_by_the_generation_before": 53,
+    "closed_by_the_generation_before": 166,
     "closed_with_chunks_missing": 2,
     "compares_keys_only": 4,
     "copier_with_foreign_keys": 1,
