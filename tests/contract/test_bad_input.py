@@ -6,7 +6,6 @@ The list of all bad input, with the tests that show each, is in ``tests/unit/tes
 from __future__ import annotations
 
 import json
-import os
 import string
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -26,7 +25,8 @@ from fishladder.stores import connect_url, open_store
 from fishladder.stores.base import Fenced, Finding, Store
 from fishladder.tasks import Desk
 from tests import independent
-from tests.servers import mysql, oracle
+from tests.conftest import not_tested
+from tests.servers import Unavailable, mysql, oracle
 
 SPEC = """
 migration: odd
@@ -94,10 +94,22 @@ class Odd:
         return independent.compare(self.source.admin, self.target.admin, TABLES)
 
 
+@pytest.fixture(scope="module")
+def server(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server of its own: settings of the whole server are changed here, and other tests run meanwhile."""
+    own = mysql.MysqlServer(home=tmp_path_factory.mktemp("server") / "mysql")
+    try:
+        dsn = own.start()
+    except Unavailable as reason:
+        not_tested(pytestconfig, "MySQL of its own", reason)
+    yield dsn
+    own.stop()
+
+
 @pytest.fixture
-def odd(mysql_server: str, tmp_path: Path) -> Iterator[Odd]:
+def odd(server: str, tmp_path: Path) -> Iterator[Odd]:
     with ExitStack() as stack:
-        source, target = (stack.enter_context(mysql.database(mysql_server)) for _ in range(2))
+        source, target = (stack.enter_context(mysql.database(server)) for _ in range(2))
         made = Odd(folder=tmp_path, source=source, target=target)
         upgrade(made.ledger_url)
         rows = ", ".join(f"({no}, 'NZ', 'somebody', NULL)" for no in range(1, 251))
@@ -107,11 +119,9 @@ def odd(mysql_server: str, tmp_path: Path) -> Iterator[Odd]:
 
 
 @pytest.fixture
-def setting(mysql_server: str) -> Iterator[Callable[[str, str], None]]:
+def setting(server: str) -> Iterator[Callable[[str, str], None]]:
     """Changes a setting of the whole server, until the end of the test."""
-    if os.environ.get("MYSQL_DSN"):
-        pytest.skip("changes settings of the whole server, and this one is not the tests' own")
-    with closing(mysql.connect(mysql_server)) as connection, connection.cursor() as cursor, ExitStack() as stack:
+    with closing(mysql.connect(server)) as connection, connection.cursor() as cursor, ExitStack() as stack:
 
         def change(name: str, value: str) -> None:
             cursor.execute(f"SELECT @@GLOBAL.{name}")
