@@ -14,7 +14,7 @@ from tests.servers import Unavailable
 from tests.servers import oracle as server
 
 ROWS = 100_000
-SEED_BATCH = 100
+SEED_BATCH = 20
 """More at once, and the wire emulator loses its place."""
 FETCH = 5_000
 TABLES = (

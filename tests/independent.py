@@ -11,8 +11,8 @@ import json
 import re
 import sqlite3
 import sys
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import date, datetime, time
@@ -188,6 +188,35 @@ _FOUND = {
     "subscription": "select id, customer_id from subscription",
     "price of plan": "select id, monthly_price, yearly_price from plan",
 }
+
+
+def accepted(url: str, logs: Sequence[Path], refused: Set[str] = frozenset()) -> list[str]:
+    """Writes that the router accepted, done at once or queued, and that are not in the owner exactly once.
+
+    `refused`: the keys of those that the business refused when they were replayed.
+    """
+    asked = {
+        "charge": ("payment", "idempotency_key", "key"),
+        "refund": ("payment", "idempotency_key", "key"),
+        "buy_gift_card": ("gift_card", "code", "code"),
+        "sign_up": ("customer", "email", "email"),
+    }
+    wanted: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for log in logs:
+        for line in log.read_text(encoding="utf-8").splitlines():
+            said = json.loads(line)
+            if said["operation"] in asked and said["key"] not in refused:
+                table, column, word = asked[said["operation"]]
+                wanted[table, column].add(said["payload"][word])
+    problems = []
+    with closing(_open(url)) as reader:
+        for (table, column), values in wanted.items():
+            there = Counter(str(row[0]) for row in reader.rows(f"select {column} from {table}"))
+            problems += [f"{table}.{column} {value}: accepted, and not there" for value in sorted(values - set(there))]
+            problems += [
+                f"{table}.{column} {value}: there {there[value]} times" for value in sorted(values) if there[value] > 1
+            ]
+    return problems
 
 
 def _found(reader: Reader, statement: str) -> dict[Any, Any]:

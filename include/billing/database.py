@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from decimal import Decimal
 from itertools import count
 from typing import Any, Protocol, TypeAlias
@@ -72,12 +72,29 @@ class SqliteDatabase:
         return self._connection.execute(sql, parameters).rowcount
 
     def insert(self, sql: str, parameters: Sequence[Any]) -> int:
-        generated = self._connection.execute(sql, parameters).lastrowid
+        with self.transaction():
+            sql, rows = self._numbered(sql, [tuple(parameters)])
+            generated = self._connection.execute(sql, rows[0]).lastrowid
         assert generated is not None
         return generated
 
     def insert_many(self, sql: str, rows: Sequence[Row]) -> None:
-        self._connection.executemany(sql, rows)
+        with self.transaction():
+            self._connection.executemany(*self._numbered(sql, rows))
+
+    def _numbered(self, sql: str, rows: Sequence[Row]) -> tuple[str, Sequence[Row]]:
+        """With ids, where they are left to the database: SQLite cannot be told to generate every second one."""
+        found = re.match(r"INSERT INTO (\w+) \(([^)]*)\)\s*VALUES \(", sql)
+        if found is None or "id" in found[2].split(", "):
+            return sql, rows
+        if not self._connection.execute("SELECT 1 FROM pragma_table_info(?) WHERE name = 'id'", (found[1],)).fetchall():
+            return sql, rows
+        known = self._connection.execute("SELECT seq FROM sqlite_sequence WHERE name = ?", (found[1],)).fetchall()
+        even = self._connection.execute("SELECT 1 FROM temp.sqlite_master WHERE name = 'generates_even'").fetchall()
+        last = known[0][0] if known else 0
+        first = last + 1 + (last + 1 + (0 if even else 1)) % 2
+        numbered = [(first + 2 * at, *row) for at, row in enumerate(rows)]
+        return f"INSERT INTO {found[1]} (id, {found[2]}) VALUES (?, {sql[found.end() :]}", numbered
 
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
         return self._connection.execute(sql, parameters).fetchall()
@@ -116,23 +133,24 @@ class SqliteDatabase:
 class MysqlDatabase:
     for_update = " FOR UPDATE"
 
-    def __init__(self, connection: MySQLdb.Connection) -> None:
+    def __init__(self, connection: MySQLdb.Connection, *, joined: bool = False) -> None:
+        """`joined`: somebody else has a transaction open on it, and ends it."""
         self._connection = connection
-        self._open = False
+        self._open = joined
 
     @classmethod
     def open(cls, *, host: str, port: int, user: str, password: str, database: str) -> MysqlDatabase:
-        return cls(
-            MySQLdb.connect(
-                host=host,
-                port=port,
-                user=user,
-                password=password,
-                database=database,
-                charset="utf8mb4",
-                autocommit=True,
-            )
+        connection = MySQLdb.connect(
+            host=host,
+            port=port,
+            user=user,
+            password=password,
+            database=database,
+            charset="utf8mb4",
+            autocommit=True,
         )
+        _generate(connection, 1)
+        return cls(connection)
 
     def _run(self, sql: str, parameters: Sequence[Any]) -> MySQLdb.cursors.Cursor:
         cursor = self._connection.cursor()
@@ -198,9 +216,10 @@ class OracleDatabase:
     _ABSENT = (942, 2289)  # no such table, no such sequence
     _MUST_RETRY = (60, 8177)  # a deadlock; a serializable transaction that came too late
 
-    def __init__(self, connection: oracledb.Connection) -> None:
+    def __init__(self, connection: oracledb.Connection, *, joined: bool = False) -> None:
+        """`joined`: somebody else has a transaction open on it, and ends it."""
         self._connection = connection
-        connection.autocommit = True
+        connection.autocommit = not joined
         connection.outputtypehandler = _exact_numbers
 
     @classmethod
@@ -208,15 +227,7 @@ class OracleDatabase:
         cls, *, host: str, port: int, user: str, password: str, service: str, schema: str | None
     ) -> OracleDatabase:
         connection = oracledb.connect(host=host, port=port, user=user, password=password, service_name=service)
-        # Dates and times are texts for the service: here it is said how they are written.
-        with connection.cursor() as cursor:
-            for setting in (
-                "NLS_DATE_FORMAT = 'YYYY-MM-DD HH24:MI:SS'",
-                "NLS_TIMESTAMP_FORMAT = 'YYYY-MM-DD HH24:MI:SS.FF6'",
-                "NLS_NUMERIC_CHARACTERS = '.,'",
-                *([f"CURRENT_SCHEMA = {schema}"] if schema else []),
-            ):
-                cursor.execute(f"ALTER SESSION SET {setting}")
+        _set_session(connection, *([f"CURRENT_SCHEMA = {schema}"] if schema else []))
         return cls(connection)
 
     def _run(self, sql: str, parameters: Sequence[Any]) -> oracledb.Cursor:
@@ -286,6 +297,49 @@ class OracleDatabase:
 
     def close(self) -> None:
         self._connection.close()
+
+
+def _set_session(connection: oracledb.Connection, *more: str) -> None:
+    """Dates and times are texts for the service: here it is said how they are written."""
+    with connection.cursor() as cursor:
+        for setting in (
+            "NLS_DATE_FORMAT = 'YYYY-MM-DD HH24:MI:SS'",
+            "NLS_TIMESTAMP_FORMAT = 'YYYY-MM-DD HH24:MI:SS.FF6'",
+            "NLS_NUMERIC_CHARACTERS = '.,'",
+            *more,
+        ):
+            cursor.execute(f"ALTER SESSION SET {setting}")
+
+
+def settle(connection: Any, side: str) -> None:
+    """Set up a driver's connection that somebody else opened, as the service expects it.
+
+    While the service moves, its `target` generates even ids, and whatever else there is odd ones.
+    """
+    if isinstance(connection, sqlite3.Connection):
+        SqliteDatabase(connection)
+        if side == "target":
+            connection.execute("CREATE TEMP TABLE generates_even (one)")
+    elif isinstance(connection, MySQLdb.connections.Connection):
+        connection.set_character_set("utf8mb4")
+        _generate(connection, 2 if side == "target" else 1)
+    else:
+        _set_session(connection)
+
+
+def _generate(connection: MySQLdb.Connection, first: int) -> None:
+    """Every second id only, from 1 or from 2 on."""
+    with closing(connection.cursor()) as cursor:
+        cursor.execute(f"SET SESSION auto_increment_increment = 2, auto_increment_offset = {first}")
+
+
+def joined(connection: Any) -> Database:
+    """The database behind a driver's connection on which somebody else has opened a transaction, and ends it."""
+    if isinstance(connection, sqlite3.Connection):
+        return SqliteDatabase(connection)
+    if isinstance(connection, MySQLdb.connections.Connection):
+        return MysqlDatabase(connection, joined=True)
+    return OracleDatabase(connection, joined=True)
 
 
 def connect(url: str) -> Database:

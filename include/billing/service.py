@@ -278,7 +278,7 @@ def _usage_lines(packs: int) -> list[tuple[str, int, Decimal]]:
 
 
 def _pay(db: Database, customer_id: int, invoice_id: int, key: str, kind: str, amount: Decimal, at: datetime) -> None:
-    db.execute(
+    db.insert(
         "INSERT INTO payment (customer_id, invoice_id, idempotency_key, kind, amount, created_at)"
         " VALUES (?, ?, ?, ?, ?, ?)",
         (customer_id, invoice_id, key, kind, str(amount), timestamp(at)),

@@ -7,10 +7,10 @@ locked in the destination, and exactly the entries that were read before that ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from fishladder.cells import NO_HOME, SHARDS, Cell, Row, key_text, row_key
 from fishladder.clock import Clock
@@ -34,8 +34,7 @@ BUSY_HEARTBEAT = 1.0
 """Seconds between notes in the ledger while there is: each is a flush to its disk."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Dirty:
+class Dirty(NamedTuple):
     """One reason to doubt a key: a journal entry (``journal`` is its id) or a line of the ledger (``ledger``)."""
 
     table: str
@@ -78,17 +77,25 @@ class Applied:
         self.left += other.left
 
 
-def read_dirty(plan: Plan, ends: Ends, ledger: Ledger, limit: int = BATCH) -> list[Dirty]:
-    """The oldest reasons to doubt keys of tables whose load is closed: the ledger's, then the journal's."""
+def read_dirty(
+    plan: Plan, ends: Ends, ledger: Ledger, limit: int = BATCH, cohorts: Collection[str] | None = None
+) -> list[Dirty]:
+    """The oldest reasons to doubt keys of tables whose load is closed: the ledger's, then the journal's.
+
+    Only of cohorts (of these, if given) whose copies go this way: what waits for a fence must not hide the others.
+    """
     assert isinstance(ends.destination, Fenced)
+    fences = ends.destination.fences()
+    wanted = [c for c, fence in fences.items() if fence.writer == "copier" and (cohorts is None or c in cohorts)]
+    some = None if len(wanted) == len(fences) else wanted
     states = ends.destination.load_states()
     closed = [table.name for table in plan.tables if table.name in states and not states[table.name].open]
     found = [
         Dirty(table=line.table, key=line.key, entity=line.entity, cohort=line.cohort or "", ledger=line.id)
-        for line in ledger.dirty(limit, tables=closed)
+        for line in ledger.dirty(limit, tables=closed, cohorts=some)
     ]
     with ends.origin.read() as origin:
-        entries = origin.entries(closed, limit)
+        entries = origin.entries(closed, limit, some)
     found += [Dirty(table=e.table, key=e.key, entity=e.entity, cohort=e.cohort, journal=e.id) for e in entries]
     return found
 
@@ -100,22 +107,24 @@ def apply_batch(
     dirty: Sequence[Dirty],
     *,
     every_shard: bool = False,
-    attempts: Mapping[str, str] | None = None,
 ) -> Applied:
     """Make these keys right in one destination transaction, then forget exactly these reasons.
 
-    ``every_shard``: lock all shards and fences, for keys whose entity changed or is not known. ``attempts``: the
-    open attempt of each cohort that is being flipped; keys written meanwhile are noted in ``fishladder_touched``.
+    ``every_shard``: lock all shards and fences, for keys whose entity changed or is not known. Keys of a cohort that
+    an attempt is open for are noted in ``fishladder_touched``.
     """
     batch = _Batch(plan, ends, every_shard)
     with ends.destination.begin() as copy:
         states = {table: copy.lock_load(table) for table in sorted({line.table for line in dirty})}
-        dirty = [line for line in dirty if _closed(states[line.table])]
+        closed = {table for table, state in states.items() if _closed(state)}
+        dirty = [line for line in dirty if line.table in closed]
         batch.lock(copy, dirty)
         batch.read(copy, dirty)
+        # After the rows: what was read before an attempt was open cannot be newer than what its pass compares.
+        attempts = ledger.attempts(only_open=True)
         batch.write(copy)
-        for cohort, attempt in (attempts or {}).items():
-            copy.touch(batch.changed_in(cohort), attempt)
+        for attempt in attempts:
+            copy.touch(batch.changed_in(attempt.cohort), str(attempt.id))
         batch.record(ledger)
         copy.commit()
     batch.forget(ledger, dirty)
@@ -124,21 +133,6 @@ def apply_batch(
 
 def _closed(state: LoadState | None) -> bool:
     return state is not None and not state.open
-
-
-class _Shards:
-    """``Plan.shards``, remembered: nothing else is asked as often."""
-
-    def __init__(self, plan: Plan, ends: Ends) -> None:
-        self.plan = plan
-        self.into = _destination(ends)
-        self._known: dict[tuple[str, bytes | None], frozenset[int]] = {}
-
-    def of(self, table: str, key: bytes, entity: bytes | None) -> frozenset[int]:
-        known = (table, key if entity is None else entity)
-        if known not in self._known:
-            self._known[known] = self.plan.shards(table, key, entity, self.into)
-        return self._known[known]
 
 
 class _Batch:
@@ -150,7 +144,7 @@ class _Batch:
         self.every_shard = every_shard
         self.applied = Applied()
         self.shards: frozenset[int] = frozenset()
-        self.shards_of = _Shards(plan, ends).of
+        self.into = _destination(ends)
         self.fences: dict[str, Fence] = {}
         self.homes: dict[bytes, str] = {}
         self.keys: dict[str, dict[bytes, list[Dirty]]] = {}
@@ -160,14 +154,13 @@ class _Batch:
         self.changed: dict[str, set[bytes]] = {}
         self.kept: set[tuple[str, bytes]] = set()
         self.doubts: list[int] = []
-        self.writable: dict[tuple[str, bytes | None], bool] = {}
 
     def lock(self, copy: Transaction, dirty: Sequence[Dirty]) -> None:
         """Shards in ascending order, then the fences, shared: raising a fence waits for this transaction."""
         if self.every_shard:
             self.shards = frozenset(range(SHARDS))
         else:
-            self.shards = frozenset().union(*(self.shards_of(d.table, d.key, d.entity) for d in dirty))
+            self.shards = frozenset().union(*{self._shards_of(d.table, d.key, d.entity) for d in dirty})
         copy.lock_shards(self.shards)
         self.fences = copy.lock_fences(None)
 
@@ -302,22 +295,22 @@ class _Batch:
     def _may(self, table: PlanTable, key: bytes) -> bool:
         entities = {line.entity for line in self.keys[table.name][key]}
         for rows in (self.owner[table.name], self.there[table.name]):
-            if key in rows:
-                entities.add(rows[key].entity)
+            if (found := rows.get(key)) is not None:
+                entities.add(found.entity)
         if all(self._writable(table, key, entity) for entity in entities):
             return True
-        held = all(self.shards_of(table.name, key, entity) <= self.shards for entity in entities)
+        held = all(self._shards_of(table.name, key, entity) <= self.shards for entity in entities)
         # Not held: the row moved to another entity, whose shard somebody else may hold right now.
         return self._keep(table, key, self.applied.left if held else self.applied.wide)
 
     def _writable(self, table: PlanTable, key: bytes, entity: bytes | None) -> bool:
         """Whether this batch holds the shard, and the fence lets copiers write."""
-        known = (table.name, key if table.shared else entity)
-        if known not in self.writable:
-            fence = self.fences.get(table.cohort(entity, self.homes))
-            is_open = fence is not None and fence.writer == "copier"
-            self.writable[known] = is_open and self.shards_of(table.name, key, entity) <= self.shards
-        return self.writable[known]
+        fence = self.fences.get(table.cohort(entity, self.homes))
+        is_open = fence is not None and fence.writer == "copier"
+        return is_open and self._shards_of(table.name, key, entity) <= self.shards
+
+    def _shards_of(self, table: str, key: bytes, entity: bytes | None) -> frozenset[int]:
+        return self.plan.shards(table, key, entity, self.into)
 
     def _keep(self, table: PlanTable, key: bytes, where: list[Dirty]) -> bool:
         self.kept.add((table.name, key))
@@ -418,7 +411,7 @@ class _Batch:
         return self.plan.table(table).at(self.ends.owner)
 
     def _copy(self, table: str) -> Relation:
-        return self.plan.table(table).at(_destination(self.ends))
+        return self.plan.table(table).at(self.into)
 
     def _key(self, table: str, row: Row) -> bytes:
         return row_key(row, self._owner(table).key)
@@ -428,20 +421,26 @@ def _entities(tables: Mapping[str, Mapping[bytes, Found]]) -> set[bytes | None]:
     return {found.entity for rows in tables.values() for found in rows.values()}
 
 
-def apply_round(plan: Plan, workers: Sequence[Ends], ledger: Ledger, limit: int | None = None) -> Applied:
+def apply_round(
+    plan: Plan,
+    workers: Sequence[Ends],
+    ledger: Ledger,
+    limit: int | None = None,
+    cohorts: Collection[str] | None = None,
+) -> Applied:
     """One look at the oldest reasons, applied by shard in parallel; what needs every shard comes last, alone.
 
-    ``limit``: how many of them, a batch for each worker unless it is given.
+    ``limit``: how many of them, a batch for each worker unless it is given. ``cohorts``: of these only.
     """
     ends = workers[0]
-    dirty = read_dirty(plan, ends, ledger, limit or BATCH * len(workers))
+    dirty = read_dirty(plan, ends, ledger, limit or BATCH * len(workers), cohorts)
     if dirty:
         check_coverage(plan, ends.origin, ends.owner, ledger)
         check_ledger(_target(ends), ledger)
     narrow: list[list[Dirty]] = [[] for _ in workers]
-    total, shards_of = Applied(), _Shards(plan, ends).of
+    total, into = Applied(), _destination(ends)
     for line in dirty:
-        shards = shards_of(line.table, line.key, line.entity)
+        shards = plan.shards(line.table, line.key, line.entity, into)
         if len(shards) > 1:
             total.wide.append(line)
         else:
@@ -489,26 +488,36 @@ def follow(
     until_idle: bool = False,
     progress: Callable[[Followed], None] = lambda report: None,
     pace: Callable[[int], None] = lambda rows: None,
+    beside: Callable[[], object] = lambda: None,
 ) -> Followed:
     """Apply dirty keys until the time is up (or nothing is dirty), polling when idle, backing off after failures.
 
-    ``pace``: called after each round with its changes; returns when the next may begin.
+    Into the store that a cohort's fence opens to copiers: so after a flip the same applier keeps the way back open.
+    ``pace``: called after each round with its changes; returns when the next may begin. ``beside``: what else is
+    looked after between two rounds.
 
     Raises CoverageError and other FatalErrors at once; TransientErrors only when the time is up.
     """
     ends = workers[0]
-    assert isinstance(ends.origin, Fenced)
+    back = [Ends(owner="target", origin=each.destination, destination=each.origin) for each in workers]
+    assert isinstance(ends.origin, Fenced) and isinstance(ends.destination, Fenced)
     report = noted = Followed()
     pause, beat, end = POLL, 0.0, clock.monotonic() + seconds
     while True:
         try:
+            beside()
             paused = ledger.control().paused
             applied = Applied() if paused else apply_round(plan, workers, ledger)
+            flipped = any(fence.writer == "copier" for fence in ends.origin.fences().values())
+            if flipped and not paused:
+                applied.add(apply_round(plan, back, ledger))
             busy = applied.forgotten + applied.woken > 0
             report = replace(
                 report, applied=report.applied + applied.forgotten, rejected=report.rejected + applied.rejected
             )
             lag = ends.origin.lag()
+            if flipped and (behind := ends.destination.lag()) is not None:
+                lag = max(lag or 0.0, behind)
             report = replace(report, lag=lag, worst_lag=max(report.worst_lag, lag or 0.0))
             finished = not busy and ((until_idle and not paused) or clock.monotonic() + POLL >= end)
             if finished or clock.monotonic() - beat >= (BUSY_HEARTBEAT if busy else HEARTBEAT):

@@ -15,7 +15,8 @@ from fishladder.draft import End, draft
 from fishladder.errors import FishladderError, InputError, SpecError
 from fishladder.ledger import Ledger, open_ledger, upgrade, verify
 from fishladder.spec import Migration, json_schema, load
-from fishladder.stores import connect_environment, open_store
+from fishladder.stores import connect_environment, open_application, open_store
+from fishladder.stores.application import Application
 from fishladder.stores.base import Store
 
 LEDGER = "FISHLADDER_LEDGER"
@@ -99,8 +100,15 @@ def _desk(spec: Migration) -> tasks.Desk:
             )
         return open_store(kind, connect, name=connection)
 
+    def serve(connection: str) -> Application:
+        return open_application(*connect_environment(connection, os.environ))
+
     return tasks.Desk(
-        spec=spec, ledger=_ledger(spec.migration), open=open_, say=lambda line: print(line, file=sys.stderr)
+        spec=spec,
+        ledger=_ledger(spec.migration),
+        open=open_,
+        serve=serve,
+        say=lambda line: print(line, file=sys.stderr),
     )
 
 

@@ -254,8 +254,9 @@ def _ids(source: Tables) -> list[str]:
     if not generated:
         return []
     return [
-        "# After the first flip both stores generate ids: the source must stay below this.",
-        "ids: {target_from: 1000000000}",
+        "# After the first flip both stores generate ids: odd ones here and even ones there, which the application's",
+        "# sessions have to see to.",
+        "ids: {interleaved: true}",
     ]
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from fishladder.cells import NO_HOME, SHARED
+from fishladder.cells import NO_HOME, SHARED, cohort_entity, key_text
 from fishladder.coverage import record_coverage, void_changed_coverage
 from fishladder.errors import InputError
-from fishladder.ledger import Ledger
+from fishladder.ledger import DirtyKey, Ledger
 from fishladder.names import own_name, settle
 from fishladder.plan import Plan
 from fishladder.spec import Migration
 from fishladder.spec_parts import OTHERS
-from fishladder.stores.base import Column, Fenced, ForeignKey, Store, TableInfo
+from fishladder.stores.base import HOME_TABLE, Column, Fenced, ForeignKey, Store, TableInfo
 
 BACKFILL_ROWS = 5_000
 
@@ -117,6 +117,7 @@ def install(spec: Migration, plan: Plan, source: Store, target: Store, ledger: L
     after = source.backfill_homes(plan.root.source, None, BACKFILL_ROWS)
     while after is not None:
         after = source.backfill_homes(plan.root.source, after, BACKFILL_ROWS)
+    _install_cohort_homes(plan, source, ledger, [*cohorts, SHARED])
     if spec.ids is not None and spec.ids.target_from is not None:
         for table in plan.tables:
             if not table.internal and target.generated_from(table.target) is not None:
@@ -129,3 +130,22 @@ def install(spec: Migration, plan: Plan, source: Store, target: Store, ledger: L
         target.install_triggers([found for found in plan.triggers("target") if found.relation.table in names])
         record_coverage([table.target for table in loaded], target, "target", ledger)
     return Installed(cohorts=tuple(cohorts), homeless=found.get(None, 0))
+
+
+def _install_cohort_homes(plan: Plan, source: Store, ledger: Ledger, cohorts: Iterable[str]) -> None:
+    """Each cohort is the home of one entity more, under which keys of writes are kept that have none of their own."""
+    table = plan.table(HOME_TABLE)
+    wanted = {cohort_entity(cohort): cohort for cohort in cohorts}
+    with source.begin() as transaction:
+        known = transaction.homes(wanted)
+        new = {entity: cohort for entity, cohort in wanted.items() if entity not in known}
+        # The copier's own writes are not journaled. First, so that whoever dies in between leaves a doubt too many.
+        ledger.mark_dirty(
+            [
+                DirtyKey(table=HOME_TABLE, key=key_text([entity]), entity=entity, cohort=cohort, origin="prepare")
+                for entity, cohort in new.items()
+                if ledger.table_state(HOME_TABLE).phase == "closed"
+            ]
+        )
+        transaction.insert(table.source, [(entity, cohort.encode(), entity) for entity, cohort in new.items()])
+        transaction.commit()

@@ -6,7 +6,7 @@ Everything that can be read from the schema is not asked for; everything that do
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from fishladder.cells import NO_HOME, SHARDS, SHARED, LogicalType, holds, key_text, meet, parse_type, shard
@@ -33,6 +33,8 @@ SIDES: tuple[Side, Side] = ("source", "target")
 _NUMBERS = ("integer", "boolean", "decimal")
 _KEY_KINDS = {"integer": _NUMBERS, "boolean": _NUMBERS, "float": (), "double": (), "json": ()}
 """What a key column may be declared as for its logical kind, if not only as just that."""
+_SHARD = tuple(frozenset({number}) for number in range(SHARDS))
+_EVERY_SHARD = frozenset(range(SHARDS))
 KEY_BYTES = 2_000
 """The longest key text that the journal of every store takes."""
 
@@ -75,12 +77,16 @@ class Plan:
     cascades: Mapping[Side, Mapping[str, tuple[Cascade, ...]]]
     tied: Mapping[Side, Mapping[str, str]]
     """By the side that is written, tables that share one shard, and the name of that."""
+    by_name: Mapping[str, PlanTable] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "by_name", {table.name: table for table in self.tables})
 
     def table(self, name: str) -> PlanTable:
-        for table in self.tables:
-            if table.name == name:
-                return table
-        raise InputError(f"{self.migration} migrates no table {name}{nearest(name, [t.name for t in self.tables])}")
+        found = self.by_name.get(name)
+        if found is None:
+            raise InputError(f"{self.migration} migrates no table {name}{nearest(name, list(self.by_name))}")
+        return found
 
     @property
     def root(self) -> PlanTable:
@@ -104,12 +110,12 @@ class Plan:
         """
         found = self.table(table)
         if one := self.tied[into].get(table):
-            return frozenset({shard(one.encode())})
+            return _SHARD[shard(one.encode())]
         if found.serial:
-            return frozenset({shard(table.encode())})
+            return _SHARD[shard(table.encode())]
         if found.shared:
-            return frozenset({shard(key_text((table.encode(), key)))})
-        return frozenset({shard(entity)}) if entity is not None else frozenset(range(SHARDS))
+            return _SHARD[shard(key_text((table.encode(), key)))]
+        return _SHARD[shard(entity)] if entity is not None else _EVERY_SHARD
 
 
 def resolve(spec: Migration, source: Mapping[str, TableInfo], target: Mapping[str, TableInfo]) -> Plan:

@@ -346,9 +346,21 @@ def _ids(spec: Migration, name: str, info: TableInfo, plan: Plan, source: Store,
         return [Finding(level="warn", where=name, message=message)]
     if ours is None or theirs is None:
         return []
-    first = spec.ids.target_from if spec.ids is not None else None
+    if spec.ids is None:
+        message = "both stores generate ids: keep them apart before the first flip, with ids: {interleaved: true}"
+        return [Finding(level="warn", where=name, message=message)]
+    first = spec.ids.target_from
     if first is None:
-        message = "both stores generate ids: give the target a range of its own with ids: {target_from: …}"
+        message = (
+            "ids: each store is to generate every second one; not checked here: the application's sessions see to it"
+            " (MySQL: auto_increment_increment 2, auto_increment_offset 1 at the source and 2 at the target)"
+        )
+        return [Finding(level="pass", where=name, message=message)]
+    if source.ids_follow_rows:
+        message = (
+            "what is copied back after a flip raises the source's own counter above ids.target_from, and then both"
+            " stores generate the same ids: no cohort can flip; use ids: {interleaved: true}"
+        )
         return [Finding(level="warn", where=name, message=message)]
     if ours >= first:
         message = f"the source already generates ids from {ours}, above ids.target_from {first}: raise that"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import chain
@@ -21,7 +21,7 @@ from fishladder.coverage import check_coverage
 from fishladder.errors import InputError, TransientError
 from fishladder.ledger import CheckResult, DirtyKey, Ledger, Mismatch
 from fishladder.plan import Plan, PlanTable
-from fishladder.stores.base import Fenced, ForeignKey, Found, Relation, Store
+from fishladder.stores.base import Fence, Fenced, ForeignKey, Found, Relation, Store
 
 VERDICT_KEYS = 200
 """Keys judged under one set of locks: small, because copiers and the owner's writers of these rows wait."""
@@ -42,11 +42,15 @@ class Compared:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
-    """The verdict on candidates. ``dirty``: known to differ, not yet made right; ``rejected``: kept as rejects."""
+    """The verdict on candidates. ``dirty``: known to differ, not yet made right; ``rejected``: kept as rejects.
+
+    ``elsewhere``: keys that differ, and whose copies do not go this way.
+    """
 
     mismatches: tuple[Mismatch, ...] = ()
     dirty: tuple[Dirty, ...] = ()
     rejected: int = 0
+    elsewhere: tuple[bytes, ...] = ()
 
 
 def compare_chunk(table: PlanTable, source: Store, target: Store, lower: bytes | None, upper: bytes | None) -> Compared:
@@ -135,36 +139,50 @@ def _spilled(path: Path) -> Iterator[tuple[bytes, bytes]]:
 
 
 def judge(plan: Plan, table: PlanTable, ends: Ends, ledger: Ledger, keys: Sequence[bytes]) -> Judged:
-    """The verdict on these keys, under every shard's lock and the owner's lock on their rows."""
+    """The verdict on these keys, under every shard's lock, the owner's lock on their rows, and the fences' own.
+
+    Only on those whose cohort's copies go this way, as the fence says.
+    """
     owner = table.at(ends.owner)
     other = table.at("target" if ends.owner == "source" else "source")
     with ends.destination.begin() as copy, ends.origin.begin() as hold:
         copy.lock_shards(range(SHARDS))
+        fences = copy.lock_fences(None)
         ours = hold.rows_by_key(owner, keys, lock=True)
         theirs = copy.rows_by_key(other, keys)
         different = [key for key in keys if _row(ours, key) != _row(theirs, key)]
+        entities = {key: found.entity for key in different if (found := ours.get(key) or theirs.get(key))}
+        known = [entity for entity in set(entities.values()) if entity is not None]
+        homes = copy.homes(known) | hold.homes(known)  # one that was born a moment ago is only in its owner yet
+        writers = {key: _writer(fences, table.cohort(entities[key], homes)) for key in different}
+        different, elsewhere = (
+            [key for key in different if writers[key] == "copier"],
+            [key for key in different if writers[key] not in ("copier", "free")],
+        )
         entries = hold.entries_of(table.name, different)
         dirty = [Dirty(table=e.table, key=e.key, entity=e.entity, cohort=e.cohort, journal=e.id) for e in entries]
         dirty += [
             Dirty(table=line.table, key=line.key, entity=line.entity, cohort=line.cohort or "", ledger=line.id)
             for line in ledger.dirty_of(table.name, different)
         ]
-        known = {line.key for line in dirty}
-        rejected = ledger.rejected_keys(table.name, different) - known
-        wrong = [key for key in different if key not in known and key not in rejected]
-        entities = {key: found.entity for key in wrong if (found := ours.get(key) or theirs.get(key))}
-        homes = hold.homes(entity for entity in entities.values() if entity is not None)
+        doubted = {line.key for line in dirty}
+        rejected = ledger.rejected_keys(table.name, different) - doubted
+        wrong = [key for key in different if key not in doubted and key not in rejected]
     mismatches = tuple(
         Mismatch(
             table=table.name,
             key=key,
-            entity=entities.get(key),
-            cohort=table.cohort(entities.get(key), homes),
+            entity=entities[key],
+            cohort=table.cohort(entities[key], homes),
             kind="missing" if key not in theirs else "extra" if key not in ours else "differs",
         )
         for key in wrong
     )
-    return Judged(mismatches=mismatches, dirty=tuple(dirty), rejected=len(rejected))
+    return Judged(mismatches=mismatches, dirty=tuple(dirty), rejected=len(rejected), elsewhere=tuple(sorted(elsewhere)))
+
+
+def _writer(fences: Mapping[str, Fence], cohort: str) -> str:
+    return fences[cohort].writer if cohort in fences else "nobody"
 
 
 def _row(found: dict[bytes, Found], key: bytes) -> Row | None:
@@ -182,22 +200,44 @@ def _patiently_judged(plan: Plan, table: PlanTable, ends: Ends, ledger: Ledger, 
 
 
 def settle(plan: Plan, table: PlanTable, ends: Ends, ledger: Ledger, candidates: Iterable[bytes]) -> tuple[Judged, int]:
-    """Judge candidates; what is dirty is applied and judged again. Returns the verdict and how many stayed dirty."""
+    """Judge candidates; what is dirty is applied and judged again. Returns the verdict and how many stayed open.
+
+    ``ends`` lead to the target; keys of cohorts that the target owns are judged the other way round.
+    """
+    back = Ends(owner="target", origin=ends.destination, destination=ends.origin)
     mismatches: list[Mismatch] = []
     rejected = deferred = 0
     wanted = list(candidates)
     for start in range(0, len(wanted), VERDICT_KEYS):
-        keys = wanted[start : start + VERDICT_KEYS]
-        for _ in range(TRIES):
-            judged = _patiently_judged(plan, table, ends, ledger, keys)
+        keys: Sequence[bytes] = wanted[start : start + VERDICT_KEYS]
+        for way in (ends, back):
+            keys, judged, hot = _settle_one_way(plan, table, way, ledger, keys)
             mismatches += judged.mismatches
             rejected += judged.rejected
-            keys = sorted({line.key for line in judged.dirty})
+            deferred += hot
             if not keys:
                 break
-            apply_batch(plan, ends, ledger, judged.dirty, every_shard=True)
-        deferred += len(keys)
+        deferred += len(keys)  # nobody's at this moment: a flip is between two steps
     return Judged(mismatches=tuple(mismatches), rejected=rejected), deferred
+
+
+def _settle_one_way(
+    plan: Plan, table: PlanTable, ends: Ends, ledger: Ledger, keys: Sequence[bytes]
+) -> tuple[Sequence[bytes], Judged, int]:
+    """The keys whose copies do not go this way, the verdict on the others, and how many of them stayed dirty."""
+    mismatches: list[Mismatch] = []
+    elsewhere: list[bytes] = []
+    rejected = 0
+    for _ in range(TRIES):
+        judged = _patiently_judged(plan, table, ends, ledger, keys)
+        mismatches += judged.mismatches
+        rejected += judged.rejected
+        elsewhere += judged.elsewhere
+        keys = sorted({line.key for line in judged.dirty})
+        if not keys:
+            break
+        apply_batch(plan, ends, ledger, judged.dirty, every_shard=True)
+    return elsewhere, Judged(mismatches=tuple(mismatches), rejected=rejected), len(keys)
 
 
 def reconcile_table(
@@ -313,8 +353,8 @@ def _same_columns(table: PlanTable, source: ForeignKey, target: ForeignKey) -> b
 
 
 def _dirty_keys(ends: Ends, ledger: Ledger, table: str, keys: Sequence[bytes]) -> set[bytes]:
-    with ends.origin.read() as origin:
-        journaled = {entry.key for entry in origin.entries_of(table, keys)}
+    with ends.origin.read() as origin, ends.destination.read() as destination:
+        journaled = {entry.key for store in (origin, destination) for entry in store.entries_of(table, keys)}
     return journaled | ledger.dirty_keys(table, keys) | ledger.rejected_keys(table, keys)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
 from fishladder.clock import Clock
+from fishladder.plan import Side
 from fishladder.spec import Migration
 from fishladder.spec_parts import Report
 from fishladder.stores.base import Store
@@ -53,19 +54,31 @@ def run_reports(
     ]
 
 
+def run_cutover_reports(
+    spec: Migration, stores: Mapping[Side, Store], *, cohort: str, now: datetime
+) -> list[ReportResult]:
+    """The reports marked ``at_cutover`` up to this moment: nobody writes, so they are asked once."""
+    marked = {name: report for name, report in spec.reports.items() if report.at_cutover}
+    period = {"cohort": cohort, "from": "1970-01-01 00:00:00", "until": now.strftime("%Y-%m-%d %H:%M:%S")}
+    return [_compare(name, report, stores["source"], stores["target"], period) for name, report in marked.items()]
+
+
 def _run(
     name: str, report: Report, cohort: str, source: Store, target: Store, clock: Clock, period: dict[str, str]
 ) -> ReportResult:
     tries = 0
     while True:
         tries += 1
-        parameters = {"cohort": cohort, **period}
-        ours = tuple(sorted(source.query(report.source, parameters), key=_order))
-        theirs = tuple(sorted(target.query(report.target, parameters), key=_order))
-        result = ReportResult(name=name, cohort=cohort, source=ours, target=theirs)
+        result = _compare(name, report, source, target, {"cohort": cohort, **period})
         if result.equal or tries == TRIES:
             return result
         clock.sleep(BETWEEN_TRIES)
+
+
+def _compare(name: str, report: Report, source: Store, target: Store, parameters: Mapping[str, str]) -> ReportResult:
+    ours = tuple(sorted(source.query(report.source, parameters), key=_order))
+    theirs = tuple(sorted(target.query(report.target, parameters), key=_order))
+    return ReportResult(name=name, cohort=parameters["cohort"], source=ours, target=theirs)
 
 
 def _order(line: Line) -> list[str]:

@@ -101,6 +101,10 @@ class Migration(SpecModel):
         ends = {end.connection: end.kind for end in (self.source, self.target)}
         return ends | dict.fromkeys(self.target.replicas, self.target.kind)
 
+    def application_kinds(self) -> dict[str, Kind]:
+        """The same for the application's connections."""
+        return {self.application.source: self.source.kind, self.application.target: self.target.kind}
+
     def data_part(self) -> dict[str, Any]:
         """What decides which rows go where, and as what. Defaults are left out, so that a new option changes none."""
         end = {"kind": True, "connection": True}

@@ -30,10 +30,12 @@ OTHERS = "*"
 _NAME = r"^[a-z][a-z0-9_]{0,39}$"
 _CONNECTION = r"^[A-Za-z0-9_.\-]{1,200}$"
 _WORD = r"^[^\x00-\x1f\x7f]+$"
+_ENTRY_POINT = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 _DURATION = r"^[1-9][0-9]{0,5}(ms|s|m|h|d)$"
 PATTERNS = {
     _NAME: "must start with a small letter, then small letters, digits or _; at most 40 in all",
     _CONNECTION: "must be the id of a connection (letters, digits, _ . -), not a URL",
+    _ENTRY_POINT: "must be package.module:name, the place of an Operations in Python code",
     _WORD: "must not be empty nor hold control characters",
 }
 _UNITS = {
@@ -83,6 +85,7 @@ def _not_ours(name: str) -> str:
 Word = Annotated[str, StringConstraints(pattern=_WORD, max_length=255)]
 Name = Annotated[str, StringConstraints(pattern=_NAME), AfterValidator(_not_ours)]
 Connection = Annotated[str, StringConstraints(pattern=_CONNECTION)]
+EntryPoint = Annotated[str, StringConstraints(pattern=_ENTRY_POINT)]
 Table = Annotated[Word, AfterValidator(_not_ours)]
 Text = Annotated[str, StringConstraints(min_length=1)]
 Duration = Annotated[
@@ -125,6 +128,8 @@ class Application(SpecModel):
 
     source: Connection
     target: Connection
+    operations: EntryPoint | None = None
+    """Where its operations are: ``package.module:name`` of an ``Operations``. Needed to replay queued writes."""
 
 
 class Rehearsal(SpecModel):
@@ -236,10 +241,21 @@ class Gates(SpecModel):
     """Clean days of rehearsal."""
     approvals: int = Field(default=1, ge=1)
     """Different people who must approve."""
+    deadline: Duration = timedelta(seconds=60)
+    """From the fence to the switch; past it the attempt is aborted, and nothing has moved."""
 
 
 class Ids(SpecModel):
     """Generated ids, disjoint from before the first flip."""
 
-    target_from: int = Field(ge=1, lt=2**63)
-    """The first id that the target generates; the source stays below it."""
+    target_from: int | None = Field(default=None, ge=1, lt=2**63)
+    """The first id that the target generates; the source stays below it. For a source whose ids come from sequences:
+    a counter of MySQL or SQLite follows the rows that are copied back, into the target's range."""
+    interleaved: bool = False
+    """Each store generates every second id, odd ones and even ones; the application's sessions see to it."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Ids:
+        if (self.target_from is None) is not self.interleaved:
+            raise ValueError("write either target_from: with the target's first id, or interleaved: true")
+        return self

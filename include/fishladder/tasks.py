@@ -5,28 +5,33 @@ The command line and Airflow's operators call these and add nothing but connecti
 
 from __future__ import annotations
 
+import gc
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, time
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from fishladder import apply, install, load, reconcile, reports, verdict
+from fishladder import apply, flip, install, load, reconcile, reports, verdict
 from fishladder.capacity import measure
+from fishladder.cells import NO_HOME
 from fishladder.clock import Clock, SystemClock
-from fishladder.errors import InputError
-from fishladder.ledger import CheckResult, Ledger
+from fishladder.errors import FatalError, InputError
+from fishladder.ledger import Attempt, CheckResult, Kind, Ledger
 from fishladder.names import settle
 from fishladder.operate import Order, adopt, mark_keys, restart, rewrite_entities
 from fishladder.pace import Pace
 from fishladder.plan import Plan, resolve
 from fishladder.preflight import preflight
 from fishladder.restored import check_ledger, tell_target
+from fishladder.serving import Replayer
+from fishladder.serving.operations import load_operations
 from fishladder.spec import Migration, digest, nearest
-from fishladder.stores.base import Finding, Store
+from fishladder.stores.application import Application
+from fishladder.stores.base import Fenced, Finding, Store
 
 Report = Callable[[str], None]
 """Takes a line about progress, for the log of the task."""
@@ -36,6 +41,8 @@ UNPREPARED_POLL = 5.0
 """Seconds between looks whether somebody has prepared the migration."""
 PAUSED_POLL = 2.0
 """Seconds between looks whether a pause is over."""
+COLLECT_AFTER = 100_000
+"""Objects more than there were: so often Python looks for cycles while rows are moved."""
 _LEVELS = ("fail", "warn", "pass")
 
 
@@ -43,16 +50,33 @@ def _silent(_: str) -> None:
     return None
 
 
+def _no_application(connection: str) -> Application:
+    raise InputError(f"the application's connection {connection} cannot be opened here")
+
+
+@contextmanager
+def _rarely_collecting() -> Iterator[None]:
+    """Rows are freed when nobody has them any more: to look for cycles among every 700 takes a fifth of the time."""
+    before = gc.get_threshold()
+    gc.set_threshold(COLLECT_AFTER, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Desk:
     """What every task of a migration needs. ``open`` opens a store by connection id; each call a new one.
 
+    ``serve`` opens the application's way into one, to replay queued writes.
     ``kept`` is told the digest of each piece of evidence.
     """
 
     spec: Migration
     ledger: Ledger
     open: Callable[[str], Store]
+    serve: Callable[[str], Application] = _no_application
     clock: Clock = field(default_factory=SystemClock)
     say: Report = _silent
     kept: Callable[[str], None] = _silent
@@ -84,7 +108,8 @@ class Desk:
                 self.check_spec()
                 check_ledger(workers[0].destination, self.ledger)
             plan = resolve(self.spec, workers[0].origin.describe(), workers[0].destination.describe())
-            yield plan, workers
+            with _rarely_collecting():
+                yield plan, workers
             if checked:
                 tell_target(workers[0].destination, self.ledger)
         finally:
@@ -100,6 +125,36 @@ class Desk:
         finally:
             for _, replica in replicas:
                 replica.close()
+
+    @contextmanager
+    def cutover(self) -> Iterator[flip.Cutover]:
+        """What moves a cohort."""
+        with ExitStack() as kept:
+            plan, (ends,) = kept.enter_context(self.ends())
+            yield flip.Cutover(
+                spec=self.spec,
+                plan=plan,
+                stores={"source": ends.origin, "target": ends.destination},
+                ledger=self.ledger,
+                clock=self.clock,
+                replay=partial(self._replay, kept),
+                say=self.say,
+            )
+
+    def _replay(self, kept: ExitStack, cohort: str) -> None:
+        """What is queued of a cohort; the operations and the application's connections are wanted only then."""
+        if not self.ledger.next_queued(cohort, 1):
+            return
+        application = self.spec.application
+        if application.operations is None:
+            raise InputError(
+                f"{cohort}: writes are queued, and the migration file does not say where the application's operations"
+                f" are ({self.spec.where('application')}): add application.operations, then repeat the task"
+            )
+        stores = {"source": self.serve(application.source), "target": self.serve(application.target)}
+        for store in stores.values():
+            kept.callback(store.close)
+        Replayer(self.ledger, load_operations(application.operations), stores).replay(cohort)
 
     def check_spec(self) -> None:
         """Raises InputError unless prepare has taken this very migration file."""
@@ -246,7 +301,121 @@ def replicate(desk: Desk, *, seconds: float, until_idle: bool = False) -> apply.
             until_idle=until_idle,
             progress=progress,
             pace=pace.wait,
+            beside=lambda: advance_attempts(desk),
         )
+
+
+# Flips ----------------------------------------------------------------------------------------------
+
+
+def ask(desk: Desk, kind: Kind, cohorts: Sequence[str], *, actor: str, reason: str, request: str = "") -> list[Attempt]:
+    """Open an attempt for each of these cohorts; the same ``request`` again gets the same ones.
+
+    Raises InputError, and then none of them is open.
+    """
+    with desk.ends() as (plan, (ends,)):
+        flip.check_ids(desk.spec, plan, ends.origin, ends.destination)
+    known = desk.ledger.routes()
+    opened: list[Attempt] = []
+    try:
+        for cohort in cohorts:
+            opened.append(
+                desk.ledger.begin_attempt(
+                    cohort,
+                    kind,
+                    actor=actor,
+                    reason=reason,
+                    request=request,
+                    deadline=int(desk.spec.gates.deadline.total_seconds()),
+                    needs=flip.wave_needs(desk.spec, cohort, kind, known),
+                )
+            )
+    except InputError:
+        for attempt in opened:
+            desk.ledger.abort(attempt, "another cohort of the same request was refused", actor=actor)
+        raise
+    return opened
+
+
+def verify_cohort(desk: Desk, attempt: int) -> Attempt:
+    """Compare every row while traffic is on. An attempt whose cohort differs is aborted, and nothing was fenced."""
+    found = desk.ledger.attempt(attempt)
+    if found.outcome is None and found.step == "verify":
+        with desk.cutover() as cutover:
+            if not cutover.verify(found):
+                return desk.ledger.abort(found, "its rows differ; see the newest reconciliation")
+    return desk.ledger.attempt(attempt)
+
+
+def what_will_happen(desk: Desk, attempt: int) -> str:
+    """What a person is asked to approve, in Markdown: who asked, why, and what the ledger knows of the cohort."""
+    found = desk.ledger.attempt(attempt)
+    spec, cohort = desk.spec, found.cohort
+    way = (found.loser, found.winner) if found.kind != "complete" else ("target", "target")
+    here, there = (getattr(spec, side).connection for side in way)
+    story = {
+        "flip": f"Writes of **{cohort}** go from {here} to {there}. They queue for seconds; reads go on.",
+        "rollback": f"Writes of **{cohort}** go back from {here} to {there}. They queue for seconds; reads go on.",
+        "complete": f"**{cohort}** stays in {here} for good: nothing is copied back, and there is no way back.",
+    }[found.kind]
+    lines = [story, "", f"Asked for by {found.actor}: {found.reason or '(no reason given)'}", ""]
+    facts = {
+        "stage": desk.ledger.route(cohort).stage,
+        "dirty keys": desk.ledger.count_dirty(cohort),
+        "open rejects": desk.ledger.count_rejects(cohort=cohort),
+        "open mismatches": desk.ledger.count_mismatches(cohort),
+        "deadline": f"{found.deadline} s from fence to switch; past it, it goes back by itself",
+    }
+    lines += ["| fact | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())]
+    lines += ["", "| table | clean passes | newest began |", "|---|---|---|"]
+    for table in verdict.tables_of(spec):
+        newest = desk.ledger.checks(table, limit=1)
+        began = newest[0].started_at.isoformat(sep=" ", timespec="seconds") if newest else "never"
+        lines.append(f"| {table} | {desk.ledger.clean_passes(table)} | {began} |")
+    return "\n".join(lines)
+
+
+def abort(desk: Desk, attempt: int, why: str, *, actor: str) -> Attempt:
+    """Give an attempt up that has fenced nothing yet; one that has is brought to its end by ``replicate``."""
+    found = desk.ledger.attempt(attempt)
+    return desk.ledger.abort(found, why, actor=actor) if found.outcome is None and found.step == "verify" else found
+
+
+def finish(desk: Desk, *, actor: str) -> bool:
+    """Remove every trace of fishladder from both stores once every cohort is complete; whether it did.
+
+    The ledger stays, for whoever audits it.
+    """
+    desk.check_spec()
+    open_ = [name for name, route in desk.ledger.routes().items() if route.stage != "complete" and name != NO_HOME]
+    if open_:
+        desk.say(f"not complete yet: {', '.join(open_)}; both stores stay as they are")
+        return False
+    with desk.stores() as pair:
+        for store in pair:
+            assert isinstance(store, Fenced)
+            store.uninstall()
+    desk.ledger.record_event("finished", {}, actor=actor)
+    return True
+
+
+def cut_over(desk: Desk, attempt: int) -> Attempt:
+    """Take an attempt to its end: moved, or back where it was."""
+    with desk.cutover() as cutover:
+        return cutover.run(attempt)
+
+
+def advance_attempts(desk: Desk) -> int:
+    """Take one step of every attempt that is between fence and end, for its task may have died; how many there are."""
+    under_way = [attempt for attempt in desk.ledger.attempts(only_open=True) if attempt.step != "verify"]
+    if under_way:
+        with desk.cutover() as cutover:
+            for attempt in under_way:
+                try:
+                    cutover.advance(attempt.id)
+                except FatalError as error:  # a person has to look at this one; the others go on
+                    desk.say(f"{attempt.cohort}: attempt no. {attempt.id} cannot go on: {error}")
+    return len(under_way)
 
 
 def await_prepare(desk: Desk, seconds: float) -> float:

@@ -34,13 +34,14 @@ def open_desk(migration_file: str, say: Report, kept: Callable[[str], None] = la
     """
     try:
         spec = load(Path(migration_file))
-        kinds = spec.kinds()
+        kinds, serving = spec.kinds(), spec.application_kinds()
         with open_ledger(ledger_url(), migration=spec.migration) as ledger:
             ledger.check_version()
             yield Desk(
                 spec=spec,
                 ledger=ledger,
                 open=lambda name: open_store(kinds[name], name, loads=name == spec.target.connection),
+                serve=lambda name: stores.open_application(serving[name], _connect(serving[name], name)),
                 say=say,
                 kept=kept,
             )
@@ -67,6 +68,10 @@ def open_store(kind: str, connection_id: str, *, loads: bool = False) -> Store:
 
     Raises InputError if there is no such connection, or it is to another kind of store.
     """
+    return stores.open_store(kind, _connect(kind, connection_id, loads=loads), name=connection_id)
+
+
+def _connect(kind: str, connection_id: str, *, loads: bool = False) -> Connect:
     try:
         connection = BaseHook.get_connection(connection_id)
     except AirflowNotFoundException as error:
@@ -78,7 +83,7 @@ def open_store(kind: str, connection_id: str, *, loads: bool = False) -> Store:
             f"connection {connection_id}: is of type {connection.conn_type}, and the migration file says {kind}; "
             f"both must be the same, one of {', '.join(_CONNECT)}"
         )
-    return stores.open_store(kind, _CONNECT[kind](connection, loads=loads), name=connection_id)
+    return _CONNECT[kind](connection, loads=loads)
 
 
 def _sqlite(connection: Connection, *, loads: bool) -> Connect:

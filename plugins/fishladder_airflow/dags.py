@@ -12,16 +12,23 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk import DAG, CronTriggerTimetable, Param, TaskGroup
+from airflow.providers.standard.operators.hitl import ApprovalOperator
+from airflow.sdk import DAG, CronTriggerTimetable, Param, TaskGroup, task_group
 
+from fishladder.cells import SHARED
+from fishladder.ledger import Kind
 from fishladder.operate import ACTIONS
-from fishladder.spec import Migration, load
+from fishladder.spec import OTHERS, Migration, load
 from fishladder.verdict import tables_of
 from fishladder_airflow import texts
 from fishladder_airflow.operators import (
     ApplyChanges,
+    AskFor,
     CloseLoad,
     CutChunks,
+    Cutover,
+    Finish,
+    GiveUp,
     Install,
     LoadTable,
     Operate,
@@ -29,7 +36,9 @@ from fishladder_airflow.operators import (
     Preflight,
     Reconcile,
     Report,
+    ShowAttempt,
     Totals,
+    VerifyCohort,
 )
 
 POOLS = "FISHLADDER_POOLS"
@@ -49,7 +58,10 @@ def build(path: str | Path, *, default_args: Mapping[str, Any] | None = None) ->
     Celery ``queue``, another ``owner``. Raises SpecError, which Airflow shows as an import error.
     """
     made = _Factory(Path(path).resolve(), default_args or {})
-    dags = (made.prepare(), made.load(), made.replicate(), made.reconcile(), made.operate())
+    dags = (
+        *(made.prepare(), made.load(), made.replicate(), made.reconcile(), made.operate()),
+        *(made.move("flip"), made.move("rollback"), made.finish()),
+    )
     return {dag.dag_id: dag for dag in dags}
 
 
@@ -133,6 +145,70 @@ class _Factory:
             # looks at it.
             Operate(**self._task("operate") | {"pool": "default_pool", "retries": 0})
         return dag
+
+    def move(self, kind: Kind) -> DAG:
+        """A flip or a rollback."""
+        with self._dag(kind, texts.MOVES[kind], params=self._cohorts(kind), max_active_runs=16) as dag:
+            asked = AskFor(kind=kind, **self._alone("ask"))
+            self._each(asked, compared=True)
+        return dag
+
+    def finish(self) -> DAG:
+        with self._dag("finish", texts.FINISH, params=self._cohorts("complete")) as dag:
+            asked = AskFor(kind="complete", **self._alone("ask"))
+            self._each(asked, compared=False) >> Finish(**self._alone("uninstall"))
+        return dag
+
+    def _each(self, asked: Any, *, compared: bool) -> Any:
+        """What is done for each cohort that was asked for, in a mapped group."""
+
+        @task_group(group_id=self.spec.cohort.label)
+        def cohort(attempt: Any) -> None:
+            shown = ShowAttempt(attempt=attempt, **self._alone("show"))
+            path = f"{self.spec.cohort.label}.show"
+            cohort_name = "ti.xcom_pull(task_ids='ask')[ti.map_index]['cohort']"
+            approve = ApprovalOperator(
+                task_id="approve",
+                doc_md=texts.TASKS["approve"],
+                subject=f"{self.spec.migration}: {{{{ {cohort_name} }}}}: may it go?",
+                map_index_template=f"{{{{ {cohort_name} }}}}",
+                body=f"{{{{ ti.xcom_pull(task_ids='{path}', map_indexes=ti.map_index) }}}}",
+                fail_on_reject=True,
+                # Answered within seconds, Airflow may fail it: cleared, it asks again.
+                retries=0,
+            )
+            moved = Cutover(attempt=attempt, **self._alone("cutover"))
+            if compared:
+                verified = VerifyCohort(attempt=attempt, **self._task("verify"))
+                shown >> approve >> verified >> moved
+                [approve, verified] >> GiveUp(attempt=attempt, trigger_rule="one_failed", **self._alone("give_up"))
+            else:
+                shown >> approve >> moved
+
+        return cohort.expand(attempt=asked.output)
+
+    def _alone(self, task_id: str) -> dict[str, Any]:
+        """A task that must not wait for the lanes of a load: customers do."""
+        return self._task(task_id) | {"pool": "default_pool"}
+
+    def _cohorts(self, kind: Kind) -> dict[str, Param]:
+        label = self.spec.cohort.label
+        named = [cohort for wave in self.spec.cohort.waves for cohort in wave if cohort != OTHERS]
+        return {
+            "cohorts": Param(
+                [],
+                type="array",
+                items={"type": "string"},
+                minItems=1,
+                examples=[*named, SHARED],
+                title=label.capitalize(),
+                description=f"Which {label}s, one wave at a time; {SHARED!r} for the tables that belong to none, which"
+                " flip last and go back first.",
+            ),
+            "reason": Param(
+                "", type="string", title="Reason", description="For the audit trail, and for whoever approves."
+            ),
+        }
 
     def _form(self) -> dict[str, Param]:
         tables = list(self.spec.tables)

@@ -17,6 +17,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from fishladder import tasks
 from fishladder.errors import InputError
+from fishladder.ledger import Kind
 from fishladder.operate import Order
 from fishladder.spec import nearest
 from fishladder_airflow.connections import accounts, open_desk
@@ -132,6 +133,86 @@ def _order(form: Mapping[str, Any]) -> Order:
 def _lines(text: str) -> tuple[str, ...]:
     """Parted at the ends of lines alone: a key may hold what else Unicode takes for one."""
     return tuple(line.removesuffix("\r") for line in text.split("\n"))
+
+
+class AskFor(MigrationOperator):
+    """Open an attempt for each cohort of the form, in the name of whoever triggered the run."""
+
+    def __init__(self, *, kind: Kind, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.kind = kind
+
+    def execute(self, context: Context) -> list[dict[str, Any]]:
+        run, form = context["dag_run"], context["params"]
+        with open_desk(self.migration_file, self.log.info) as desk:
+            attempts = tasks.ask(
+                desk,
+                self.kind,
+                form["cohorts"],
+                actor=run.triggering_user_name or "airflow",
+                reason=form["reason"],
+                request=f"{run.dag_id} {run.run_id}",
+            )
+        return [{"attempt": attempt.id, "cohort": attempt.cohort} for attempt in attempts]
+
+
+class AttemptOperator(MigrationOperator):
+    """Works on one attempt: ``{"attempt": number, "cohort": name}``."""
+
+    template_fields: Sequence[str] = ("attempt",)
+
+    def __init__(self, *, attempt: Any, **kwargs: Any) -> None:
+        super().__init__(map_index_template="{{ task.attempt['cohort'] }}", **kwargs)
+        self.attempt = attempt
+
+
+class ShowAttempt(AttemptOperator):
+    """What is to be approved, for the person who is asked."""
+
+    def execute(self, context: Context) -> str:
+        with open_desk(self.migration_file, self.log.info) as desk:
+            return tasks.what_will_happen(desk, self.attempt["attempt"])
+
+
+class VerifyCohort(AttemptOperator):
+    """Compare every row once more, with traffic on. Fails when the cohort differs; nothing is fenced then."""
+
+    def execute(self, context: Context) -> str:
+        with open_desk(self.migration_file, self.log.info) as desk:
+            attempt = tasks.verify_cohort(desk, self.attempt["attempt"])
+        if attempt.outcome == "aborted":
+            raise AirflowFailException(f"{attempt.cohort}: {attempt.error}")
+        return attempt.step
+
+
+class Cutover(AttemptOperator):
+    """Fence, drain, compare, switch, replay. Fails when the attempt was aborted: the cohort is where it was."""
+
+    def execute(self, context: Context) -> str:
+        with open_desk(self.migration_file, self.log.info) as desk:
+            attempt = tasks.cut_over(desk, self.attempt["attempt"])
+        if attempt.outcome == "aborted":
+            raise AirflowFailException(f"{attempt.cohort}: aborted, and back where it was: {attempt.error}")
+        return attempt.step
+
+
+class GiveUp(AttemptOperator):
+    """End an attempt that was not approved, or whose rows differ, before anything was fenced."""
+
+    def execute(self, context: Context) -> str:
+        with open_desk(self.migration_file, self.log.info) as desk:
+            attempt = tasks.abort(desk, self.attempt["attempt"], "not approved, or not equal", actor="airflow")
+        return attempt.outcome or attempt.step
+
+
+class Finish(MigrationOperator):
+    """Remove fishladder from both stores once every cohort is complete; skipped before."""
+
+    def execute(self, context: Context) -> None:
+        actor = context["dag_run"].triggering_user_name or "airflow"
+        with open_desk(self.migration_file, self.log.info) as desk:
+            if not tasks.finish(desk, actor=actor):
+                raise AirflowSkipException("some cohorts are not complete yet")
 
 
 class CutChunks(MigrationOperator):

@@ -7,6 +7,9 @@ SUMMARIES = {
     "load": "2. Copy all tables from {source} to {target}",
     "replicate": "3. Follow the changes, all the time",
     "reconcile": "4. Compare every row and the reports, every night",
+    "flip": "5. Move a {cohort} to {target}, once somebody has approved it",
+    "rollback": "Move a {cohort} back to {source}, once somebody has approved it",
+    "finish": "6. End: no way back any more, and nothing of fishladder left",
     "operate": "Pause, throttle, restart tables, retry rejects, doubt keys",
 }
 
@@ -84,7 +87,62 @@ under your name, and is obeyed within a batch.
 *restart tables* that was cut short leaves its tables closed to everybody: repeat it with the same form.
 """
 
+FLIP = """\
+Moves cohorts (a {cohort} each) of **{migration}** from {source} to {target}. Reads never stop; writes that come through
+the router wait for seconds in a durable queue, are replayed in order, and none is lost or done twice.
+
+- **ask** opens an attempt for each {cohort} of the form; waves go in the file's order, shared tables last.
+- **show** says what will happen, and **approve** waits for a person. Answer after ten seconds or later: Airflow fails
+  an answer that comes sooner, and the task has to be cleared.
+- **verify** compares every row with traffic on; **cutover** fences the {cohort}, drains and compares what was touched
+  meanwhile, switches, and replays what was queued. **give_up** ends an attempt that was not approved or not equal.
+
+*When to run it:* when the last reconciliations were clean and nothing is rejected. `{migration}_replicate` must be on:
+it also takes an attempt to its end whose task has died.
+
+*When it is red:* the {cohort} is where it was, and its customers are served: the log of the red task says why. Trigger
+the DAG again when that is mended. A **cutover** that is cleared goes on where the attempt is.
+"""
+
+ROLLBACK = """\
+Moves cohorts (a {cohort} each) of **{migration}** back from {target} to {source}, with all that was written since: the
+applier has kept the source up to date.
+
+- The tasks are those of `{migration}_flip`, the stores swapped: **ask**, **show**, **approve**, **verify**,
+  **cutover**, **give_up**.
+
+*When to run it:* when a flip was a mistake, minutes or months after it, until `{migration}_finish` has ended the way
+back. Shared tables go back first.
+
+*When it is red:* as there: the {cohort} is where it was, in {target}, and its customers are served.
+"""
+
+MOVES = {"flip": FLIP, "rollback": ROLLBACK}
+
+FINISH = """\
+Ends the way back for cohorts (a {cohort} each) of **{migration}** that live in {target}.
+
+- **ask** opens an attempt for each {cohort} of the form, **show** says what will happen, **approve** waits for a
+  person.
+- **cutover** ends the recording of their changes. When the last one is complete, **uninstall** removes fishladder's
+  triggers and tables from both stores; the ledger stays, for auditors.
+
+*When to run it:* when nobody would go back any more. Take the router out of the application before the last {cohort}.
+
+*When it is red:* the log says which {cohort} is not there yet. Approve, or mend it and trigger the DAG again.
+"""
+
 TASKS = {
+    "ask": "Opens an attempt for each cohort of the form, under the name of whoever triggered the run. Red: one of "
+    "them cannot go now, the message says why, and none was opened.",
+    "show": "What is to be approved: who asked, what will happen, and what the ledger knows about the cohort.",
+    "approve": "Waits for a person's yes or no. Airflow fails an answer within some six seconds: clear the task then.",
+    "verify": "A pass over every table, with traffic on. Red: rows of the cohort differ or are rejected; nothing was "
+    "fenced.",
+    "cutover": "From the fence to the end of the replay. Red: aborted, and the cohort is where it was; or a store is "
+    "ahead of the ledger, and a person has to look.",
+    "give_up": "Ends an attempt that was not approved or whose rows differ. Otherwise it is skipped.",
+    "uninstall": "Removes fishladder's triggers and tables from both stores once every cohort is complete.",
     "operate": "Does what the form says. Red: the message says which field does not fit; nothing was done.",
     "preflight": "Tables, columns, keys, settings, privileges, accounts and cohorts of both stores, each with pass, "
     "warn or fail in the log. Changes nothing. Red: mend what the message says, then clear this task.",

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from billing.database import Database, DatabaseError, OracleDatabase
+from fishladder.cells import SHARDS
 from fishladder.errors import TransientError
 from tests.contract.shop import Shop, add_customer, add_invoice, add_subscription, entry, key
 from tests.contract.stores import PATIENCE
@@ -199,6 +200,15 @@ def test_shards_exclude_copiers(shop: Shop, background: Submit) -> None:
         assert not waiting.done()
         copy.commit()
     waiting.result(PATIENCE)
+
+
+def test_copiers_of_other_shards_do_not_wait(shop: Shop) -> None:
+    """Also not where each has so many that the optimizer would rather look at all."""
+    shop.place.needs("row locks")
+    other = shop.place.open()
+    with shop.store.begin() as one, other.begin(wait=0) as two:
+        one.lock_shards(range(0, SHARDS, 2))
+        two.lock_shards(range(1, SHARDS, 2))
 
 
 def test_a_row_that_is_held_cannot_change(shop: Shop, background: Submit) -> None:

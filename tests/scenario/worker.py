@@ -10,7 +10,7 @@ from pathlib import Path
 from fishladder import tasks
 from fishladder.ledger import open_ledger
 from fishladder.spec import load
-from fishladder.stores import connect_environment, open_store
+from fishladder.stores import connect_environment, open_application, open_store
 from fishladder.stores.base import Store
 
 
@@ -25,6 +25,7 @@ def desk(file: Path, environment: Mapping[str, str] = os.environ) -> tasks.Desk:
         spec=spec,
         ledger=open_ledger(environment["FISHLADDER_LEDGER"], migration=spec.migration),
         open=open_,
+        serve=lambda connection: open_application(*connect_environment(connection, environment)),
         say=lambda line: print(line, flush=True),
     )
 
@@ -36,6 +37,8 @@ def main(file: str, role: str, *arguments: str) -> None:
             tasks.load_table(at, table, arguments[0])
     elif role == "applier":
         tasks.replicate(at, seconds=float(arguments[0]))
+    elif role == "cutover":
+        tasks.cut_over(at, int(arguments[0]))
     else:
         raise SystemExit(f"no such role: {role}")
 

@@ -129,10 +129,11 @@ def test_a_key_whose_entity_changed_waits_for_every_shard(loaded: Small) -> None
 def test_keys_written_during_an_attempt_are_noted(loaded: Small) -> None:
     loaded.application("UPDATE item SET amount = amount + 1")
     dirty = read_dirty(loaded.plan, loaded.ends, loaded.ledger)
+    attempt = loaded.ledger.begin_attempt("NZ", "flip", actor="test", reason="", deadline=60)
     for _ in range(2):
-        apply_batch(loaded.plan, loaded.ends, loaded.ledger, dirty, attempts={"NZ": "a1"})
+        apply_batch(loaded.plan, loaded.ends, loaded.ledger, dirty)
     found = loaded.rows("target", "SELECT table_name, row_key, cohort, attempt FROM fishladder_touched")
-    assert found == [("item", "2:10", "NZ", "a1")]
+    assert found == [("item", "2:10", "NZ", str(attempt.id))]
 
 
 def test_changed_coverage_stops_the_applier_and_names_the_table(loaded: Small) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sqlite3
@@ -56,6 +57,14 @@ def test_a_broken_file_says_where(file: Path, capsys: pytest.CaptureFixture[str]
     file.write_text(SPEC.replace("entity:", "entitty:"))
     assert main(["preflight", str(file)]) == 2
     assert f"{file}:11" in capsys.readouterr().err
+
+
+def test_cycles_are_looked_for_rarely_while_rows_are_moved(file: Path) -> None:
+    at, before = desk(file), gc.get_threshold()
+    tasks.prepare(at, actor="somebody")
+    with at.ends():
+        assert gc.get_threshold()[0] > before[0]
+    assert gc.get_threshold() == before
 
 
 def test_a_whole_migration_and_its_status(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

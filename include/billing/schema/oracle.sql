@@ -1,12 +1,12 @@
 -- The billing database on Oracle: text is counted in characters, '' is NULL. Ids that the service makes come from
--- sequences that begin far above those of the seed.
-CREATE SEQUENCE plan_id START WITH 1000000000;
-CREATE SEQUENCE customer_id START WITH 1000000000;
-CREATE SEQUENCE subscription_id START WITH 1000000000;
-CREATE SEQUENCE invoice_id START WITH 1000000000;
-CREATE SEQUENCE invoice_line_id START WITH 1000000000;
-CREATE SEQUENCE payment_id START WITH 1000000000;
-CREATE SEQUENCE gift_card_entry_id START WITH 1000000000;
+-- sequences that begin far above those of the seed; they are odd, for the target of a migration generates even ones.
+CREATE SEQUENCE plan_id START WITH 1000000001 INCREMENT BY 2;
+CREATE SEQUENCE customer_id START WITH 1000000001 INCREMENT BY 2;
+CREATE SEQUENCE subscription_id START WITH 1000000001 INCREMENT BY 2;
+CREATE SEQUENCE invoice_id START WITH 1000000001 INCREMENT BY 2;
+CREATE SEQUENCE invoice_line_id START WITH 1000000001 INCREMENT BY 2;
+CREATE SEQUENCE payment_id START WITH 1000000001 INCREMENT BY 2;
+CREATE SEQUENCE gift_card_entry_id START WITH 1000000001 INCREMENT BY 2;
 
 CREATE TABLE plan (
     id NUMBER(19) DEFAULT plan_id.NEXTVAL NOT NULL PRIMARY KEY,

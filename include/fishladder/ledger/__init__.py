@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fishladder.ledger.attempts import BEFORE_SWITCH, Attempt, Kind
 from fishladder.ledger.audit import MACHINE, Event, Head, canonical, verify
 from fishladder.ledger.checks import Check, CheckResult, Mismatch
 from fishladder.ledger.chunks import Chunk, ChunkState, Progress, TableState
@@ -10,6 +11,7 @@ from fishladder.ledger.database import UPGRADE, open_engine
 from fishladder.ledger.dirty import DirtyEntry, DirtyKey
 from fishladder.ledger.evidence import Evidence
 from fishladder.ledger.ledger import Ledger, open_ledger, utc_now
+from fishladder.ledger.queue import Queued
 from fishladder.ledger.rejects import Reject
 from fishladder.ledger.routes import Route
 from fishladder.ledger.specs import SpecRecord
@@ -17,8 +19,10 @@ from fishladder.ledger.told import Told
 from fishladder.ledger.version import upgrade
 
 __all__ = [
+    "BEFORE_SWITCH",
     "MACHINE",
     "UPGRADE",
+    "Attempt",
     "Check",
     "CheckResult",
     "Chunk",
@@ -29,9 +33,11 @@ __all__ = [
     "Event",
     "Evidence",
     "Head",
+    "Kind",
     "Ledger",
     "Mismatch",
     "Progress",
+    "Queued",
     "Reject",
     "Route",
     "SpecRecord",

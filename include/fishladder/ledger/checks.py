@@ -217,18 +217,10 @@ def settle_mismatches(tx: Transaction, table: str, keys: Collection[bytes]) -> s
     if not may_be_open(tx, tables.mismatch, table):
         return found
     mine = (columns.migration == tx.migration, columns.table == table, columns.state == "open")
-    for some in slices(sorted(keys)):
+    for some in slices(keys):
         found.update(tx.connection.scalars(select(columns.key).where(*mine, columns.key.in_(some))))
-        tx.connection.execute(
-            update(tables.mismatch)
-            .where(
-                columns.migration == tx.migration,
-                columns.table == table,
-                columns.key.in_(some),
-                columns.state == "open",
-            )
-            .values(state="settled")
-        )
+    for some in slices(sorted(found)):  # in one order, so that two who settle do not block each other
+        tx.connection.execute(update(tables.mismatch).where(*mine, columns.key.in_(some)).values(state="settled"))
     return found
 
 

@@ -65,7 +65,9 @@ def _values(tx: Transaction, key: DirtyKey) -> dict[str, object]:
     }
 
 
-def read(tx: Transaction, limit: int, after_id: int, names: Collection[str] | None) -> list[DirtyEntry]:
+def read(
+    tx: Transaction, limit: int, after_id: int, names: Collection[str] | None, cohorts: Collection[str] | None
+) -> list[DirtyEntry]:
     columns = tables.dirty.c
     query = (
         select(tables.dirty)
@@ -75,6 +77,8 @@ def read(tx: Transaction, limit: int, after_id: int, names: Collection[str] | No
     )
     if names is not None:
         query = query.where(columns.table.in_(names))
+    if cohorts is not None:
+        query = query.where(columns.cohort.in_(cohorts))
     return list(map(_entry, tx.connection.execute(query)))
 
 

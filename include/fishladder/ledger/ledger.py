@@ -15,7 +15,22 @@ from typing import Any, Literal, Self
 
 from sqlalchemy import Engine
 
-from fishladder.ledger import audit, checks, chunks, control, dirty, evidence, rejects, routes, specs, told, version
+from fishladder.ledger import (
+    attempts,
+    audit,
+    checks,
+    chunks,
+    control,
+    dirty,
+    evidence,
+    queue,
+    rejects,
+    routes,
+    specs,
+    told,
+    version,
+)
+from fishladder.ledger.attempts import Attempt, ProofKind, Step
 from fishladder.ledger.audit import Event, Head
 from fishladder.ledger.checks import Check, CheckResult, Mismatch
 from fishladder.ledger.chunks import Bounds, Chunk, ChunkState, Progress, TableState
@@ -23,6 +38,7 @@ from fishladder.ledger.control import Control, Status
 from fishladder.ledger.database import Transaction, open_engine, transaction
 from fishladder.ledger.dirty import DirtyEntry, DirtyKey
 from fishladder.ledger.evidence import Evidence
+from fishladder.ledger.queue import Queued
 from fishladder.ledger.rejects import Reject
 from fishladder.ledger.routes import Route
 from fishladder.ledger.specs import SpecRecord
@@ -99,6 +115,167 @@ class Ledger:
         """Every cohort's route."""
         with self._read() as tx:
             return routes.read(tx)
+
+    def route(self, cohort: str) -> Route:
+        """One cohort's. Raises InputError if there is no such cohort."""
+        with self._read() as tx:
+            return routes.route_of(tx, cohort)
+
+    # Attempts ------------------------------------------------------------------------------------------
+
+    def begin_attempt(
+        self,
+        cohort: str,
+        kind: attempts.Kind,
+        *,
+        actor: str,
+        reason: str,
+        deadline: int,
+        request: str = "",
+        needs: Mapping[str, Collection[str]] | None = None,
+    ) -> Attempt:
+        """Ask for a flip, a rollback or a completion. ``deadline``: seconds from fence to switch.
+
+        ``request``: who asks again under the same one gets the attempt that is open.
+        ``needs``: stages that other cohorts must have reached. Raises InputError: no such cohort, one that is not at
+        the stage it starts from, another attempt of it that is open, or a need that is not met.
+        """
+        with self._write() as tx:
+            return attempts.begin(tx, cohort, kind, actor, reason, request, deadline, needs or {})
+
+    def attempt(self, number: int) -> Attempt:
+        """As it is now. Raises InputError if there is none."""
+        with self._read() as tx:
+            return attempts.get(tx, number)
+
+    def attempts(self, *, only_open: bool = False, limit: int = 1000) -> list[Attempt]:
+        """The newest first."""
+        with self._read() as tx:
+            return attempts.every(tx, only_open=only_open, limit=limit)
+
+    def prove(self, attempt: Attempt, kind: ProofKind, body: Mapping[str, Any]) -> None:
+        """Record a proof that the switch asks for. Raises StaleError unless the attempt is as its caller read it."""
+        with self._write() as tx:
+            attempts.prove(tx, attempt, kind, body)
+
+    def fence_attempt(self, attempt: Attempt) -> Attempt:
+        """The stage is ``fencing``, the epoch one higher. Raises LedgerError (not verified), StaleError."""
+        with self._write() as tx:
+            return attempts.fence(tx, attempt)
+
+    def queue_attempt(self, attempt: Attempt) -> Attempt:
+        """The owner's fence says nobody: the stage is ``queue``. Raises StaleError."""
+        with self._write() as tx:
+            return attempts.queue(tx, attempt)
+
+    def drained(self, attempt: Attempt) -> Attempt:
+        """Nothing of the cohort is dirty. Raises StaleError."""
+        with self._write() as tx:
+            return attempts.drained(tx, attempt)
+
+    def switch(self, attempt: Attempt) -> Attempt:
+        """The other store owns the cohort, in a new epoch; from here it only goes forward.
+
+        Raises LedgerError without the proofs of this attempt and epoch or with doubts left, StaleError (somebody took
+        it further, or its deadline has passed).
+        """
+        with self._write() as tx:
+            return attempts.switch(tx, attempt)
+
+    def abort(self, attempt: Attempt, error: str, *, actor: str = audit.MACHINE) -> Attempt:
+        """The cohort stays where it is. Raises StaleError after the switch."""
+        with self._write() as tx:
+            return attempts.abort(tx, attempt, error, actor)
+
+    def advance(self, attempt: Attempt, step: Step) -> Attempt:
+        """To a step that changes no route. Raises StaleError."""
+        with self._write() as tx:
+            return attempts.advance(tx, attempt, step)
+
+    def end_replay(self, attempt: Attempt) -> Attempt | None:
+        """The cohort is ``live`` or ``off``, if its queue is empty; else None. Raises StaleError."""
+        with self._write() as tx:
+            routes.route_of(tx, attempt.cohort, lock=True)  # nobody queues from here on
+            if queue.count_waiting(tx, attempt.cohort):
+                return None
+            return attempts.end_replay(tx, attempt)
+
+    def end_attempt(self, attempt: Attempt) -> Attempt:
+        """The end of a completion. Raises StaleError."""
+        with self._write() as tx:
+            return attempts.end(tx, attempt)
+
+    # The queue -----------------------------------------------------------------------------------------
+
+    def enqueue(
+        self,
+        cohort: str,
+        entity: bytes,
+        operation: str,
+        key: str,
+        digest: str,
+        payload: str,
+        *,
+        optimistic: bool = False,
+    ) -> Queued | Route:
+        """Accept a write for later, once per key; the route instead where its stage takes none.
+
+        ``optimistic``: something is due along with it. Raises InputError when the key was used for another payload.
+        """
+        with self._write() as tx:
+            return queue.enqueue(tx, cohort, entity, operation, key, digest, payload, optimistic)
+
+    def note_optimistic(self, number: int, state: queue.Optimistic) -> None:
+        """What became of that."""
+        with self._write() as tx:
+            queue.note_optimistic(tx, number, state)
+
+    def queued(self, operation: str, entity: bytes, key: str) -> Queued | None:
+        """A write that was queued under this key, whatever became of it."""
+        with self._read() as tx:
+            return queue.find(tx, operation, entity, key)
+
+    def waiting_of(self, entity: bytes) -> list[Queued]:
+        """An entity's queued writes that are still to come, oldest first."""
+        with self._read() as tx:
+            return queue.waiting_of(tx, entity)
+
+    def next_queued(self, cohort: str, limit: int = 100) -> list[Queued]:
+        """The oldest writes to replay; those of an entity that waits for a person are left out."""
+        with self._read() as tx:
+            return queue.oldest(tx, cohort, limit)
+
+    def count_queue(self, cohort: str | None = None) -> dict[str, int]:
+        """Writes per state."""
+        with self._read() as tx:
+            return queue.count(tx, cohort)
+
+    def finish_queued(self, number: int, result: str | None) -> None:
+        """A queued write is in the owner. Repeated, it changes nothing."""
+        with self._write() as tx:
+            queue.finish(tx, number, "done", result, None)
+
+    def refuse_queued(self, number: int, reason: str) -> None:
+        """The business said no to a queued write. Repeated, it changes nothing."""
+        with self._write() as tx:
+            queue.finish(tx, number, "refused", None, reason)
+
+    def note_failed_replay(self, number: int, reason: str, most: int) -> queue.State:
+        """Count a failure of a queued write; after ``most`` it is parked, and its entity waits for a person."""
+        with self._write() as tx:
+            return queue.note_failure(tx, number, reason, most)
+
+    def release_queued(self, number: int, *, actor: str) -> None:
+        """Try a parked write again. Raises StaleError when it is not parked."""
+        with self._write() as tx:
+            queue.release(tx, number)
+            audit.append(tx, actor, "parked write released", {"queued": number})
+
+    def drop_queued(self, number: int, reason: str, *, actor: str) -> None:
+        """Give a queued write up, as refused, for a person's ``reason``."""
+        with self._write() as tx:
+            queue.finish(tx, number, "refused", None, reason)
+            audit.append(tx, actor, "queued write given up", {"queued": number, "reason": reason})
 
     # Tables and chunks ---------------------------------------------------------------------------------
 
@@ -229,10 +406,17 @@ class Ledger:
                 marked = dict(sorted(Counter(key.table for key in keys).items()))
                 audit.append(tx, actor, "keys marked dirty", {"keys": marked, "origin": next(iter(keys)).origin})
 
-    def dirty(self, limit: int, after_id: int = 0, *, tables: Collection[str] | None = None) -> list[DirtyEntry]:
-        """The oldest entries (of these tables), in order of ``id``; a lower id may still turn up later."""
+    def dirty(
+        self,
+        limit: int,
+        after_id: int = 0,
+        *,
+        tables: Collection[str] | None = None,
+        cohorts: Collection[str] | None = None,
+    ) -> list[DirtyEntry]:
+        """The oldest entries (of these tables and cohorts), by ``id``; a lower id may still turn up later."""
         with self._read() as tx:
-            return dirty.read(tx, limit, after_id, tables)
+            return dirty.read(tx, limit, after_id, tables, cohorts)
 
     def dirty_of(self, table: str, keys: Collection[bytes]) -> list[DirtyEntry]:
         """All entries of these keys."""
@@ -433,6 +617,11 @@ class Ledger:
             return told.tell(tx, heard, adopting=True)
 
     # Audit ---------------------------------------------------------------------------------------------
+
+    def record_event(self, event: str, body: Mapping[str, Any], *, actor: str) -> None:
+        """Something that changes nothing else in the ledger."""
+        with self._write() as tx:
+            audit.append(tx, actor, event, dict(body))
 
     def events(self, limit: int = 100) -> list[Event]:
         """The newest first."""

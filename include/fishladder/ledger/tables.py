@@ -246,6 +246,62 @@ counter = _table(
     Column("value", NUMBER, nullable=False),
 )
 
+# `open` is 1 while the attempt is, then NULL: so a cohort has at most one that is open.
+attempt = _table(
+    "attempt",
+    _id(),
+    _migration(primary_key=False),
+    Column("cohort", COHORT, nullable=False),
+    Column("kind", WORD, nullable=False),
+    Column("step", WORD, nullable=False),
+    Column("epoch", NUMBER, nullable=False),
+    Column("open", NUMBER),
+    Column("actor", ACTOR, nullable=False),
+    Column("reason", LONG, nullable=False),
+    Column("request", ACTOR, nullable=False),
+    Column("deadline", NUMBER, nullable=False),
+    Column("opened_at", Moment, nullable=False),
+    Column("fenced_at", Moment),
+    Column("switched_at", Moment),
+    Column("ended_at", Moment),
+    Column("outcome", WORD),
+    Column("error", LONG),
+    UniqueConstraint("migration", "cohort", "open", name="ledger_attempt_open"),
+    UniqueConstraint("migration", "id", name="ledger_attempt_latest"),
+)
+
+proof = _table(
+    "proof",
+    _migration(),
+    Column("attempt", NUMBER, primary_key=True, autoincrement=False),
+    Column("epoch", NUMBER, primary_key=True, autoincrement=False),
+    Column("kind", WORD, primary_key=True),
+    Column("body", LONG, nullable=False),
+    Column("at", Moment, nullable=False),
+)
+
+queue = _table(
+    "queue",
+    _id(),
+    _migration(primary_key=False),
+    Column("cohort", COHORT, nullable=False),
+    Column("entity", KEY, nullable=False),
+    Column("operation", NAME, nullable=False),
+    Column("idempotency_key", NAME, nullable=False),
+    Column("digest", DIGEST, nullable=False),
+    Column("payload", LONG, nullable=False),
+    Column("state", WORD, nullable=False),
+    Column("result", LONG),
+    Column("reason", LONG),
+    Column("attempts", NUMBER, nullable=False),
+    Column("optimistic", WORD),
+    Column("at", Moment, nullable=False),
+    Column("finished_at", Moment),
+    UniqueConstraint("migration", "operation", "entity", "idempotency_key", name="ledger_queue_key"),
+    UniqueConstraint("migration", "cohort", "state", "id", name="ledger_queue_cohort"),
+    UniqueConstraint("migration", "entity", "state", "id", name="ledger_queue_entity"),
+)
+
 # `at` is text here: an event is digested as it is stored, so it must come back exactly as it went in.
 audit = _table(
     "audit",

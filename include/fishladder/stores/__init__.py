@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from fishladder.errors import FatalError, FishladderError, InputError
+from fishladder.stores.application import Application
 from fishladder.stores.base import Connect, Store
 
 _STORES = {
@@ -15,6 +16,8 @@ _STORES = {
     "mysql": ("fishladder.stores.mysql", "MySqlStore"),
     "oracle": ("fishladder.stores.oracle", "OracleStore"),
 }
+
+_APPLICATIONS = {"sqlite": "SqliteApplication", "mysql": "MySqlApplication", "oracle": "OracleApplication"}
 
 QUOTING = "percent-encode what is special in user, password and path: % is %25, : is %3A, @ is %40, / is %2F, # is %23"
 
@@ -30,6 +33,14 @@ def open_store(kind: str, connect: Connect, *, name: str = "") -> Store:
     module = import_module(path)
     store: Store = getattr(module, class_name)(_named(connect, name, module) if name else connect)
     return store
+
+
+def open_application(kind: str, connect: Connect) -> Application:
+    """The application's way into a store of this kind. Raises InputError for a kind that has no transactions."""
+    if kind not in _APPLICATIONS:
+        raise InputError(f"a store of kind {kind} has no transactions to serve from; {', '.join(_APPLICATIONS)} have")
+    application: type[Application] = getattr(import_module(_STORES[kind][0]), _APPLICATIONS[kind])
+    return application(connect)
 
 
 def _named(connect: Connect, name: str, module: Any) -> Connect:

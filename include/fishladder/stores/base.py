@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from fishladder.cells import LogicalType, Row
 
@@ -155,19 +155,17 @@ class Cascade:
     path: tuple[Step, ...]
 
 
-# What is read --------------------------------------------------------------------------------------------
+# What is read: named tuples where there is one per change, for frozen dataclasses take three times as long --------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class Found(NamedTuple):
     """A row and the entity it belongs to now (None: none, or a shared table)."""
 
     row: Row
     entity: bytes | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class Entry(NamedTuple):
     """One line of a journal: this key changed."""
 
     id: int
@@ -240,8 +238,16 @@ class Reader(Protocol):
         """The keys of the rows that belong to an entity now."""
         ...
 
-    def entries(self, tables: Sequence[str], limit: int) -> list[Entry]:
-        """The oldest entries of these tables in the journal."""
+    def entries(self, tables: Sequence[str], limit: int, cohorts: Sequence[str] | None = None) -> list[Entry]:
+        """The oldest entries of these tables (and cohorts) in the journal."""
+        ...
+
+    def count_entries(self, cohort: str) -> int:
+        """Entries that may be about rows of this cohort: its own, and those whose entity nobody knows."""
+        ...
+
+    def touched(self, attempt: str) -> list[tuple[str, bytes]]:
+        """Table and key of what copiers wrote here while this attempt was open."""
         ...
 
     def entries_of(self, table: str, keys: Sequence[bytes]) -> list[Entry]:
@@ -309,6 +315,12 @@ class Transaction(Reader, Protocol):
 
     def forget(self, ids: Sequence[int]) -> None:
         """Delete exactly these journal entries."""
+        ...
+
+    def forget_touched(self, attempt: str) -> None: ...
+
+    def forget_cohort(self, cohort: str) -> None:
+        """Delete all journal entries of a cohort that will never be copied again."""
         ...
 
     def commit(self) -> None:
@@ -387,6 +399,9 @@ class Triggers:
 @runtime_checkable
 class Fenced(Protocol):
     """A transactional store: it keeps fishladder's tables and triggers (design §5)."""
+
+    ids_follow_rows: bool
+    """Whether an id that is written moves the counter from which the next one is generated."""
 
     def account(self) -> str:
         """The account that this connection belongs to."""

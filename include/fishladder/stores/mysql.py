@@ -20,6 +20,7 @@ from MySQLdb.constants import FIELD_TYPE
 from fishladder import cells
 from fishladder.cells import Row
 from fishladder.errors import FatalError, RowError, TransientError
+from fishladder.stores.application import Application
 from fishladder.stores.base import (
     Connect,
     Finding,
@@ -148,6 +149,7 @@ class MySqlStore(WholeTables):
     """One MySQL or MariaDB schema. ``connect`` opens a new MySQLdb connection to it, as the copier."""
 
     kind = "mysql"
+    ids_follow_rows = True
     chunk_rows = CHUNK_ROWS
     install_tries = INSTALL_TRIES
 
@@ -497,3 +499,13 @@ def _without_waiting(dialect: MySqlDialect) -> MySqlDialect:
     other = type(dialect)()
     other.share, other.exclusive = f"{dialect.share} NOWAIT", f"{dialect.exclusive} NOWAIT"
     return other
+
+
+class MySqlApplication(Application):
+    """``connect`` opens a ``MySQLdb`` connection."""
+
+    errors = translated
+
+    def prepare(self, connection: Any) -> None:
+        if "MariaDB" in connection.get_server_info():
+            self.shared = " LOCK IN SHARE MODE"

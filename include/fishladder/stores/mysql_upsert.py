@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
 
 from MySQLdb import string_literal
 
@@ -40,16 +41,17 @@ class MySqlSession(Session):
             f"SELECT {self._select(relation)}, {entity} FROM {self.dialect.quote(relation.name)} t {_BY_KEY} WHERE "
         )
         found: dict[bytes, Found] = {}
+        key_of = itemgetter(*relation.key)  # the cell, where a key is only one
         for some in slices(list(dict.fromkeys(keys)), KEYS_AT_ONCE):
             cells = list(map(key_cells, some))
-            wanted: dict[tuple[Cell, ...], bytes] = dict(zip(cells, some, strict=True))
+            wanted = dict(zip([cell for (cell,) in cells] if len(relation.key) == 1 else cells, some, strict=True))
             where = self._keys(relation, cells, "t.")
             answer = self.run(f"{select}{where}{self.dialect.share if lock else ''}", [])
             rows = self._rows(relation, [line[:-1] for line in answer])
             for row, line in zip(rows, answer, strict=True):
-                key = wanted.get(tuple([row[at] for at in relation.key]))
+                key = wanted.get(key_of(row))
                 if key is not None:  # a collation that folds case or pads finds more than was asked for
-                    found[key] = Found(row=row, entity=line[-1])
+                    found[key] = Found(row, line[-1])
         return found
 
     def delete(self, relation: Relation, keys: Sequence[bytes]) -> None:
@@ -72,10 +74,11 @@ class MySqlSession(Session):
             self.run(f"{self.dialect.delete_by_key('fishladder_journal')} WHERE id IN ({wanted})", [])
 
     def lock_shards(self, numbers: Iterable[int]) -> None:
-        wanted = ", ".join(str(int(number)) for number in sorted(set(numbers)))
-        if wanted:  # read along the primary key, so they are locked in ascending order, as all copiers do
-            sql = f"SELECT no FROM fishladder_shard {_BY_KEY}"
-            self.run(f"{sql} WHERE no IN ({wanted}) ORDER BY no{self.dialect.exclusive}", [])
+        wanted = [b"%d" % number for number in sorted(set(numbers))]
+        if wanted:  # one after the other, ascending, as all copiers do; IN (…) would walk through those of others, too
+            names = self.dialect.table_of_rows("n", ["no"], _text(self.dialect.next_row.join(wanted)))
+            sql = f"SELECT s.no FROM {names} STRAIGHT_JOIN fishladder_shard s {_BY_KEY} ON s.no = n.no"
+            self.run(f"{sql}{self.dialect.exclusive}", [])
 
     def _keys(self, relation: Relation, keys: Sequence[tuple[bytes, ...]], alias: str) -> str:
         """SQL that holds for the rows with these keys."""
@@ -175,7 +178,10 @@ def _timestamps(relation: Relation) -> list[int]:
 
 
 def _check(pattern: re.Pattern[bytes], cells: Sequence[Cell], field: Field) -> None:
-    if not all(map(pattern.fullmatch, [cell for cell in cells if cell is not None])):
+    known = [cell for cell in cells if cell is not None]
+    if pattern is _NUMBER and all(known) and b"".join(known).isdigit():
+        return  # as keys mostly are
+    if not all(map(pattern.fullmatch, known)):
         raise RowError(f"the value is not {field.type}", column=field.column)
 
 

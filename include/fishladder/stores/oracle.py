@@ -22,6 +22,8 @@ import oracledb
 from fishladder import cells
 from fishladder.cells import Row, row_key
 from fishladder.errors import FatalError, RowError, TransientError
+from fishladder.stores.application import Application
+from fishladder.stores.application import Session as ApplicationSession
 from fishladder.stores.base import (
     Connect,
     Fence,
@@ -262,6 +264,7 @@ class OracleStore(WholeTables):
     """One Oracle schema. ``connect`` opens a new python-oracledb connection to it, as the copier."""
 
     kind = "oracle"
+    ids_follow_rows = False
     chunk_rows = CHUNK_ROWS
     folds_names = False
     install_tries = INSTALL_TRIES
@@ -624,3 +627,23 @@ def _report_text(cell: Any, is_number: bool) -> str | None:
         return None
     text = cell.decode() if isinstance(cell, bytes) else str(cell)
     return cells.decimal_text(text, None) if is_number else text
+
+
+class OracleApplication(Application):
+    """``connect`` opens an ``oracledb`` connection in which the tables need no owner's name."""
+
+    begin = begin_reading = ""
+    shared = ""
+    errors = translated
+
+    def prepare(self, connection: oracledb.Connection) -> None:
+        connection.autocommit = False
+
+    def marked(self, sql: str) -> str:
+        return numbered_marks(sql)
+
+    def document(self, text: str) -> bytes:
+        return text.encode()
+
+    def hold(self, session: ApplicationSession, cohort: str) -> None:
+        session.run(f"LOCK TABLE {lock_name('fence', cohort)} IN ROW SHARE MODE")

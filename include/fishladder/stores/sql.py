@@ -184,7 +184,7 @@ def statements(rows: Sequence[Row], most: int) -> Iterator[Sequence[Row]]:
     """The rows in pieces that each make one statement of bearable length."""
     start, size = 0, 0
     for at, row in enumerate(rows):
-        length = sum(len(cell) for cell in row if cell is not None)
+        length = sum(map(len, filter(None, row)))
         if at > start and (at - start == most or size + length > STATEMENT_BYTES):
             yield rows[start:at]
             start, size = at, 0
@@ -268,7 +268,7 @@ class Session:
             for row, line in zip(rows, answer, strict=True):
                 key = row_key(row, relation.key)
                 if key in wanted:  # a store that folds case or pads finds more than was asked for
-                    found[key] = Found(row=row, entity=line[-1])
+                    found[key] = Found(row, line[-1])
         return found
 
     def first_keys(self, relation: Relation, limit: int) -> list[bytes]:
@@ -385,13 +385,21 @@ class Session:
     def _entries(self, where: str, parameters: Sequence[Any]) -> list[Entry]:
         sql = f"SELECT id, table_name, row_key, entity, cohort, at FROM fishladder_journal {where}"
         return [
-            Entry(id=int(id_), table=table.decode(), key=key, entity=entity, cohort=cohort.decode(), at=at.decode())
+            Entry(int(id_), table.decode(), key, entity, cohort.decode(), at.decode())
             for id_, table, key, entity, cohort, at in self.run(sql, parameters)
         ]
 
-    def entries(self, tables: Sequence[str], limit: int) -> list[Entry]:
-        where = f"WHERE table_name IN ({', '.join('?' * len(tables))}) ORDER BY id{self.dialect.limit}"
-        return self._entries(where, [*tables, limit]) if tables else []
+    def entries(self, tables: Sequence[str], limit: int, cohorts: Sequence[str] | None = None) -> list[Entry]:
+        if not tables or cohorts == []:
+            return []
+        where = f"WHERE table_name IN ({', '.join('?' * len(tables))})"
+        if cohorts is not None:
+            where += f" AND cohort IN ({', '.join('?' * len(cohorts))})"
+        return self._entries(f"{where} ORDER BY id{self.dialect.limit}", [*tables, *(cohorts or ()), limit])
+
+    def count_entries(self, cohort: str) -> int:
+        sql = "SELECT count(*) FROM fishladder_journal WHERE cohort = ? OR (cohort = ? AND entity IS NULL)"
+        return int(self.run(sql, [cohort, NO_HOME])[0][0])
 
     def entries_of(self, table: str, keys: Sequence[bytes]) -> list[Entry]:
         found: list[Entry] = []
@@ -455,6 +463,16 @@ class Session:
         for table, key, cohort in entries:
             if not self.run(known, [table, self.key(key), attempt]):
                 self.run(sql, [table, self.key(key), cohort, attempt])
+
+    def touched(self, attempt: str) -> list[tuple[str, bytes]]:
+        found = self.run("SELECT table_name, row_key FROM fishladder_touched WHERE attempt = ?", [attempt])
+        return [(table.decode(), key) for table, key in found]
+
+    def forget_touched(self, attempt: str) -> None:
+        self.run("DELETE FROM fishladder_touched WHERE attempt = ?", [attempt])
+
+    def forget_cohort(self, cohort: str) -> None:
+        self.run("DELETE FROM fishladder_journal WHERE cohort = ?", [cohort])
 
 
 def load_state(generation: Any, is_open: Any) -> LoadState:

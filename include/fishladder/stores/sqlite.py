@@ -18,6 +18,7 @@ from typing import Any
 
 from fishladder import cells
 from fishladder.errors import AmbiguousError, FatalError, FenceError, RowError, TransientError
+from fishladder.stores.application import Application
 from fishladder.stores.base import (
     Column,
     Connect,
@@ -132,6 +133,7 @@ class SqliteStore(WholeTables):
     chunk_rows = CHUNK_ROWS
     folds_names = True
     lock_wait = LOCK_WAIT
+    ids_follow_rows = True
 
     def __init__(self, connect: Connect) -> None:
         self._connect = connect
@@ -484,3 +486,19 @@ class SqliteStore(WholeTables):
             for kind in ("trigger", "table"):
                 for (name,) in self.run(f"SELECT name FROM sqlite_master WHERE type = '{kind}' AND {ours}"):
                     self.run(f"DROP {kind} {self.dialect.quote(name.decode())}")
+
+
+class SqliteApplication(Application):
+    """``connect`` opens a ``sqlite3.Connection``; whoever writes is alone, so the fence needs no lock."""
+
+    begin = "BEGIN IMMEDIATE"
+    begin_reading = "BEGIN"
+    shared = ""
+    errors = translated
+
+    def prepare(self, connection: sqlite3.Connection) -> None:
+        connection.isolation_level = None
+        connection.execute(f"PRAGMA busy_timeout = {int(LOCK_WAIT * 1000)}")
+
+    def marked(self, sql: str) -> str:
+        return sql

@@ -1,0 +1,281 @@
+"""The flip: a state machine in the ledger that moves one cohort from one store to the other (design §10).
+
+``Cutover.advance`` takes one step of one attempt, from the ledger alone. Each step may be repeated, may be late, and
+may be taken by two at once: orders to a fence only ever raise its epoch and are read back, and the ledger compares
+(attempt, epoch, step) before it sets anything. A rollback is the same path with the stores swapped, an abort the
+same path to where it came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+from fishladder import apply, reconcile
+from fishladder.apply import Ends
+from fishladder.cells import NO_HOME, SHARED, Row
+from fishladder.clock import Clock
+from fishladder.errors import AmbiguousError, FishladderError, InputError, LedgerError, StaleError, TransientError
+from fishladder.fence import set_fence
+from fishladder.ledger import BEFORE_SWITCH, Attempt, Ledger
+from fishladder.plan import Plan, PlanTable, Side
+from fishladder.reports import run_cutover_reports
+from fishladder.spec import Migration
+from fishladder.spec_parts import OTHERS
+from fishladder.stores.base import Fence, Fenced, Found, Store, Writer
+
+POLL = 0.05
+"""Seconds between looks at what others have to finish."""
+TRIES = 3
+STEP_PATIENCE = 10.0
+"""Seconds that one step may wait for a fence; then the attempt is looked at again."""
+
+Replay = Callable[[str], object]
+"""Replays what is queued of a cohort into its owner, as far as it can."""
+
+
+def wave_needs(spec: Migration, cohort: str, kind: str, cohorts: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """The stages that other cohorts must have reached before this one may go.
+
+    Waves go in their order; shared tables are flipped last and rolled back first.
+    """
+    moved = ("live", "complete")
+    others = [other for other in sorted(cohorts) if other not in (cohort, NO_HOME)]
+    if kind == "flip" and cohort == SHARED:
+        return dict.fromkeys(others, moved)
+    if kind == "flip":
+        return dict.fromkeys((other for other in others if _wave(spec, other) < _wave(spec, cohort)), moved)
+    if kind == "rollback" and cohort != SHARED and SHARED in cohorts:
+        return {SHARED: ("off", "shadow")}
+    return {}
+
+
+def check_ids(spec: Migration, plan: Plan, source: Store, target: Store) -> None:
+    """Raises InputError where both stores would generate the same ids once a cohort has moved."""
+    assert isinstance(source, Fenced) and isinstance(target, Fenced)
+    apart = spec.ids is not None and (spec.ids.interleaved or not source.ids_follow_rows)
+    for table in plan.tables:
+        if apart or table.internal or source.generated_from(table.source) is None:
+            continue
+        if target.generated_from(table.target) is not None:
+            raise InputError(
+                f"{table.name}: both stores generate its ids, and after a flip would generate the same ones: keep them"
+                " apart with ids: {interleaved: true}, run prepare, and see preflight"
+            )
+
+
+def _wave(spec: Migration, cohort: str) -> int:
+    waves = spec.cohort.waves
+    named = (number for number, wave in enumerate(waves) if cohort in wave)
+    rest = (number for number, wave in enumerate(waves) if OTHERS in wave)
+    return len(waves) if cohort == SHARED else next(named, next(rest, len(waves)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cutover:
+    """What moving a cohort needs. ``stores`` are the copier's connections."""
+
+    spec: Migration
+    plan: Plan
+    stores: Mapping[Side, Store]
+    ledger: Ledger
+    clock: Clock
+    replay: Replay
+    say: Callable[[str], None] = lambda line: None
+
+    def verify(self, attempt: Attempt) -> bool:
+        """A full pass over every table while traffic is on; whether nothing of the cohort was found.
+
+        Keys that are copied from here on are noted as touched, and are all that is compared under the fence.
+        """
+        wrong = [line for table in self.plan.tables if (line := self._pass(table, attempt.cohort))]
+        if rejects := self.ledger.count_rejects(cohort=attempt.cohort):
+            wrong.append(f"{rejects} open rejects")
+        if wrong:
+            self.say(f"{attempt.cohort}: {'; '.join(wrong)}; nothing is fenced")
+        else:
+            self.ledger.prove(attempt, "verified", {"tables": [table.name for table in self.plan.tables]})
+        return not wrong
+
+    def _pass(self, table: PlanTable, cohort: str) -> str | None:
+        """What a pass over a table says against the cohort. One that met keys too busy to judge is made again."""
+        for _ in range(TRIES):
+            found = reconcile.reconcile_table(self.plan, table, self._ends("source"), self.ledger)
+            counts = {
+                "mismatches": found.by_cohort.get(cohort, 0),
+                "orphans": found.orphans,
+                "duplicates": found.duplicates,
+                "keys too busy to judge": found.deferred,
+            }
+            said = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+            if not found.deferred:
+                break
+        return f"{table.name}: {said}" if said else None
+
+    def run(self, number: int) -> Attempt:
+        """Take an attempt to its end, however often others take steps of it meanwhile.
+
+        Raises LedgerError when it cannot go on: a store is ahead of the ledger.
+        """
+        attempt = self.ledger.attempt(number)
+        while attempt.outcome is None:
+            before = attempt
+            attempt = self.advance(number)
+            if attempt.step != before.step:
+                self.say(f"{attempt.cohort}: {before.step} is done")
+            elif attempt.outcome is None:
+                self.clock.sleep(POLL)
+        return attempt
+
+    def advance(self, number: int) -> Attempt:
+        """Take one step, or abort what can no longer be in time. Returns the attempt as it then is.
+
+        Raises LedgerError when a store's fence is ahead of the ledger, TransientError past the switch.
+        """
+        attempt = self.ledger.attempt(number)
+        if attempt.outcome is not None:
+            return attempt
+        abortable = attempt.step in BEFORE_SWITCH
+        if abortable and attempt.fenced_at and self._late(attempt):
+            return self._abort(attempt, f"not ready within {attempt.deadline} s of fencing")
+        try:
+            return self._step(attempt)
+        except StaleError:
+            return self.ledger.attempt(number)
+        except (TransientError, AmbiguousError) as error:
+            self.say(f"{attempt.cohort}: {attempt.step}: {error}")
+            return self.ledger.attempt(number)
+        except FishladderError as error:
+            if not abortable or isinstance(error, _Frozen):
+                raise
+            return self._abort(attempt, str(error))
+
+    def _late(self, attempt: Attempt) -> bool:
+        assert attempt.fenced_at is not None
+        return (self.clock.now() - attempt.fenced_at).total_seconds() > attempt.deadline
+
+    def _abort(self, attempt: Attempt, why: str) -> Attempt:
+        self.say(f"{attempt.cohort}: aborted: {why}")
+        try:
+            return self.ledger.abort(attempt, why)
+        except StaleError:
+            return self.ledger.attempt(attempt.id)
+
+    # The steps
+
+    def _step(self, attempt: Attempt) -> Attempt:
+        match attempt.step:
+            case "verify":
+                return self.ledger.fence_attempt(attempt)
+            case "fence":
+                self._order(attempt, self._loser(attempt), "nobody")
+                return self.ledger.queue_attempt(attempt)
+            case "drain":
+                return self.ledger.drained(attempt) if self._drained(attempt) else attempt
+            case "compare":
+                self._compare(attempt)
+                return self.ledger.switch(attempt)
+            case "open":
+                self._order(attempt, self._owner(attempt), "application")
+                return self.ledger.advance(attempt, "close")
+            case "close":
+                self._order(attempt, "target" if self._owner(attempt) == "source" else "source", "copier")
+                return self.ledger.advance(attempt, "replay")
+            case "replay":
+                self.replay(attempt.cohort)
+                ended = self.ledger.end_replay(attempt)
+                if ended is None:
+                    return attempt
+                self._forget_touched(attempt)
+                return ended
+            case "free":
+                self._order(attempt, "target", "free")
+                return self.ledger.advance(attempt, "shut")
+            case "shut":
+                self._order(attempt, "source", "nobody")
+                return self.ledger.advance(attempt, "forget")
+            case "forget":
+                with self.stores["target"].begin() as there:
+                    there.forget_cohort(attempt.cohort)
+                    there.commit()
+                return self.ledger.end_attempt(attempt)
+        raise AssertionError(attempt.step)
+
+    def _loser(self, attempt: Attempt) -> Side:
+        return "source" if attempt.kind == "flip" else "target"
+
+    def _owner(self, attempt: Attempt) -> Side:
+        return "source" if self.ledger.route(attempt.cohort).owner == "source" else "target"
+
+    def _order(self, attempt: Attempt, side: Side, writer: Writer) -> None:
+        """Set a fence, and believe only what is read back."""
+        # A completion leaves the route's epoch alone: routers go on as they are.
+        wanted = Fence(writer=writer, epoch=attempt.epoch + (attempt.kind == "complete"))
+        found = set_fence(
+            self.stores[side], self.clock, attempt.cohort, writer, wanted.epoch, deadline=self._patience(attempt)
+        )
+        if found == wanted:
+            return
+        if self.ledger.attempt(attempt.id) != attempt:
+            raise StaleError(f"{attempt.cohort}: somebody else has taken attempt no. {attempt.id} further")
+        raise _Frozen(
+            f"{attempt.cohort}: the {side}'s fence says {found.writer} in epoch {found.epoch}, the ledger is in epoch"
+            f" {attempt.epoch}: the ledger was restored from a backup, or another ledger moves this cohort. It stays"
+            " as it is until somebody has looked"
+        )
+
+    def _patience(self, attempt: Attempt) -> float:
+        if attempt.step not in BEFORE_SWITCH or attempt.fenced_at is None:
+            return STEP_PATIENCE
+        left = attempt.deadline - (self.clock.now() - attempt.fenced_at).total_seconds()
+        return min(STEP_PATIENCE, max(0.0, left))
+
+    def _ends(self, owner: Side) -> Ends:
+        other: Side = "target" if owner == "source" else "source"
+        return Ends(owner=owner, origin=self.stores[owner], destination=self.stores[other])
+
+    def _drained(self, attempt: Attempt) -> bool:
+        """Apply what is dirty of the cohort; whether nothing is any more."""
+        ends, cohort = self._ends(self._loser(attempt)), attempt.cohort
+        apply.apply_round(self.plan, [ends], self.ledger, cohorts=[cohort])
+        if rejects := self.ledger.count_rejects(cohort=cohort):
+            raise LedgerError(f"{cohort}: {rejects} of its rows are rejected; mend and retry them before the flip")
+        with ends.origin.read() as origin:
+            left = origin.count_entries(cohort)
+        return not left and not self.ledger.count_dirty(cohort)
+
+    def _compare(self, attempt: Attempt) -> None:
+        """Exactly the keys touched since the pass began, and the reports for this moment. Raises LedgerError."""
+        ends, keys = self._ends(self._loser(attempt)), dict[str, list[bytes]]()
+        with ends.destination.read() as there, ends.origin.read() as here:
+            for name, key in there.touched(str(attempt.id)):
+                keys.setdefault(name, []).append(key)
+            for name, some in keys.items():
+                table = self.plan.table(name)
+                ours = here.rows_by_key(table.at(self._loser(attempt)), some)
+                theirs = there.rows_by_key(table.at("target" if ends.owner == "source" else "source"), some)
+                wrong = [key for key in some if _cells(ours, key) != _cells(theirs, key)]
+                if wrong:
+                    raise LedgerError(f"{attempt.cohort}: {len(wrong)} rows of {name} differ under the fence")
+        unequal = [
+            f"{result.name}: {difference}"
+            for result in run_cutover_reports(self.spec, self.stores, cohort=attempt.cohort, now=self.clock.now())
+            for difference in result.differences()
+        ]
+        if unequal:
+            raise LedgerError(f"{attempt.cohort}: reports differ under the fence: {'; '.join(unequal)}")
+        self.ledger.prove(attempt, "compared", {"touched": {name: len(some) for name, some in keys.items()}})
+
+    def _forget_touched(self, attempt: Attempt) -> None:
+        for store in self.stores.values():
+            with store.begin() as transaction:
+                transaction.forget_touched(str(attempt.id))
+                transaction.commit()
+
+
+def _cells(found: Mapping[bytes, Found], key: bytes) -> Row | None:
+    return found[key].row if key in found else None
+
+
+class _Frozen(LedgerError):
+    """Neither forward nor back: what the stores say and what the ledger says cannot both be true."""

@@ -1,0 +1,180 @@
+"""The queue: writes that customers were told are accepted while nobody may write, in order per entity (design §9)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from sqlalchemy import ColumnElement, Row, func, insert, select, update
+
+from fishladder.errors import InputError, StaleError
+from fishladder.ledger import tables
+from fishladder.ledger.database import Transaction
+from fishladder.ledger.routes import Route, route_of
+
+State = Literal["pending", "parked", "done", "refused"]
+Optimistic = Literal["due", "done", "undone"]
+"""Of what was promised along with a queued write: it is to be done, was done, or was done and undone again."""
+QUEUEING = ("queue", "replay")
+"""Stages in which a write may be queued."""
+WAITING = ("pending", "parked")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queued:
+    """A write in the queue. ``id`` numbers the writes of an entity in the order in which they were accepted.
+
+    ``payload`` and ``result`` are JSON texts. ``state``: ``pending``; ``parked``, it failed too often and its entity
+    waits for a person; ``done``; ``refused``, the business said no, for ``reason``.
+    """
+
+    id: int
+    cohort: str
+    entity: bytes
+    operation: str
+    key: str
+    digest: str
+    payload: str
+    state: State
+    result: str | None
+    reason: str | None
+    attempts: int
+    optimistic: Optimistic | None
+    at: datetime
+
+
+def enqueue(
+    tx: Transaction,
+    cohort: str,
+    entity: bytes,
+    operation: str,
+    key: str,
+    digest: str,
+    payload: str,
+    optimistic: bool,
+) -> Queued | Route:
+    """Queue a write, once per key. Returns the route instead when its stage takes none.
+
+    Raises InputError when the key was used for another payload.
+    """
+    route = route_of(tx, cohort, lock=True)  # the stage stays what it is until this is committed
+    if known := find(tx, operation, entity, key):
+        if known.digest != digest:
+            raise InputError(f"{operation}: the idempotency key {key!r} was used before, with another payload")
+        return known
+    if route.stage not in QUEUEING:
+        return route
+    values = {
+        "migration": tx.migration,
+        "cohort": cohort,
+        "entity": entity,
+        "operation": operation,
+        "idempotency_key": key,
+        "digest": digest,
+        "payload": payload,
+        "state": "pending",
+        "attempts": 0,
+        "optimistic": "due" if optimistic else None,
+        "at": tx.now,
+    }
+    tx.connection.execute(insert(tables.queue).values(values))
+    found = find(tx, operation, entity, key)
+    assert found is not None
+    return found
+
+
+def find(tx: Transaction, operation: str, entity: bytes, key: str) -> Queued | None:
+    columns = tables.queue.c
+    query = select(tables.queue).where(
+        columns.migration == tx.migration,
+        columns.operation == operation,
+        columns.entity == entity,
+        columns.idempotency_key == key,
+    )
+    row = tx.connection.execute(query).first()
+    return None if row is None else _queued(row)
+
+
+def waiting_of(tx: Transaction, entity: bytes) -> list[Queued]:
+    """An entity's writes that are not in the owner yet, oldest first."""
+    columns = tables.queue.c
+    query = select(tables.queue).where(
+        columns.migration == tx.migration, columns.entity == entity, columns.state.in_(WAITING)
+    )
+    return [_queued(row) for row in tx.connection.execute(query.order_by(columns.id))]
+
+
+def oldest(tx: Transaction, cohort: str, limit: int) -> list[Queued]:
+    """The oldest pending writes of entities that have none parked."""
+    columns = tables.queue.c
+    mine = (columns.migration == tx.migration, columns.cohort == cohort)
+    parked = select(columns.entity).where(*mine, columns.state == "parked")
+    query = select(tables.queue).where(*mine, columns.state == "pending", columns.entity.not_in(parked))
+    return [_queued(row) for row in tx.connection.execute(query.order_by(columns.id).limit(limit))]
+
+
+def count_waiting(tx: Transaction, cohort: str) -> int:
+    columns = tables.queue.c
+    query = select(func.count()).where(
+        columns.migration == tx.migration, columns.cohort == cohort, columns.state.in_(WAITING)
+    )
+    return tx.connection.scalar(query) or 0
+
+
+def count(tx: Transaction, cohort: str | None) -> dict[str, int]:
+    """Writes per state, of one cohort or of all."""
+    columns = tables.queue.c
+    query = select(columns.state, func.count()).where(columns.migration == tx.migration).group_by(columns.state)
+    found = tx.connection.execute(query if cohort is None else query.where(columns.cohort == cohort))
+    return {row.state: row[1] for row in found}
+
+
+def finish(tx: Transaction, number: int, state: State, result: str | None, reason: str | None) -> None:
+    """Of a write that is waiting. One that is finished stays as it is."""
+    _update(tx, number, WAITING, state=state, result=result, reason=reason, finished_at=tx.now)
+
+
+def note_failure(tx: Transaction, number: int, reason: str, most: int) -> State:
+    """Count a failed attempt; after ``most`` of them the write is parked."""
+    columns = tables.queue.c
+    _update(tx, number, ("pending",), attempts=columns.attempts + 1, reason=reason)
+    query = select(columns.attempts).where(columns.migration == tx.migration, columns.id == number)
+    if (tx.connection.scalar(query) or 0) < most:
+        return "pending"
+    _update(tx, number, ("pending",), state="parked")
+    return "parked"
+
+
+def note_optimistic(tx: Transaction, number: int, state: Optimistic) -> None:
+    _update(tx, number, (*WAITING, "done", "refused"), optimistic=state)
+
+
+def release(tx: Transaction, number: int) -> None:
+    """Let a parked write be tried again. Raises StaleError when it is not parked."""
+    if not _update(tx, number, ("parked",), state="pending", attempts=0):
+        raise StaleError(f"write no. {number} of the queue is not parked")
+
+
+def _update(tx: Transaction, number: int, states: tuple[str, ...], **values: Any) -> int:
+    columns = tables.queue.c
+    mine: list[ColumnElement[bool]] = [columns.migration == tx.migration, columns.id == number]
+    return tx.connection.execute(update(tables.queue).where(*mine, columns.state.in_(states)).values(values)).rowcount
+
+
+def _queued(row: Row[Any]) -> Queued:
+    return Queued(
+        id=row.id,
+        cohort=row.cohort,
+        entity=row.entity,
+        operation=row.operation,
+        key=row.idempotency_key,
+        digest=row.digest,
+        payload=row.payload,
+        state=row.state,
+        result=row.result,
+        reason=row.reason,
+        attempts=row.attempts,
+        optimistic=row.optimistic,
+        at=row.at,
+    )

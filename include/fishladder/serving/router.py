@@ -1,0 +1,318 @@
+"""The router: where an application's reads and writes go while its state moves (design §9).
+
+No lease and no clock decide anything. A write holds the owner's fence, shared, in its own transaction and compares the
+epoch with the route it believes in; what it believes may be old, and then it is refused and looks again. So an
+outage of the ledger stops no customer of a cohort that is not being moved.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fishladder.cells import NO_HOME, cohort_entity
+from fishladder.errors import AmbiguousError, FatalError, InputError, RowError, TransientError
+from fishladder.ledger import Ledger, Queued, Route
+from fishladder.serving.metrics import Metrics, NoMetrics
+from fishladder.serving.operations import Entity, Operation, Operations, Payload, entity_text, payload_text
+from fishladder.serving.shadow import Shadow
+from fishladder.stores.application import Application, Applied
+from fishladder.stores.base import Fence
+
+ROUTE_SECONDS = 1.0
+"""How long a route is believed without asking the ledger again; a fence may say sooner that it is old."""
+PATIENCE = 30.0
+"""Seconds that a call tries: longer than a fence takes to be raised, shorter than a customer waits."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """``done`` with the operation's result, or ``queued``: durable, in order, and replayed within seconds.
+
+    ``repeated``: the key had taken effect before, and this is the result of then.
+    """
+
+    state: Literal["done", "queued"]
+    result: Any = None
+    repeated: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pending:
+    """A write of the entity that was accepted and is not in the answer yet."""
+
+    operation: str
+    key: str
+    payload: Payload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    value: Any
+    pending: tuple[Pending, ...] = ()
+
+
+class Refused(FatalError):
+    """The business said no to this write when it was replayed; the message is its reason."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Write:
+    operation: Operation
+    cohort: str
+    entity: bytes
+    key: str
+    payload: Payload
+    text: str
+    digest: str
+
+
+class Router:
+    """One for a process; threads share it.
+
+    ``source`` and ``target``: the application's own accounts. ``shadow``: compares reads off the customer's path.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        operations: Operations,
+        *,
+        source: Application,
+        target: Application,
+        metrics: Metrics | None = None,
+        shadow: Shadow | None = None,
+        patience: float = PATIENCE,
+    ) -> None:
+        self.ledger = ledger
+        self.operations = operations
+        self.stores: Mapping[str, Application] = {"source": source, "target": target}
+        self.metrics = metrics or NoMetrics()
+        for side, store in self.stores.items():
+            store.connected = operations.for_side(side)
+        self._shadow = shadow
+        self._patience = patience
+        self._routes: dict[str, tuple[Route, float]] = {}
+        self._homes: dict[bytes, str] = {}
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        for store in self.stores.values():
+            store.close()
+
+    # Writes
+
+    def write(
+        self, operation: str, payload: Payload, *, key: str, entity: Entity | None = None, cohort: str | None = None
+    ) -> Written:
+        """Do it once in the owner, or queue it while nobody may write.
+
+        ``key``: the idempotency key: the same again is answered and not done again. ``entity``: the customer whose
+        rows it writes; for one who is still to be born, and for shared tables, ``cohort`` instead.
+        Raises what the operation raises; InputError for a key that was used for another payload, TransientError when
+        nothing worked in time (the same call with the same key may be repeated), Refused.
+        """
+        text, digest = payload_text(payload)
+        where, whose = self._place(entity, cohort)
+        wanted = _Write(
+            operation=self.operations[operation],
+            cohort=where,
+            entity=whose,
+            key=key,
+            payload=payload,
+            text=text,
+            digest=digest,
+        )
+        began, pause = time.monotonic(), FIRST_PAUSE
+        route = self._route(where)
+        while True:
+            written = self._try(wanted, route)
+            if written is not None:
+                outcome = "repeated" if written.repeated else written.state
+                self.metrics.count("writes", operation=operation, stage=route.stage, outcome=outcome)
+                self.metrics.seconds("write", time.monotonic() - began, operation=operation)
+                return written
+            if time.monotonic() - began > self._patience:
+                raise TransientError(
+                    f"{operation}: {where} could not be written for {self._patience:g} s (stage {route.stage});"
+                    " repeat it with the same key"
+                )
+            time.sleep(pause)  # somebody else's step has to be over first
+            pause = min(2 * pause, LONGEST_PAUSE)
+            route = self._route(where, fresh=True)
+
+    def _try(self, wanted: _Write, route: Route) -> Written | None:
+        """None: the route was old, or something passing was in the way."""
+        if route.stage == "queue":
+            return self._queue(wanted)
+        if route.stage == "replay" and self.ledger.waiting_of(wanted.entity):
+            return self._queue(wanted)
+        return self._do(wanted, route)
+
+    def _queue(self, wanted: _Write) -> Written | None:
+        operation = wanted.operation
+        try:
+            found = self.ledger.enqueue(
+                wanted.cohort,
+                wanted.entity,
+                operation.name,
+                wanted.key,
+                wanted.digest,
+                wanted.text,
+                optimistic=operation.optimistic is not None,
+            )
+        except (TransientError, AmbiguousError):  # the key says whether it was queued
+            return None
+        if isinstance(found, Route):
+            self._remember(wanted.cohort, found)
+            return None
+        return self._accepted(wanted, found)
+
+    def _accepted(self, wanted: _Write, queued: Queued) -> Written:
+        if queued.state == "done":
+            result = None if queued.result is None else json.loads(queued.result)
+            return Written(state="done", result=result, repeated=True)
+        if queued.state == "refused":
+            raise Refused(queued.reason or "refused")
+        if queued.optimistic == "due" and wanted.operation.optimistic is not None:
+            wanted.operation.optimistic(wanted.payload, wanted.key)
+            self.ledger.note_optimistic(queued.id, "done")
+        return Written(state="queued")
+
+    def _do(self, wanted: _Write, route: Route) -> Written | None:
+        store, operation = self.stores[route.owner], wanted.operation
+        try:
+            with store.transaction() as session:
+                if not _is_open(session.fence(wanted.cohort, hold=True), route):
+                    self.metrics.count("refused", operation=operation.name, stage=route.stage)
+                    return None
+                known = session.applied(operation.name, wanted.entity, wanted.key)
+                if known is not None:
+                    if known.digest != wanted.digest:
+                        reused = f"the idempotency key {wanted.key!r} was used before, with another payload"
+                        raise InputError(f"{operation.name}: {reused}")
+                    return Written(state="done", result=json.loads(known.result or "null"), repeated=True)
+                result = operation.on(route.owner)(session.connection, wanted.payload)
+                applied = Applied(digest=wanted.digest, result=json.dumps(result))
+                session.record(operation.name, wanted.entity, wanted.key, applied)
+                session.commit()
+            return Written(state="done", result=result)
+        except (TransientError, AmbiguousError):
+            pass  # the applied key says whether it took effect
+        except RowError as error:
+            if not error.unique:
+                raise
+            # The key: somebody does, or did, the same at the same time.
+        except operation.refusals:
+            raise
+        except Exception as error:
+            if not store.is_passing(error):
+                raise
+        self.metrics.count("retries", operation=operation.name, stage=route.stage)
+        return None
+
+    # Reads
+
+    def read(
+        self, operation: str, payload: Payload, *, entity: Entity | None = None, cohort: str | None = None
+    ) -> Answer:
+        """Ask the owner. The answer names the writes of the entity that are accepted and not in it yet."""
+        found, began, pause = self.operations[operation], time.monotonic(), FIRST_PAUSE
+        where, whose = self._place(entity, cohort)
+        route = self._route(where)
+        while True:
+            value, done = self._ask(found, payload, where, route)
+            if done:
+                break
+            if time.monotonic() - began > self._patience:
+                raise TransientError(f"{operation}: {where} could not be read for {self._patience:g} s; repeat it")
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+            route = self._route(where, fresh=True)
+        pending: list[Queued] = []
+        if route.stage in ("queue", "replay"):
+            pending = self.ledger.waiting_of(whose)
+        self.metrics.count("reads", operation=operation, stage=route.stage)
+        self.metrics.seconds("read", time.monotonic() - began, operation=operation)
+        if self._shadow is not None and route.stage == "shadow":
+            self._shadow.compare(found, payload, value, self.stores["target"], self.metrics)
+        return Answer(
+            value=value,
+            pending=tuple(Pending(operation=p.operation, key=p.key, payload=json.loads(p.payload)) for p in pending),
+        )
+
+    def _ask(self, operation: Operation, payload: Payload, cohort: str, route: Route) -> tuple[Any, bool]:
+        store = self.stores[route.owner]
+        try:
+            with store.transaction(reading=True) as session:
+                fence = session.fence(cohort, hold=False)
+                if fence is not None and (
+                    fence.epoch > route.epoch or (fence.epoch == route.epoch and fence.writer == "copier")
+                ):
+                    return None, False  # it is a copy by now
+                return operation.on(route.owner)(session.connection, payload), True
+        except (TransientError, AmbiguousError):
+            return None, False
+        except operation.refusals:
+            raise
+        except Exception as error:
+            if not store.is_passing(error):
+                raise
+            return None, False
+
+    # Where a call goes
+
+    def _place(self, entity: Entity | None, cohort: str | None) -> tuple[str, bytes]:
+        """The cohort, and the entity under which a key is kept."""
+        if entity is None:
+            if cohort is None:
+                raise InputError("a call names its entity, or its cohort where there is none yet")
+            return cohort, cohort_entity(cohort)
+        text = entity_text(entity)
+        home = self._home(text)
+        if home is None and cohort is not None:
+            return cohort, cohort_entity(cohort)
+        return home or NO_HOME, text
+
+    def _home(self, entity: bytes) -> str | None:
+        """It never changes, so once known it is known for ever."""
+        if entity not in self._homes:
+            for side in ("source", "target"):
+                with self.stores[side].transaction(reading=True) as session:
+                    found = session.home(entity)
+                if found is not None:
+                    self._homes[entity] = found
+                    break
+        return self._homes.get(entity)
+
+    def _route(self, cohort: str, *, fresh: bool = False) -> Route:
+        known = self._routes.get(cohort)
+        if known is not None and not fresh and time.monotonic() - known[1] < ROUTE_SECONDS:
+            return known[0]
+        try:
+            route = self.ledger.route(cohort)
+        except (TransientError, AmbiguousError):
+            if known is None:
+                raise
+            return known[0]  # a fence refuses if it is old
+        return self._remember(cohort, route)
+
+    def _remember(self, cohort: str, route: Route) -> Route:
+        with self._lock:
+            known = self._routes.get(cohort)
+            if known is not None and known[0].epoch > route.epoch:
+                return known[0]
+            self._routes[cohort] = (route, time.monotonic())
+            return route
+
+
+def _is_open(fence: Fence | None, route: Route) -> bool:
+    """Whether the application may write here, and the route that it believes in is that of the fence."""
+    if fence is None:
+        return False
+    return fence.writer == "free" or (fence.writer == "application" and fence.epoch == route.epoch)

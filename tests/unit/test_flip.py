@@ -1,0 +1,389 @@
+"""A cohort moves from one SQLite file to the other and back, step by step, with a router in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from fishladder.clock import SystemClock
+from fishladder.errors import InputError, LedgerError, StaleError
+from fishladder.fence import set_fence
+from fishladder.flip import Cutover, wave_needs
+from fishladder.ledger import Attempt, Route
+from fishladder.serving import Operations, Refused, Replayer, Router
+from fishladder.stores.application import Application
+from fishladder.stores.sqlite import SqliteApplication, connect
+from tests.unit.small import Small
+
+
+class Declined(Exception):
+    pass
+
+
+def _pay(connection: Any, payload: Any) -> dict[str, Any]:
+    if payload["amount"] < 0:
+        raise Declined("no negative amounts")
+    if payload["amount"] == 666:
+        raise RuntimeError("a bug in this operation")
+    connection.execute("UPDATE item SET amount = amount + ? WHERE id = ?", (payload["amount"], payload["item"]))
+    return {"amount": payload["amount"]}
+
+
+def _amount(connection: Any, payload: Any) -> int:
+    return int(connection.execute("SELECT amount FROM item WHERE id = ?", (payload["item"],)).fetchone()[0])
+
+
+def _join(connection: Any, payload: Any) -> dict[str, Any]:
+    connection.execute(
+        "INSERT INTO customer (id, country, email) VALUES (?, ?, ?)", (payload["id"], payload["country"], payload["id"])
+    )
+    return {"id": payload["id"]}
+
+
+@dataclass
+class Flips:
+    """A loaded migration of customers 1 (NZ: item 10), 2 (AU: items 20 and 30), and an application on it."""
+
+    small: Small
+    operations: Operations
+    stores: dict[str, Application]
+    promised: list[str] = field(default_factory=list)
+
+    @property
+    def cutover(self) -> Cutover:
+        small = self.small
+        return Cutover(
+            spec=small.spec,
+            plan=small.plan,
+            stores={"source": small.source, "target": small.target},
+            ledger=small.ledger,
+            clock=SystemClock(),
+            replay=Replayer(small.ledger, self.operations, self.stores).replay,
+        )
+
+    def router(self) -> Router:
+        source, target = self.stores["source"], self.stores["target"]
+        return Router(self.small.ledger, self.operations, source=source, target=target, patience=5)
+
+    def ask(self, kind: Any = "flip", cohort: str = "NZ", deadline: int = 60) -> Attempt:
+        return self.small.ledger.begin_attempt(cohort, kind, actor="test", reason="because", deadline=deadline)
+
+    def verified(self, kind: Any = "flip", cohort: str = "NZ", deadline: int = 60) -> int:
+        attempt = self.ask(kind, cohort, deadline)
+        assert self.cutover.verify(attempt)
+        return attempt.id
+
+    def move(self, kind: Any = "flip", cohort: str = "NZ") -> Attempt:
+        return self.cutover.run(self.verified(kind, cohort))
+
+    def until(self, number: int, step: str) -> Attempt:
+        while (attempt := self.cutover.advance(number)).step != step:
+            assert attempt.outcome is None
+        return attempt
+
+    def fences(self, cohort: str = "NZ") -> list[tuple[str, int]]:
+        found = [store.fences()[cohort] for store in (self.small.source, self.small.target)]
+        return [(fence.writer, fence.epoch) for fence in found]
+
+    def amount(self, item: int, store: str) -> int:
+        return int(self.small.rows(store, f"SELECT amount FROM item WHERE id = {item}")[0][0])
+
+    def same(self) -> bool:
+        return all(
+            self.small.rows("source", f"SELECT * FROM {table} ORDER BY 1, 2, 3")
+            == self.small.rows("target", f"SELECT * FROM {table} ORDER BY 1, 2, 3")
+            for table in ("customer", "item", "fishladder_home", "fishladder_applied")
+        )
+
+
+@pytest.fixture
+def flips(loaded: Small) -> Iterator[Flips]:
+    paths = {name: str(loaded.folder / f"{name}.db") for name in ("source", "target")}
+    stores: dict[str, Application] = {
+        name: SqliteApplication(lambda path=path: connect(path)) for name, path in paths.items()
+    }
+    found = Flips(small=loaded, operations=Operations(), stores=stores)
+    found.operations.add(
+        "pay",
+        _pay,
+        refusals=(Declined,),
+        optimistic=lambda payload, key: found.promised.append(key),
+        undo=lambda payload, key: found.promised.append(key),
+    )
+    found.operations.add("amount", _amount)
+    found.operations.add("join", _join)
+    yield found
+    for store in stores.values():
+        store.close()
+
+
+# The way there and back --------------------------------------------------------------------------------------------
+
+
+def test_a_cohort_moves_and_the_way_back_stays_open(flips: Flips) -> None:
+    flips.small.application("UPDATE item SET amount = amount + 1")
+    attempt = flips.move()
+    assert (attempt.outcome, attempt.error) == ("done", None)
+    assert flips.small.ledger.route("NZ") == Route(stage="live", owner="target", epoch=3)
+    assert flips.fences() == [("copier", 3), ("application", 3)]
+    assert flips.fences("AU") == [("application", 1), ("copier", 1)]
+    router = flips.router()
+    assert router.write("pay", {"item": 10, "amount": 7}, key="a", entity=1).state == "done"
+    assert router.write("pay", {"item": 20, "amount": 7}, key="b", entity=2).state == "done"
+    assert (flips.amount(10, "source"), flips.amount(10, "target")) == (6, 13)
+    flips.small.follow()
+    assert flips.amount(10, "source") == 13 and flips.same()
+
+    back = flips.move("rollback")
+    assert back.outcome == "done"
+    assert flips.small.ledger.route("NZ") == Route(stage="off", owner="source", epoch=5)
+    assert flips.fences() == [("application", 5), ("copier", 5)]
+    router.write("pay", {"item": 10, "amount": 1}, key="c", entity=1)
+    flips.small.follow()
+    assert flips.amount(10, "source") == 14 and flips.same()
+
+
+def test_a_completed_cohort_is_the_targets_for_good(flips: Flips) -> None:
+    flips.move()
+    router = flips.router()
+    router.write("pay", {"item": 10, "amount": 7}, key="a", entity=1)
+    done = flips.cutover.run(flips.ask("complete").id)
+    assert done.outcome == "done"
+    assert flips.small.ledger.route("NZ").stage == "complete"
+    assert [writer for writer, _ in flips.fences()] == ["nobody", "free"]
+    assert flips.small.rows("target", "SELECT * FROM fishladder_journal WHERE cohort = 'NZ'") == []
+    router.write("pay", {"item": 10, "amount": 7}, key="b", entity=1)
+    assert flips.amount(10, "target") == 19
+    assert flips.small.rows("target", "SELECT * FROM fishladder_journal") == []
+    with pytest.raises(InputError, match="complete"):
+        flips.ask("rollback")
+
+
+def test_every_step_may_be_repeated_by_another_at_any_time(flips: Flips) -> None:
+    number = flips.verified()
+    seen = []
+    while True:
+        before = flips.small.ledger.attempt(number)
+        flips.cutover.advance(number)
+        seen.append(before.step)
+        if flips.small.ledger.attempt(number) != before:
+            ledger = flips.small.ledger
+            for late in (ledger.fence_attempt, ledger.queue_attempt, ledger.switch, ledger.end_replay):
+                with pytest.raises((StaleError, LedgerError)):
+                    late(before)
+            with pytest.raises(StaleError):
+                ledger.advance(before, "replay")
+            with pytest.raises(StaleError):
+                ledger.prove(before, "compared", {})
+        if flips.small.ledger.attempt(number).outcome:
+            break
+    assert seen == ["verify", "fence", "drain", "compare", "open", "close", "replay"]
+    assert flips.cutover.advance(number).outcome == "done"
+
+
+# What waits, and what aborts ---------------------------------------------------------------------------------------
+
+
+def test_writes_queue_while_nobody_may_write_and_are_replayed_in_order(flips: Flips) -> None:
+    number = flips.verified()
+    flips.until(number, "drain")
+    router = flips.router()
+    for key, amount in (("a", 1), ("b", 2), ("a", 1)):
+        assert router.write("pay", {"item": 10, "amount": amount}, key=key, entity=1).state == "queued"
+    answer = router.read("amount", {"item": 10}, entity=1)
+    assert (answer.value, [pending.key for pending in answer.pending]) == (5, ["a", "b"])
+    assert flips.promised == ["a", "b"]
+    assert flips.cutover.run(number).outcome == "done"
+    assert flips.amount(10, "target") == 8
+    again = router.write("pay", {"item": 10, "amount": 1}, key="a", entity=1)
+    assert (again.state, again.repeated, again.result) == ("done", True, {"amount": 1})
+    answer = router.read("amount", {"item": 10}, entity=1)
+    assert (answer.value, answer.pending) == (8, ())
+
+
+def test_an_aborted_flip_replays_to_where_it_was(flips: Flips) -> None:
+    number = flips.verified()
+    flips.until(number, "drain")
+    router = flips.router()
+    router.write("pay", {"item": 10, "amount": 1}, key="a", entity=1)
+    flips.small.ledger.abort(flips.small.ledger.attempt(number), "somebody said so", actor="ann")
+    ended = flips.cutover.run(number)
+    assert (ended.outcome, ended.error) == ("aborted", "somebody said so")
+    assert flips.small.ledger.route("NZ") == Route(stage="off", owner="source", epoch=3)
+    assert flips.fences() == [("application", 3), ("copier", 3)]
+    assert flips.amount(10, "source") == 6
+    flips.small.follow()
+    assert flips.same()
+    assert flips.move().outcome == "done"
+
+
+def test_past_its_deadline_it_is_aborted(flips: Flips) -> None:
+    number = flips.verified(deadline=0)
+    flips.cutover.advance(number)
+    ended = flips.cutover.run(number)
+    assert ended.outcome == "aborted" and "0 s of fencing" in str(ended.error)
+
+
+def test_the_switch_itself_asks_for_proofs(flips: Flips) -> None:
+    attempt = flips.ask()
+    with pytest.raises(LedgerError, match="has not compared its rows yet"):
+        flips.small.ledger.fence_attempt(attempt)
+    number = flips.verified(cohort="AU")
+    at = flips.until(number, "drain")
+    at = flips.small.ledger.drained(at)
+    with pytest.raises(LedgerError, match="no switch without proof: compared"):
+        flips.small.ledger.switch(at)
+
+
+def test_a_difference_stops_it_before_anything_is_fenced(flips: Flips) -> None:
+    flips.small.damage("UPDATE item SET amount = 99 WHERE id = 10")
+    attempt = flips.ask()
+    assert not flips.cutover.verify(attempt)
+    assert flips.fences() == [("application", 1), ("copier", 1)]
+
+
+def test_a_touched_row_that_differs_aborts_under_the_fence(flips: Flips) -> None:
+    number = flips.verified()
+    flips.small.application("UPDATE item SET amount = 6 WHERE id = 10")
+    flips.small.follow()
+    flips.small.damage("UPDATE item SET amount = 99 WHERE id = 10")
+    ended = flips.cutover.run(number)
+    assert ended.outcome == "aborted" and "1 rows of item differ" in str(ended.error)
+    assert flips.fences() == [("application", 3), ("copier", 3)]
+
+
+def test_a_store_ahead_of_the_ledger_freezes_the_cohort(flips: Flips) -> None:
+    number = flips.verified()
+    flips.cutover.advance(number)
+    set_fence(flips.small.source, SystemClock(), "NZ", "application", 9)
+    with pytest.raises(LedgerError, match="restored from a backup"):
+        flips.cutover.run(number)
+    assert flips.small.ledger.attempt(number).step == "fence"
+
+
+def test_a_poison_write_parks_its_entity_only(flips: Flips) -> None:
+    number = flips.verified()
+    flips.until(number, "drain")
+    router = flips.router()
+    flips.small.ledger.enqueue("NZ", b"@NZ", "pay", "other", "d", '{"amount": 1, "item": 10}')
+    router.write("pay", {"item": 10, "amount": 666}, key="poison", entity=1)
+    router.write("pay", {"item": 10, "amount": 3}, key="after", entity=1)
+    for _ in range(20):
+        flips.cutover.advance(number)
+    assert flips.small.ledger.attempt(number).step == "replay"
+    assert flips.amount(10, "target") == 6
+    parked, waiting = flips.small.ledger.waiting_of(b"1:1")
+    assert (parked.state, parked.reason) == ("parked", "RuntimeError: a bug in this operation")
+    assert waiting.key == "after"
+    assert router.write("pay", {"item": 10, "amount": 4}, key="later", entity=1).state == "queued"
+    flips.small.ledger.drop_queued(parked.id, "a bug; the customer was told", actor="ann")
+    assert flips.cutover.run(number).outcome == "done"
+    assert flips.amount(10, "target") == 13
+
+
+def test_a_business_refusal_undoes_what_was_promised(flips: Flips) -> None:
+    number = flips.verified()
+    flips.until(number, "drain")
+    router = flips.router()
+    router.write("pay", {"item": 10, "amount": -1}, key="a", entity=1)
+    flips.until(number, "replay")
+    flips.cutover.advance(number)
+    assert flips.promised == ["a", "a:undo"]
+    assert flips.small.ledger.count_queue() == {"refused": 1}
+    assert flips.small.ledger.route("NZ").stage == "live"
+
+
+def test_a_refused_write_says_so_when_it_is_asked_for_again(flips: Flips) -> None:
+    number = flips.verified()
+    flips.until(number, "drain")
+    router = flips.router()
+    router.write("pay", {"item": 10, "amount": -1}, key="a", entity=1)
+    router.write("pay", {"item": 10, "amount": 666}, key="stays", entity=1)
+    flips.until(number, "replay")
+    for _ in range(20):
+        flips.cutover.advance(number)
+    with pytest.raises(Refused, match="no negative amounts"):
+        router.write("pay", {"item": 10, "amount": -1}, key="a", entity=1)
+
+
+# Who may go --------------------------------------------------------------------------------------------------------
+
+
+def test_two_attempts_for_one_cohort(flips: Flips) -> None:
+    flips.ask()
+    with pytest.raises(InputError, match=r"its flip no\. 1 of test is still open"):
+        flips.ask()
+    flips.ask(cohort="AU")
+
+
+@pytest.mark.parametrize(
+    ("kind", "cohort", "words"),
+    [
+        ("flip", "XX", "'XX' cannot flip: it is no cohort of small; there are AU, NZ"),
+        ("flip", "*", r"'\*' cannot flip"),
+        ("rollback", "NZ", "a rollback starts from live; the cohort is off"),
+        ("complete", "NZ", "a complete starts from live"),
+    ],
+)
+def test_who_cannot_go(flips: Flips, kind: Any, cohort: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        flips.ask(kind, cohort)
+
+
+def test_waves_and_shared_tables_keep_their_order(flips: Flips) -> None:
+    spec, cohorts = flips.small.spec, ["AU", "NZ", "*", "shared"]
+    assert wave_needs(spec, "NZ", "flip", cohorts) == {}
+    assert wave_needs(spec, "AU", "flip", cohorts) == {"NZ": ("live", "complete")}
+    assert wave_needs(spec, "shared", "flip", cohorts) == dict.fromkeys(["AU", "NZ"], ("live", "complete"))
+    assert wave_needs(spec, "NZ", "rollback", cohorts) == {"shared": ("off", "shadow")}
+    needs = wave_needs(spec, "AU", "flip", cohorts)
+    with pytest.raises(InputError, match="AU: NZ comes first; it is off and has to be complete or live"):
+        flips.small.ledger.begin_attempt("AU", "flip", actor="t", reason="", deadline=1, needs=needs)
+
+
+# Routers -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_stale_router_is_refused_by_the_fence(flips: Flips) -> None:
+    router = flips.router()
+    router.write("pay", {"item": 10, "amount": 1}, key="a", entity=1)
+    flips.move()
+    assert router.write("pay", {"item": 10, "amount": 1}, key="b", entity=1).state == "done"
+    assert flips.amount(10, "target") == 7
+    flips.move("rollback")
+    assert router.read("amount", {"item": 10}, entity=1).value == 7
+    router.write("pay", {"item": 10, "amount": 1}, key="c", entity=1)
+    assert flips.amount(10, "source") == 8
+
+
+def test_a_key_that_was_used_in_one_store_is_known_in_the_other(flips: Flips) -> None:
+    router = flips.router()
+    router.write("pay", {"item": 10, "amount": 1}, key="a", entity=1)
+    flips.small.follow()
+    flips.move()
+    again = router.write("pay", {"item": 10, "amount": 1}, key="a", entity=1)
+    assert (again.repeated, flips.amount(10, "target")) == (True, 6)
+    with pytest.raises(InputError, match="used before, with another payload"):
+        router.write("pay", {"item": 10, "amount": 2}, key="a", entity=1)
+
+
+def test_a_birth_is_kept_under_its_cohort(flips: Flips) -> None:
+    router = flips.router()
+    flips.move()
+    for _ in range(2):
+        router.write("join", {"id": 50, "country": "NZ"}, key="j", cohort="NZ")
+    assert flips.small.rows("target", "SELECT count(*) FROM customer WHERE id = 50") == [(1,)]
+    assert router.write("pay", {"item": 10, "amount": 1}, key="x", entity=50).state == "done"
+    flips.small.follow()
+    assert flips.same()
+
+
+@pytest.fixture
+def loaded(make_small: Callable[..., Small]) -> Small:
+    found = make_small()
+    found.load()
+    found.follow()
+    return found
