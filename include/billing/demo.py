@@ -182,6 +182,15 @@ class Demo:
             **{f"FISHLADDER_{name.upper()}": url for name, url in connections.items()},
         }
 
+    def write_environment(self) -> Path:
+        """For a shell beside the demo: `. .demo/environment`. It has passwords in it, so it is its owner's alone."""
+        bin_ = shlex.quote(str(Path(sys.executable).parent))
+        lines = [f"export {name}={shlex.quote(value)}" for name, value in self._environment().items()]
+        file = HOME / "environment"
+        file.touch(mode=0o600)
+        file.write_text("\n".join([*lines, f'export PATH={bin_}:"$PATH"', ""]))
+        return file
+
     def start_traffic(self) -> None:
         """Customers: one process that goes on until the demo stops it."""
         url = self.applications["billing_source_app"]
@@ -415,9 +424,11 @@ def _play(demo: Demo, automatic: bool) -> int:
         finished = True
         if not automatic:
             assert demo.airflow is not None
+            demo.write_environment()
             say(
                 f"\nAirflow stays up at {demo.airflow.url}"
-                f" (user admin, password {demo.airflow.password}). Ctrl-C ends it."
+                f" (user admin, password {demo.airflow.password}). Ctrl-C ends it.\n"
+                "In another shell: . .demo/environment; python -m fishladder status include/migrations/billing.yaml"
             )
             signal.pause()
     except KeyboardInterrupt:

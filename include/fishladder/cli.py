@@ -163,6 +163,7 @@ def _status(options: argparse.Namespace) -> int:
 
 def _rejects(options: argparse.Namespace) -> int:
     spec = load(options.file)
+    tasks.check_names(spec, [options.table] if options.table else [])
     with _ledger(spec.migration) as ledger:
         found = ledger.open_rejects(options.table)
         if options.retry:

@@ -101,12 +101,20 @@ def _check_names(plan: Plan, names: Collection[str], tables: Sequence[PlanTable]
         if plan.table(name).internal:
             raise InputError(f"{name} is fishladder's own and cannot be restarted")
     restarted = {table.target.name for table in tables}
-    for child in plan.tables:
-        parents = {fk.parent for fk in child.target.foreign_keys} & restarted
-        if parents and child.target.name not in restarted:
-            raise InputError(
-                f"{child.name} refers to {', '.join(sorted(parents))} by a foreign key: restart it together with that"
-            )
+
+    def refers(child: PlanTable) -> bool:
+        return child.target.name not in restarted and any(fk.parent in restarted for fk in child.target.foreign_keys)
+
+    missing = []
+    while child := next(filter(refers, plan.tables), None):
+        restarted.add(child.target.name)
+        missing.append(child.name)
+    if missing:
+        asked = [table.name for table in tables]
+        raise InputError(
+            f"{', '.join(missing)} refers to {', '.join(asked)} by foreign keys, directly or not: restart"
+            f" {', '.join([*asked, *missing])} together"
+        )
 
 
 def _reopen(table: PlanTable, target: Store, ledger: Ledger, actor: str) -> None:

@@ -430,16 +430,21 @@ def await_prepare(desk: Desk, seconds: float) -> float:
 
 
 def reconcile_table(desk: Desk, table: str) -> CheckResult:
-    """One pass over a table."""
+    """One pass over a table, kept as evidence."""
+    began = desk.clock.now()
 
     def progress(compared: int, wrong: int) -> None:
         desk.say(f"{table}: {compared} keys compared, {wrong} mismatches")
 
     with desk.ends() as (plan, (ends,)):
         found = plan.table(table)
-        return reconcile.reconcile_table(
+        result = reconcile.reconcile_table(
             plan, found, ends, desk.ledger, chunk_rows=desk.spec.chunk_rows, progress=progress
         )
+    check = next(check for check in desk.ledger.checks(table) if check.result == result)
+    body = {**asdict(result), "by_cohort": dict(result.by_cohort)}
+    desk.keep("pass", table, body, check.clean is True and check.void is None, began)
+    return result
 
 
 def report(desk: Desk) -> list[reports.ReportResult]:
@@ -479,6 +484,14 @@ def outcome(desk: Desk) -> verdict.Verdict:
     return found
 
 
+def check_names(spec: Migration, tables: Sequence[str]) -> None:
+    """Raises InputError unless the migration copies all of these tables."""
+    known = verdict.tables_of(spec)
+    unknown = [f"{table}{nearest(table, known)}" for table in tables if table not in known]
+    if unknown:
+        raise InputError(f"{spec.migration} migrates no table {', '.join(unknown)}; nothing was done")
+
+
 def operate(desk: Desk, order: Order, *, actor: str) -> dict[str, int]:
     """Do what a person asked for, under that person's name in the audit. Returns counts of what was touched.
 
@@ -500,10 +513,7 @@ def operate(desk: Desk, order: Order, *, actor: str) -> dict[str, int]:
             )
             return {}
         case "retry rejects":
-            known = verdict.tables_of(desk.spec)
-            unknown = [f"{table}{nearest(table, known)}" for table in order.tables if table not in known]
-            if unknown:
-                raise InputError(f"{desk.spec.migration} migrates no table {', '.join(unknown)}; nothing was done")
+            check_names(desk.spec, order.tables)
             found = [ledger.retry_rejects(t, order.error or None, actor=actor) for t in order.tables or (None,)]
             return {"rejects": sum(found)}
     with desk.ends() as (plan, (ends,)):

@@ -55,7 +55,7 @@ def judge(spec: Migration, ledger: Ledger) -> Verdict:
 
 def _doubts(table: str, check: Check | None, rejects: int) -> Iterator[str]:
     if rejects:
-        yield f"{table}: the target refused {rejects} rows; read why in its rejects, mend that and retry them"
+        yield f"{table}: the target refused {rejects} rows: see python -m fishladder rejects, mend why, retry them"
     if check is None:
         yield f"{table}: no pass is known; reconcile it"
     elif check.void is not None:

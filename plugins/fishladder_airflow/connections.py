@@ -5,6 +5,7 @@ Hooks, and with them drivers, are imported when a task opens a store, never when
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import attrs
 from airflow.sdk import BaseHook, Connection
 from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException
 
@@ -103,14 +105,27 @@ def _sqlite_path(connection: Connection) -> str:
 def _mysql(connection: Connection, *, loads: bool) -> Connect:
     from airflow.providers.mysql.hooks.mysql import MySqlHook
 
+    from fishladder.stores import patience
+
+    class Hook(MySqlHook):
+        def _get_conn_config_mysql_client(self, conn: Connection) -> dict[str, Any]:
+            # The only way to say it: of what an Airflow connection says, the hook takes no timeouts.
+            return {**patience("mysql"), **super()._get_conn_config_mysql_client(conn)}
+
     # The connection is handed over, so that whichever thread opens the store asks Airflow nothing.
-    hook = MySqlHook(connection.conn_id, connection=connection, local_infile=loads)
+    hook = Hook(connection.conn_id, connection=connection, local_infile=loads)
     connect: Callable[[], Any] = hook.get_conn
     return connect
 
 
 def _oracle(connection: Connection, *, loads: bool) -> Connect:
     from airflow.providers.oracle.hooks.oracle import OracleHook
+
+    from fishladder.stores import patience
+
+    # Of all that, the hook takes one from the connection; a stricter one of the operator's stays.
+    extra = {"expire_time": patience("oracle")["expire_time"], **connection.extra_dejson}
+    connection = attrs.evolve(connection, extra=json.dumps(extra))
 
     class Hook(OracleHook):
         @classmethod

@@ -263,11 +263,11 @@ class ApplyChanges(MigrationOperator):
             return asdict(tasks.replicate(desk, seconds=left))
 
 
-class Reconcile(TableOperator):
+class Reconcile(TableOperator, EvidenceOperator):
     """One pass over a table. What it finds is recorded and marked dirty; judging it is another task's."""
 
     def execute(self, context: Context) -> dict[str, int]:
-        with open_desk(self.migration_file, self.log.info) as desk:
+        with self.desk() as desk:
             result = tasks.reconcile_table(desk, self.table)
         counts = {name: value for name, value in asdict(result).items() if isinstance(value, int)}
         self.log.info("%s: %s", self.table, ", ".join(f"{value} {name}" for name, value in counts.items()))

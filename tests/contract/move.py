@@ -140,11 +140,15 @@ Mover = Callable[..., Move]
 
 
 @contextmanager
-def moving(request: pytest.FixtureRequest, folder: Path, origin: str, destination: str) -> Iterator[Mover]:
-    """Makes the move from one kind of store to another; once, because it takes both places."""
+def moving(
+    request: pytest.FixtureRequest, folder: Path, origin: str, destination: str, *, needs: Sequence[str] = ()
+) -> Iterator[Mover]:
+    """Makes the move from one kind of store to another; once, because it takes both places. ``needs``: of both."""
     with ExitStack() as stack:
         ours = stack.enter_context(STORES[origin](request, folder / "ours"))
         theirs = stack.enter_context(STORES[destination](request, folder / "theirs"))
+        ours.needs(*needs)
+        theirs.needs(*needs)
         stack.callback(ours.close)
         stack.callback(theirs.close)
         url = f"sqlite:///{folder}/ledger.db"

@@ -133,6 +133,7 @@ class OraclePlace(Place):
         # Of Oracle itself.
         "collations": "columns compare byte for byte, unless a session asks for something else",
         "negative zero": "Oracle keeps -0.0 as 0",
+        "circles of tables": "foreign keys are checked at once: neither tables nor rows in a circle can be made",
         "dates without a time": "a DATE of Oracle has a time of day: the core's check finds what is no date",
         "empty texts": "'' is NULL",
         "64-bit integers": "a NUMBER has decimal digits",

@@ -15,7 +15,9 @@ from fastapi.testclient import TestClient
 
 from billing.database import connect
 from fishladder.ledger import open_ledger
-from tests.dags.conftest import Stores
+from fishladder.spec import load
+from fishladder.verdict import tables_of
+from tests.dags.conftest import FILE, Stores
 
 AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -33,18 +35,19 @@ def signed_in(role: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
 
-def links(web: TestClient, run: DagRun, task: str) -> dict[str, str | None]:
+def links(web: TestClient, run: DagRun, task: str, index: int = -1) -> dict[str, str | None]:
     """As Airflow's page of the task asks for them."""
     answer = web.get(
-        f"/api/v2/dags/{run.dag_id}/dagRuns/{run.run_id}/taskInstances/{task}/links", headers=signed_in("viewer")
+        f"/api/v2/dags/{run.dag_id}/dagRuns/{run.run_id}/taskInstances/{task}/links?map_index={index}",
+        headers=signed_in("viewer"),
     )
     assert answer.status_code == 200, answer.text
     found: dict[str, str | None] = answer.json()["extra_links"]
     return found
 
 
-def read(web: TestClient, run: DagRun, task: str) -> str:
-    link = links(web, run, task)["Evidence"]
+def read(web: TestClient, run: DagRun, task: str, index: int = -1) -> str:
+    link = links(web, run, task, index)["Evidence"]
     assert link is not None and link.startswith(f"/fishladder/{run.dag_id}/evidence/")
     answer = web.get(link, headers=signed_in("viewer"))
     assert answer.status_code == 200 and "default-src 'none'" in answer.headers["Content-Security-Policy"]
@@ -83,6 +86,23 @@ def test_every_finding_of_a_reconciliation_can_be_read(web: TestClient, stores: 
     assert "<th>invoice_line</th>" in read(web, run, "totals")
     outcome = read(web, run, "outcome")
     assert "gift_card_entry" in outcome and "report revenue_by_month: equal for" in outcome
+
+
+def test_every_pass_links_to_what_it_found(web: TestClient, stores: Stores, dags: dict[str, DAG]) -> None:
+    """Also one that found a difference, whose task is green all the same; and the first ones, in the load."""
+    for step in ("prepare", "load"):
+        run = dags[f"billing_{step}"].test()
+    tables = tables_of(load(FILE))
+    at = tables.index("payment")
+    assert "<h2>payment <span class=passed>passed</span>" in read(web, run, "reconcile", at)
+    with closing(connect(stores.target)) as db, db.transaction():
+        db.execute("INSERT INTO fishladder_copying VALUES (1)")
+        db.execute("DELETE FROM payment WHERE id = 1")
+        db.execute("DELETE FROM fishladder_copying")
+    run = dags["billing_reconcile"].test()
+    found = read(web, run, "reconcile", at)
+    assert "<h2>payment <span class=failed>failed</span>" in found and "<th>missing</th><td>1</td>" in found
+    assert "<span class=passed>passed</span>" in read(web, run, "reconcile", tables.index("plan"))
 
 
 @pytest.fixture

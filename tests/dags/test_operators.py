@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
 from airflow.sdk import BaseOperator, BaseSensorOperator
@@ -20,12 +22,17 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from fishladder.errors import AmbiguousError, FatalError, InputError, TransientError
 from fishladder.ledger import CheckResult, Ledger, open_ledger, upgrade
 from fishladder.spec import load
+from fishladder.stores import connect_url, silence
+from fishladder.stores import mysql as mysql_store
+from fishladder.stores import open_store as open_any
+from fishladder.stores import oracle as oracle_store
 from fishladder.stores.base import Fenced
 from fishladder.verdict import judge, tables_of
 from fishladder_airflow import operators, sensors
 from fishladder_airflow.connections import accounts, ledger_url, open_desk, open_store
 from fishladder_airflow.dags import build
-from tests.servers import mysql
+from tests.scenario.proxy import PlainProxy, Proxy, saying
+from tests.servers import mysql, oracle
 
 FILE = Path(__file__).parents[2] / "include/migrations/billing.yaml"
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -177,6 +184,61 @@ def test_a_mysql_store_is_opened_as_the_copier_in_whichever_thread(
     with ThreadPoolExecutor(1) as other:
         assert other.submit(store.account).result() == "copier"
     store.close()
+
+
+@pytest.mark.mysql
+def test_a_mysql_that_falls_silent_is_given_up(monkeypatch: pytest.MonkeyPatch, mysql_database: mysql.Database) -> None:
+    """Though Airflow's hook takes no time-outs from a connection."""
+    monkeypatch.setitem(mysql_store.PATIENCE, "read_timeout", 3)
+    with Proxy(mysql_database.copier) as proxy:
+        monkeypatch.setenv("AIRFLOW_CONN_A_STORE", proxy.url)
+        store = open_store("mysql", "a_store")
+        assert isinstance(store, Fenced) and store.account() == "copier"
+        proxy.silence(saying(b"SELECT USER()"), dropped=False)
+        with pytest.raises(TransientError):
+            store.account()
+        assert store.account() == "copier"
+        store.close()
+
+
+def test_an_oracle_that_falls_silent_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, oracle_database: oracle.Database
+) -> None:
+    """A call that takes too long ends; and the kernel asks the other end's, whichever way the store was opened."""
+    monkeypatch.setattr(oracle_store, "SILENT_SECONDS", 5)
+    at = urlsplit(oracle_database.copier)
+    with PlainProxy(oracle_database.copier) as proxy:
+        account = f"{at.netloc.rpartition('@')[0]}@{urlsplit(proxy.url).netloc.rpartition('@')[2]}"
+        schema = parse_qs(at.query).get("schema", [""])[0]
+        monkeypatch.setenv("AIRFLOW_CONN_A_STORE", f"oracle://{account}/{schema}?service_name={at.path[1:]}")
+        for store in (open_store("oracle", "a_store"), open_any(*connect_url(proxy.url))):
+            assert isinstance(store, Fenced)
+            user = store.account()
+            (asked,) = {each for each in asked_after(urlsplit(proxy.url).port or 0) if each is not None}
+            assert asked == silence.ASK_AFTER
+            proxy.silence(lambda *_: True, dropped=False)
+            with pytest.raises(TransientError):
+                store.account()
+            assert not proxy.spare()
+            assert store.account() == user
+            store.close()
+
+
+def asked_after(port: int) -> Iterator[int | None]:
+    """Of connections to the port, the seconds of silence after which the kernel asks the other end; None: never."""
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        try:
+            end = socket.socket(fileno=os.dup(descriptor))
+        except OSError:
+            continue  # no socket, or gone
+        with end:
+            try:
+                if end.getpeername()[1] != port:
+                    continue
+            except (OSError, IndexError):
+                continue  # connected to nobody, or without ports
+            asks = end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            yield end.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) if asks else None
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,15 @@
-"""A TCP proxy in front of a MySQL server, which cuts a connection at a chosen packet.
+"""A TCP proxy in front of a MySQL server, which cuts a connection at a chosen packet, or lets it fall silent there.
 
 It parts what clients send into MySQL's packets, so that a test says where by what is said, never by the time.
 """
 
 from __future__ import annotations
 
+import ctypes
 import socket
+import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
@@ -21,6 +23,8 @@ It may block: then the connection stands still.
 """
 
 HEADER = 4
+SO_ATTACH_FILTER = 26
+"""Linux's, for a program that says which packets a socket gets."""
 
 
 @dataclass(slots=True, eq=False)
@@ -50,6 +54,8 @@ class Proxy:
         self._lock = threading.Lock()
         self._at: At | None = None
         self._answer: int | None = None
+        self._silent: bool | None = None
+        self._ended = threading.Event()
         self._links: set[_Link] = set()
         self._opened = count()
         self.packets = 0
@@ -63,6 +69,7 @@ class Proxy:
         with suppress(OSError):
             self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()
+        self._ended.set()
         for link in list(self._links):
             link.cut()
 
@@ -73,7 +80,15 @@ class Proxy:
         packet asks for. None: the server does not even get the packet.
         """
         with self._lock:
-            self._at, self._answer = at, answer
+            self._at, self._answer, self._silent = at, answer, None
+
+    def silence(self, at: At, *, dropped: bool) -> None:
+        """Nothing passes any more from the packet on that ``at`` says yes to, on its connection; no end is told.
+
+        ``dropped``: the client's packets are not even acknowledged, as behind a firewall that drops them.
+        """
+        with self._lock:
+            self._at, self._silent = at, dropped
 
     def spare(self) -> bool:
         """Cut nothing more. Returns whether nothing was cut since ``cut``."""
@@ -107,6 +122,20 @@ class Proxy:
             self._links.discard(link)
 
     def _ask(self, link: _Link) -> None:
+        for packet in self._packets(link):
+            if self._is_it(link.number, packet[HEADER:]):
+                if self._silent is not None:
+                    if self._silent:
+                        _drop_all(link.client)
+                    self._ended.wait()
+                    return
+                if self._answer is None:
+                    return
+                link.left = self._answer
+            link.server.sendall(packet)
+
+    def _packets(self, link: _Link) -> Iterator[bytes]:
+        """What the client sends, in packets with their headers."""
         waiting = b""
         while more := link.client.recv(1 << 16):
             waiting += more
@@ -115,11 +144,7 @@ class Proxy:
                 if len(waiting) < end:
                     break
                 packet, waiting = waiting[:end], waiting[end:]
-                if self._is_it(link.number, packet[HEADER:]):
-                    if self._answer is None:
-                        return
-                    link.left = self._answer
-                link.server.sendall(packet)
+                yield packet
 
     def _is_it(self, connection: int, packet: bytes) -> bool:
         at = self._at
@@ -140,6 +165,20 @@ class Proxy:
             link.left -= len(data)
             if link.left <= 0:
                 return
+
+
+class PlainProxy(Proxy):
+    """In front of a server that does not speak MySQL's words: its packets are whatever comes at once."""
+
+    def _packets(self, link: _Link) -> Iterator[bytes]:
+        while more := link.client.recv(1 << 16):
+            yield more
+
+
+def _drop_all(end: socket.socket) -> None:
+    """Have the kernel drop whatever is sent to this socket, before it acknowledges it."""
+    program = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0))  # return 0: of the packet, nothing
+    end.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(program)))
 
 
 def saying(words: bytes) -> At:

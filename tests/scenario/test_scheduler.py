@@ -1,11 +1,9 @@
-"""Airflow's scheduler is killed in the middle of a load, and started again."""
+"""Inside Airflow: its scheduler is killed in the middle of a load; the same work is done by two runs at once."""
 
 from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -17,9 +15,16 @@ from billing.airflow import Airflow, _descendants
 from tests.scenario.migration import Billing, until
 
 DAGS = """
+from airflow.sdk import DAG
 from fishladder_airflow.dags import build
+from fishladder_airflow.operators import ApplyChanges
 
-globals().update(build({file!r}))
+made = build({file!r})
+# One run at a time is what Airflow is asked for: here it may start two.
+made["billing_load"].max_active_runs = 2
+with DAG("billing_replicate_too", max_active_runs=2) as dag:
+    ApplyChanges(task_id="apply", migration_file={file!r}, seconds=600)
+globals().update(made)
 """
 
 
@@ -39,13 +44,12 @@ class Standalone(Airflow):
             "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "5",
         }
         super().__init__(billing.folder / "airflow", dags, settings)
-        self._scheduler: subprocess.Popen[bytes] | None = None
         self._outlived: dict[int, bytes] = {}  # what the killed one had started, and when that began
 
     def kill_scheduler(self) -> None:
-        assert self._process is not None
-        scheduler = next(each for each in sorted(_descendants(self._process.pid)) if b"scheduler" in _about(each)[0])
-        self._outlived |= {each: _about(each)[1] for each in _descendants(scheduler)}
+        (standalone,) = self._processes
+        scheduler = next(each for each in sorted(_descendants({standalone.pid})) if b"scheduler" in _about(each)[0])
+        self._outlived |= {each: _about(each)[1] for each in _descendants({scheduler})}
         os.kill(scheduler, signal.SIGKILL)
 
     def tries(self, dag: str, task: str) -> int:
@@ -57,20 +61,14 @@ class Standalone(Airflow):
         )
 
     def start_scheduler(self) -> None:
-        command = [sys.executable, "-m", "airflow", "scheduler"]
-        with (self.home / "scheduler.log").open("ab") as log:
-            self._scheduler = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
+        self.launch("scheduler", "scheduler")
 
     def stop(self) -> None:
         super().stop()
-        left = [each for each, moment in self._outlived.items() if _about(each)[1] == moment]
-        if self._scheduler is not None:
-            left.append(self._scheduler.pid)
-        for process in [each for parent in left for each in (parent, *_descendants(parent))]:
+        left = {each for each, moment in self._outlived.items() if _about(each)[1] == moment}
+        for process in left | _descendants(left):
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
-        if self._scheduler is not None:
-            self._scheduler.wait()
 
 
 def _about(process: int) -> tuple[bytes, bytes]:
@@ -113,4 +111,38 @@ def test_the_scheduler_is_killed_in_the_middle_of_a_load(billing: Billing, airfl
         ledger.set_control(paused=False, actor="test")
         assert load.result() == "success", airflow.failures("billing_load")
     billing.customers(2).run(operations=100)
+    billing.ends_equal()
+
+
+def running(airflow: Standalone, dag: str, run: str, task: str) -> bool:
+    return any(each["task_id"] == task and each["state"] == "running" for each in airflow.tasks(dag, run))
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+@pytest.mark.timeout(1200)
+def test_two_runs_at_once(billing: Billing, airflow: Standalone) -> None:
+    """Of the applier, and of the load, with customers at work: each row is there once, and nothing is lost."""
+    assert airflow.run("billing_prepare") == "success"
+    ledger = billing.desk().ledger
+    ledger.set_control(rows_per_second=50, actor="test")
+    with billing.traffic() as summary:
+        appliers = [airflow.trigger("billing_replicate_too") for _ in range(2)]
+        loads = [airflow.trigger("billing_load") for _ in range(2)]
+
+        def all_at_work() -> bool:
+            return all(running(airflow, "billing_replicate_too", run, "apply") for run in appliers) and all(
+                running(airflow, "billing_load", run, "invoice.load") for run in loads
+            )
+
+        until(all_at_work, "two appliers and the lanes of two loads")
+        ledger.set_control(rows_per_second=0, actor="test")
+        for run in loads:
+            airflow.ended("billing_load", run)  # its check may find customers at work
+            states = {each["task_id"]: each["state"] for each in airflow.tasks("billing_load", run)}
+            ours = {task: state for task, state in states.items() if task.endswith((".load", ".close"))}
+            assert len(ours) == 20 and set(ours.values()) == {"success"}, ours
+        billing.await_changes(300)
+        assert all(running(airflow, "billing_replicate_too", run, "apply") for run in appliers)
+    assert not summary.failed and not summary.refused
     billing.ends_equal()

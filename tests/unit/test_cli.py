@@ -181,6 +181,8 @@ def test_rejects_are_listed_and_retried(file: Path, tmp_path: Path, capsys: pyte
     assert (reject["table"], reject["key"], reject["cohort"], reject["attempts"]) == ("customer", "1:2", "AU", 1)
     assert main(["rejects", str(file), "--table", "item"]) == 0
     assert capsys.readouterr().out == ""
+    assert main(["rejects", str(file), "--table", "custoner"]) == 2
+    assert "no table custoner (did you mean 'customer'?)" in capsys.readouterr().err
     assert main(["rejects", str(file), "--retry"]) == 0
     assert "customer key 1:2 (AU" in capsys.readouterr().out
     tasks.replicate(at, seconds=5, until_idle=True)

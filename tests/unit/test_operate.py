@@ -235,7 +235,9 @@ def test_a_load_that_was_restarted_meanwhile_is_not_closed(small: Small, desk: t
 
 
 def test_children_are_named(loaded: Small, desk: tasks.Desk) -> None:
-    with pytest.raises(InputError, match="line refers to item by a foreign key: restart it together with that"):
+    with pytest.raises(
+        InputError, match="line refers to item by foreign keys, directly or not: restart item, line together"
+    ):
         tasks.operate(desk, Order(action="restart tables", tables=("item",)), actor="ada")
     assert loaded.target.load_states()["item"] == LoadState(generation=1, open=False)
 

@@ -57,6 +57,12 @@ def _named(connect: Connect, name: str, module: Any) -> Connect:
     return connected
 
 
+def patience(kind: str) -> Mapping[str, Any]:
+    """How long the kind's driver waits for a server that has gone silent, in the driver's own words for connecting."""
+    found: Mapping[str, Any] = import_module(_STORES[kind][0]).PATIENCE
+    return found
+
+
 def connect_url(url: str, *, loads: bool = True) -> tuple[str, Connect]:
     """The kind of store that a URL names, and what opens a connection to it.
 

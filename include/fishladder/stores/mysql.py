@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -30,7 +31,7 @@ from fishladder.stores.base import (
     Writer,
 )
 from fishladder.stores.mysql_bulk import BulkLoad, finding, is_allowed
-from fishladder.stores.mysql_errors import HARMLESS, column_of, translated, without_values
+from fishladder.stores.mysql_errors import HARMLESS, column_of, translated, waited_in_vain, without_values
 from fishladder.stores.mysql_schema import (
     blockers,
     check_engine,
@@ -38,6 +39,7 @@ from fishladder.stores.mysql_schema import (
     describe,
     folded,
     guards,
+    holders,
     identities,
     inspect,
     installed_triggers,
@@ -48,6 +50,7 @@ from fishladder.stores.mysql_schema import (
 from fishladder.stores.mysql_triggers import KEY, NAME, trigger_texts
 from fishladder.stores.mysql_types import Binary, MariaDbDialect, MySqlDialect
 from fishladder.stores.mysql_upsert import MySqlSession
+from fishladder.stores.silence import CONNECT_SECONDS, SILENT_SECONDS, keep_asking
 from fishladder.stores.sql import STREAM_ROWS, Guard, Session, named, percent_marks
 from fishladder.stores.sql_checks import Checks, WholeTables
 
@@ -61,6 +64,15 @@ STREAM_WAIT = 3_600
 """Seconds that the server waits for somebody to take the next rows of a stream; they may be rejected one by one."""
 INSTALL_TRIES = 30
 """How often a lock is asked for before the installation gives up, in seconds and their pauses: a minute."""
+IDLE_SECONDS = 600
+"""How long a copier's transaction may stand still between two statements; then the server ends its session.
+
+A copier that hangs would keep its chunk, its shards and the fences for ``wait_timeout``, which is eight hours. It must
+be longer than whatever lies between two statements of ours: at most what a source takes for a file's worth of rows
+(mysql_bulk.py), two megabytes. What is ended too early has written nothing, and is repeated.
+"""
+ALONE_SECONDS = 60
+"""The same while tables are locked as a whole: customers wait."""
 
 TABLES = (
     f"fishladder_fence (cohort {NAME} PRIMARY KEY, writer {NAME} NOT NULL, epoch BIGINT NOT NULL, audit_head TEXT)",
@@ -85,7 +97,11 @@ SQL_MODE = "STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION,NO_AUTO_VALUE_ON_ZERO"
 def connect(**options: Any) -> Any:
     """A plain MySQLdb connection; the store sets everything else. Raises TransientError or FatalError."""
     with translated():
-        return MySQLdb.connect(**options)
+        return MySQLdb.connect(**{**PATIENCE, **options})
+
+
+PATIENCE = {"connect_timeout": CONNECT_SECONDS, "read_timeout": SILENT_SECONDS, "write_timeout": SILENT_SECONDS}
+"""What has to be said when connecting, so that nobody is waited for without an end."""
 
 
 # One transaction ------------------------------------------------------------------------------------------------
@@ -158,6 +174,7 @@ class MySqlStore(WholeTables):
         self._reading: Any = None
         self._writing: Any = None
         self._wait: float | None = None
+        self._written = 0.0
         self._dialect: MySqlDialect | None = None
         self._guards: dict[str, dict[str, Guard]] = {}
         self.bulk: bool | None = None
@@ -169,6 +186,7 @@ class MySqlStore(WholeTables):
     def _open(self, *, autocommit: bool) -> Any:
         with translated():
             connection = self._connect()
+            keep_asking(connection.fileno())
             connection.set_character_set("utf8mb4")
             connection.converter = {}  # cells are the server's own text
             connection.encoders = {**connection.encoders, Binary: Binary.literal}
@@ -187,6 +205,8 @@ class MySqlStore(WholeTables):
             ]
             if not mariadb:
                 settings.append("information_schema_stats_expiry = 0")
+            if not autocommit:
+                settings.append(f"wait_timeout = {IDLE_SECONDS}")
             cursor = connection.cursor(MySQLdb.cursors.Cursor)
             cursor.execute(f"SET SESSION {', '.join(settings)}")
             cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
@@ -210,7 +230,7 @@ class MySqlStore(WholeTables):
         return self._reading
 
     def runner(self, connection: Any) -> Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]:
-        def run(sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+        def run(sql: str, parameters: Sequence[Any] = (), /) -> list[tuple[Any, ...]]:
             with translated():
                 cursor = connection.cursor(MySQLdb.cursors.Cursor)
                 if parameters:
@@ -219,7 +239,15 @@ class MySqlStore(WholeTables):
                     cursor.execute(sql)
                 return list(cursor.fetchall())
 
-        return run
+        def run_or_name_the_holder(sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+            try:
+                return run(sql, parameters)
+            except TransientError as error:
+                if not waited_in_vain(error):
+                    raise
+                raise TransientError(f"{error}; {holders(run)}") from error
+
+        return run_or_name_the_holder
 
     def run(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         with self._reconnecting():
@@ -268,6 +296,8 @@ class MySqlStore(WholeTables):
 
     @contextmanager
     def begin(self, *, wait: float | None = None) -> Iterator[MySqlTransaction]:
+        if self._writing is not None and time.monotonic() - self._written > IDLE_SECONDS / 2:
+            self._writing = self._discard(self._writing)  # the server has ended it, or soon will
         if self._writing is None:
             self._writing, self._wait = self._open(autocommit=False), None
         connection, dialect = self._writing, self.dialect
@@ -283,6 +313,7 @@ class MySqlStore(WholeTables):
         finally:
             if not transaction.committed:
                 self._undo(connection)
+            self._written = time.monotonic()
 
     def _undo(self, connection: Any) -> None:
         try:
@@ -387,7 +418,8 @@ class MySqlStore(WholeTables):
             if all(installed.get(name) == (relation.name, folded(body)) for name, _, body in wanted):
                 continue
             on, there = self.dialect.quote(relation.name), [name for name, _, _ in wanted if name in installed]
-            statements = [f"DROP TRIGGER {self.dialect.quote(name)}" for name in there]
+            # All, and if they exist: a try that lost its connection may have made or dropped any of them.
+            statements = [f"DROP TRIGGER IF EXISTS {self.dialect.quote(name)}" for name, _, _ in wanted]
             statements += [
                 f"CREATE TRIGGER {self.dialect.quote(name)} {moment} ON {on} FOR EACH ROW {body}"
                 for name, moment, body in wanted
@@ -405,7 +437,7 @@ class MySqlStore(WholeTables):
         locks = ", ".join(f"{self.dialect.quote(table)} WRITE" for table in tables)
         for _ in range(self.install_tries):
             try:
-                self.run("SET SESSION lock_wait_timeout = 1")
+                self.run(f"SET SESSION lock_wait_timeout = 1, wait_timeout = {ALONE_SECONDS}")
                 self.run(f"LOCK TABLES {locks}")
                 for statement in statements:
                     self.run(statement)
@@ -414,7 +446,7 @@ class MySqlStore(WholeTables):
                 last = error
             finally:
                 self.run("UNLOCK TABLES")
-                self.run(f"SET SESSION lock_wait_timeout = {METADATA_WAIT}")
+                self.run(f"SET SESSION lock_wait_timeout = {METADATA_WAIT}, wait_timeout = DEFAULT")
             self.run("DO SLEEP(1)")
         who = " and ".join(blockers(self.run, table) for table in tables)
         raise TransientError(f"{tables[0]}: its triggers cannot be changed while {who}: {last}") from last

@@ -10,6 +10,7 @@ import MySQLdb
 
 from fishladder.errors import AmbiguousError, FatalError, FenceError, RowError, TransientError
 
+_WAITED = 1205
 _BUSY = {1040, 1203, 1205, 1213, 1412, 2002, 2003, 3101, 3572}
 """Too many connections, lock waits, deadlocks, a table changed under a snapshot, nobody listening, a commit that
 another server of the group forestalled, NOWAIT."""
@@ -54,6 +55,11 @@ def translated(*, committing: bool = False) -> Iterator[None]:
         if code in _FULL or "No space left" in message:
             raise FatalError(f"{said}. Nothing was written: make room at that server, then repeat the task") from error
         raise FatalError(said) from error
+
+
+def waited_in_vain(error: TransientError) -> bool:
+    """Whether a lock was not to be had in time; whoever has it has it still."""
+    return isinstance(error.__cause__, MySQLdb.Error) and error.__cause__.args[:1] == (_WAITED,)
 
 
 def without_values(message: str) -> str:

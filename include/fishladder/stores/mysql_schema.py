@@ -397,14 +397,28 @@ def blockers(run: Run, table: str) -> str:
     try:
         found, what = run(sql, [table]), "hold the table open"
     except FatalError:  # performance_schema is not ours to read; PROCESS shows the transactions
-        sql = (
-            "SELECT x.trx_mysql_thread_id, p.user FROM information_schema.innodb_trx x"
-            " JOIN information_schema.processlist p ON p.id = x.trx_mysql_thread_id"
-            " WHERE x.trx_mysql_thread_id <> CONNECTION_ID() ORDER BY x.trx_started LIMIT 5"
-        )
-        found, what = run(sql), "have had transactions open for longest"
-    sessions = [f"session {no.decode()} of {(user or b'?').decode()}" for no, user in found]
-    return f"{', '.join(sessions) or 'other sessions'} {what}"
+        return holders(run)
+    return f"{_sessions(found)} {what}"
+
+
+def holders(run: Run) -> str:
+    """In words: the sessions whose transactions have been open for longest. Whoever holds a lock is one of them.
+
+    Who was waited for, the server says only while somebody waits.
+    """
+    sql = (
+        "SELECT x.trx_mysql_thread_id, p.user FROM information_schema.innodb_trx x"
+        " JOIN information_schema.processlist p ON p.id = x.trx_mysql_thread_id"
+        " WHERE x.trx_mysql_thread_id <> CONNECTION_ID() ORDER BY x.trx_started LIMIT 5"
+    )
+    try:
+        return f"the transactions that have been open for longest are of {_sessions(run(sql, []))}"
+    except FatalError:
+        return "the right PROCESS would let the account see who holds it"
+
+
+def _sessions(found: list[tuple[Any, ...]]) -> str:
+    return ", ".join(f"session {no.decode()} of {(user or b'?').decode()}" for no, user in found) or "other sessions"
 
 
 def identities(run: Run, view: str, names: Sequence[str]) -> dict[str, list[str]]:

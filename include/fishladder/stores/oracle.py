@@ -55,6 +55,7 @@ from fishladder.stores.oracle_schema import (
 )
 from fishladder.stores.oracle_triggers import FENCED, KEY, NAME, READERS, fenced_text, lock_name, trigger_texts
 from fishladder.stores.oracle_types import SETTINGS, Char, Double, OracleDialect, dictionary_name, plain_name
+from fishladder.stores.silence import ASK_AFTER, CONNECT_SECONDS, SILENT_SECONDS
 from fishladder.stores.sql import (
     KEYS_PER_STATEMENT,
     STREAM_ROWS,
@@ -111,11 +112,15 @@ def connect(*, schema: str | None = None, **options: Any) -> oracledb.Connection
     Raises TransientError or FatalError.
     """
     with translated():
-        connection = oracledb.connect(**options)
+        connection = oracledb.connect(**{**PATIENCE, **options})
         if schema:
             with connection.cursor() as cursor:
                 cursor.execute(f'ALTER SESSION SET CURRENT_SCHEMA = "{dictionary_name(schema)}"')
         return connection
+
+
+PATIENCE = {"tcp_connect_timeout": CONNECT_SECONDS, "expire_time": ASK_AFTER // 60}
+"""What has to be said when connecting, so that nobody is waited for without an end; ``expire_time`` in minutes."""
 
 
 # What the driver reads and binds -----------------------------------------------------------------------------
@@ -284,6 +289,7 @@ class OracleStore(WholeTables):
         with translated():
             connection: oracledb.Connection = self._connect()
             connection.autocommit = autocommit
+            connection.call_timeout = SILENT_SECONDS * 1_000
             connection.outputtypehandler = raw_cells
             connection.inputtypehandler = _bound
             with connection.cursor() as cursor:
