@@ -45,8 +45,9 @@ def _explore(name: str, subject: Subject, *, large: bool) -> bool:
 def _without(subject: Subject, rule: Rule) -> bool:
     """Print what happens without this rule. Returns whether something does, as it should."""
     world = subject.world_of(rule)
-    outcome = check(subject.worlds[world](frozenset({rule})))
-    print(f"without {rule.name.lower()} ({rule.value}), {world}:\n{outcome}\n", flush=True)
+    outcome = check(subject.worlds[world](subject.missed(rule)))
+    others = "".join(f" and {other.name.lower()}" for other in subject.missed(rule) - {rule})
+    print(f"without {rule.name.lower()}{others} ({rule.value}), {world}:\n{outcome}\n", flush=True)
     return outcome.wrong is not None
 
 

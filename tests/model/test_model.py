@@ -18,6 +18,7 @@ from tests.model.tickets import RIGHT_ORDER, Tickets
 
 WORLDS = [(name, world) for name, subject in SUBJECTS.items() for world in subject.worlds]
 RULES = [(name, rule) for name, subject in SUBJECTS.items() for rule in subject.rules]
+SPARE = [(name, rule) for name, subject in SUBJECTS.items() for rule in subject.together]
 FEWEST_STATES = 500
 
 
@@ -32,10 +33,16 @@ def test_with_all_rules_nothing_goes_wrong(name: str, world: str) -> None:
 @pytest.mark.parametrize(("name", "rule"), RULES, ids=[f"{name}-{rule.name.lower()}" for name, rule in RULES])
 def test_without_the_rule_something_goes_wrong(name: str, rule: Rule) -> None:
     subject = SUBJECTS[name]
-    outcome = check(subject.worlds[subject.world_of(rule)](frozenset({rule})))
+    outcome = check(subject.worlds[subject.world_of(rule)](subject.missed(rule)))
     print(outcome)
     assert outcome.wrong is not None
     assert len(outcome.trace) > 1
+
+
+@pytest.mark.parametrize(("name", "rule"), SPARE, ids=[f"{name}-{rule.name.lower()}" for name, rule in SPARE])
+def test_without_a_rule_that_another_makes_up_for_nothing_goes_wrong(name: str, rule: Rule) -> None:
+    for build in SUBJECTS[name].worlds.values():
+        assert check(build(frozenset({rule}))).wrong is None
 
 
 @pytest.mark.parametrize("order", [order for order in permutations(RIGHT_ORDER) if order != RIGHT_ORDER], ids=" ".join)
