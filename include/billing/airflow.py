@@ -20,6 +20,8 @@ from typing import Any
 START_SECONDS = 180.0
 POLL_SECONDS = 1.0
 TRIES = 5
+SETTLE_SECONDS = 10.0
+"""How long an approval must have been waiting before it can be answered."""
 
 
 class DemoError(Exception):
@@ -170,6 +172,31 @@ class Airflow:
         path = f"/api/v2/dags/{dag}/dagRuns/{run}/taskInstances?limit=1000"
         found: list[dict[str, Any]] = self.call("GET", path)["task_instances"]
         return found
+
+    def approve(self, dag: str, run: str, task: str, patience: float, seconds: float = 600.0) -> None:
+        """Wait until a person has answered all instances of an approval; after ``patience`` seconds answer yes.
+
+        The first ten belong to Airflow, which fails an answer that comes sooner.
+        """
+        asked: dict[int, float] = {}
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            found = [one for one in self.tasks(dag, run) if one["task_id"] == task]
+            if found and all(one["state"] in ("success", "failed", "upstream_failed", "skipped") for one in found):
+                return
+            for one in found:
+                number = int(one["map_index"])
+                if one["state"] not in ("deferred", "awaiting_input"):
+                    continue
+                asked.setdefault(number, time.monotonic())
+                if time.monotonic() - asked[number] > max(patience, SETTLE_SECONDS):
+                    path = f"/api/v2/dags/{dag}/dagRuns/{run}/taskInstances/{task}/{number}/hitlDetails"
+                    self.call("PATCH", path, {"chosen_options": ["Approve"], "params_input": {}})
+                    asked[number] = end
+            if any(one["state"] == "failed" for one in self.tasks(dag, run)):
+                return
+            time.sleep(POLL_SECONDS)
+        raise DemoError(f"{dag}: {task} was not asked within {seconds:.0f} s; look at {self.url}/dags/{dag}")
 
     def failures(self, dag: str) -> list[str]:
         """The failed tasks of the DAG's newest run."""

@@ -46,11 +46,14 @@ ORACLE_APPLICATION = "CREATE SESSION, SELECT ANY TABLE, INSERT ANY TABLE, UPDATE
 TRAFFIC_RATE = 25
 TRAFFIC_SECONDS = 3600
 DRAIN_SECONDS = 120.0
+PERSON_SECONDS = 120.0
+"""How long the demo waits for somebody to approve a flip in Airflow's pages, before it does so itself."""
 
 
 class Demo:
-    def __init__(self, *, real: bool, customers: int) -> None:
+    def __init__(self, *, real: bool, customers: int, automatic: bool) -> None:
         self.real = real
+        self.automatic = automatic
         self.customers = customers
         self.began = time.monotonic()
         self.source = f"sqlite:///{HOME / 'source.db'}"
@@ -202,7 +205,7 @@ class Demo:
     def start_airflow(self) -> None:
         self.airflow = Airflow(HOME / "airflow", ROOT / "dags", self._environment())
         self.airflow.start()
-        for step in ("prepare", "load", "replicate", "reconcile"):
+        for step in ("prepare", "load", "replicate", "reconcile", "flip", "rollback"):
             self.airflow.wait_for_dag(f"billing_{step}")
         self.airflow.pool("fishladder_billing_target", 8)
         say(f"Airflow is at {self.airflow.url} (user admin, password {self.airflow.password})")
@@ -259,19 +262,67 @@ class Demo:
                 db.execute("DELETE FROM fishladder_copying")
         return damaged
 
-    def finish(self) -> None:
-        """Stop the customers, wait until nothing is on its way, and compare without fishladder."""
+    def move(self) -> None:
+        """New Zealand moves to the target and back, with customers behind the router."""
+        self._end_traffic()
+        file = ROOT / "include" / "migrations" / "billing.yaml"
+        command = [sys.executable, "-m", "billing.routed", str(file), "--rate", str(TRAFFIC_RATE)]
+        command += ["--seconds", str(TRAFFIC_SECONDS), "--log", str(HOME / "routed.jsonl")]
+        environment = {**os.environ, **self._environment()}
+        self.traffic = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        moved = []
+        for kind, stage in (("flip", "live"), ("rollback", "off")):
+            began = time.monotonic()
+            self._approved(f"billing_{kind}", {"cohorts": ["NZ"], "reason": "the demo"})
+            found = self._status()["cohorts"]["NZ"]["stage"]
+            if found != stage:
+                raise DemoError(f"after billing_{kind} NZ is {found}, not {stage}")
+            window = self._status()["attempts"][0]["seconds_fenced"]
+            moved.append(f"{kind} {window:.1f} s from fence to switch")
+            say(f"billing_{kind} took {time.monotonic() - began:.0f} s, approval and a whole pass included")
+        felt = self._end_traffic()
+        if sum(felt["failed"].values()):
+            raise DemoError(f"calls of customers failed: {felt['errors'][:5]}")
+        reads = felt["done"].pop("account", 0)
+        self.facts["NZ moved"] = ", ".join(moved)
+        self.facts["what they felt"] = (
+            f"{reads:,} reads and {sum(felt['done'].values()):,} writes served, {sum(felt['queued'].values())} writes"
+            f" queued and replayed, longest write {felt['longest_write_ms']:.0f} ms, longest read"
+            f" {felt['longest_read_ms']:.0f} ms, 0 failed"
+        )
+
+    def _approved(self, dag: str, form: dict[str, object]) -> None:
+        assert self.airflow is not None
+        patience = 0.0 if self.automatic else PERSON_SECONDS
+        run = self.airflow.trigger(dag, form)
+        if patience:
+            say(f"{dag} waits for you: approve it at {self.airflow.url}/required_actions, or in {patience:.0f} s I do")
+        else:
+            say(f"{dag} …")
+        self.airflow.approve(dag, run, "country.approve", patience)
+        state = self.airflow.ended(dag, run)
+        if state != "success":
+            failed = ", ".join(self.airflow.failures(dag)) or "no task"
+            raise DemoError(f"{dag} ended in {state} (failed: {failed}); its log is in {HOME}/airflow/logs")
+
+    def _end_traffic(self) -> dict[str, Any]:
+        """Stop the customers. Returns what they counted."""
         assert self.traffic is not None
         self.traffic.send_signal(signal.SIGTERM)
         printed, _ = self.traffic.communicate(timeout=60)
-        summary = json.loads(printed)
         self.traffic = None
+        counted: dict[str, Any] = json.loads(printed)
+        if "total" in counted:
+            failed = sum(sum(counted[kind].values()) for kind in ("failed", "refused", "unknown"))
+            self.facts["customers"] = (
+                f"{counted['total']:,} operations before the flip, {failed} failed, longest"
+                f" {counted['max_latency_ms']:.0f} ms"
+            )
+        return counted
+
+    def finish(self) -> None:
+        """Wait until nothing is on its way, and compare without fishladder."""
         self._wait("the last changes", lambda: not self._journal() and not self._status()["dirty"])
-        acknowledged = summary["total"]
-        failed = sum(sum(summary[kind].values()) for kind in ("failed", "refused", "unknown"))
-        self.facts["customers"] = (
-            f"{acknowledged:,} operations while it ran, {failed} failed, longest {summary['max_latency_ms']:.0f} ms"
-        )
         applied = self._status()["applier"] or {}
         self.facts["changes followed"] = (
             f"{self._status()['changes']:,}, lag {applied.get('lag') or 0:.1f} s at the end"
@@ -297,8 +348,11 @@ class Demo:
         return found
 
     def _journal(self) -> int:
-        with closing(connect(self.source)) as db:
-            return int(db.rows("SELECT count(*) FROM fishladder_journal")[0][0])
+        count = 0
+        for url in (self.source, self.target):
+            with closing(connect(url)) as db:
+                count += int(db.rows("SELECT count(*) FROM fishladder_journal")[0][0])
+        return count
 
     def _expect(self, dag: str, state: str) -> None:
         assert self.airflow is not None
@@ -385,7 +439,7 @@ def main() -> int:
         return 2
     try:
         with alone():
-            return _play(Demo(real=real, customers=customers), automatic)
+            return _play(Demo(real=real, customers=customers, automatic=automatic), automatic)
     except DemoError as error:
         say(f"the demo failed: {error}")
         return 1
@@ -417,6 +471,7 @@ def _play(demo: Demo, automatic: bool) -> int:
             demo.start_airflow,
             demo.migrate,
             demo.plant_and_repair,
+            demo.move,
             demo.finish,
         ):
             step()

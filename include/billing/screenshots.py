@@ -163,7 +163,7 @@ def main() -> int:
     IMAGES.mkdir(exist_ok=True)
     try:
         with alone():
-            tour = Tour(real=False, customers=3000)
+            tour = Tour(real=False, customers=3000, automatic=True)
             try:
                 tour.play()
             finally:

@@ -153,6 +153,13 @@ def _status(options: argparse.Namespace) -> int:
     applier = found["applier"] or {}
     print(f"{found['migration']}{' (paused)' if found['paused'] else ''}: {found['dirty']} dirty keys in the ledger,")
     print(f"  {found['mismatches']} open mismatches, lag of the applier {applier.get('lag') or 0:.1f} s")
+    stages: dict[str, list[str]] = {}
+    for cohort, route in found["cohorts"].items():
+        stages.setdefault(route["stage"], []).append(cohort)
+    print("".join(f"  {stage}: {', '.join(cohorts)}\n" for stage, cohorts in stages.items()), end="")
+    for attempt in found["attempts"]:
+        if attempt["outcome"] is None:
+            print(f"  {attempt['kind']} no. {attempt['number']} of {attempt['cohort']} is at {attempt['step']}")
     print(f"{'table':<24}{'phase':<10}{'chunks':>10}{'rows':>12}{'rejects':>9}{'clean passes':>14}")
     for name, table in found["tables"].items():
         chunks = f"{table['done']}/{table['chunks']}"

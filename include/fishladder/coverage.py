@@ -13,6 +13,9 @@ from fishladder.plan import Plan, Side
 from fishladder.spec import digest
 from fishladder.stores.base import Fenced, Relation, Store
 
+GONE = "gone"
+"""Recorded instead of a digest."""
+
 
 def changed_coverage(plan: Plan, store: Store, side: Side, ledger: Ledger) -> list[str]:
     """The tables whose identity or triggers in this store are not what was recorded when they were installed."""
@@ -28,6 +31,17 @@ def void_changed_coverage(plan: Plan, store: Store, side: Side, ledger: Ledger) 
     if changed:
         ledger.void_checks(changed, f"{side}: table or triggers changed behind the journal")
     return changed
+
+
+def note_changed_coverage(plan: Plan, store: Store, side: Side, ledger: Ledger) -> None:
+    """Before triggers are installed again, which then look as if they had never been gone: remember which were.
+
+    So ``record_coverage`` finds these tables changed, and voids the passes that begin in between, too; after a prepare
+    that is cut short here, the next one's does.
+    """
+    changed = void_changed_coverage(plan, store, side, ledger)
+    if changed:
+        ledger.record_coverage(side, dict.fromkeys(changed, GONE))
 
 
 def record_coverage(relations: Sequence[Relation], store: Store, side: Side, ledger: Ledger) -> None:

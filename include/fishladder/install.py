@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from fishladder.cells import NO_HOME, SHARED, cohort_entity, key_text
-from fishladder.coverage import record_coverage, void_changed_coverage
+from fishladder.coverage import note_changed_coverage, record_coverage
 from fishladder.errors import InputError
 from fishladder.ledger import DirtyKey, Ledger
 from fishladder.names import own_name, settle
@@ -109,8 +109,7 @@ def install(spec: Migration, plan: Plan, source: Store, target: Store, ledger: L
     names = [table.name for table in plan.tables]
     source.install_load(names, open=False)
     target.install_load(names, open=True)
-    # Looked at first: a trigger that was gone is the same again when it is installed again.
-    void_changed_coverage(plan, source, "source", ledger)
+    note_changed_coverage(plan, source, "source", ledger)
     source.install_triggers(plan.triggers("source"))
     record_coverage(plan.relations("source"), source, "source", ledger)  # at once: what changes from here on shows
     # A home is written by the trigger from here on; the backfill gives one to everybody who was there before.
@@ -126,7 +125,7 @@ def install(spec: Migration, plan: Plan, source: Store, target: Store, ledger: L
     loaded = [table for table in plan.tables if ledger.table_state(table.name).phase == "closed"]
     if loaded:
         names = [table.name for table in loaded]
-        void_changed_coverage(plan, target, "target", ledger)
+        note_changed_coverage(plan, target, "target", ledger)
         target.install_triggers([found for found in plan.triggers("target") if found.relation.table in names])
         record_coverage([table.target for table in loaded], target, "target", ledger)
     return Installed(cohorts=tuple(cohorts), homeless=found.get(None, 0))

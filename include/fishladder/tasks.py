@@ -560,11 +560,31 @@ def status(desk: Desk) -> dict[str, Any]:
         "migration": desk.spec.migration,
         "paused": ledger.control().paused,
         "tables": tables,
+        "cohorts": {
+            cohort: {"stage": route.stage, "owner": route.owner, "epoch": route.epoch}
+            for cohort, route in ledger.routes().items()
+        },
+        "attempts": [_shown(attempt) for attempt in ledger.attempts(limit=20)],
+        "queue": ledger.count_queue(),
         "dirty": ledger.count_dirty(),
         "mismatches": ledger.count_mismatches(),
         "mismatches_found": sum(result.missing + result.extra + result.differs for result in results),
         "changes": ledger.counts("applied").get("changes", 0),
         "applier": applier.data if applier else None,
+    }
+
+
+def _shown(attempt: Attempt) -> dict[str, Any]:
+    fenced, switched = attempt.fenced_at, attempt.switched_at
+    return {
+        "number": attempt.id,
+        "cohort": attempt.cohort,
+        "kind": attempt.kind,
+        "step": attempt.step,
+        "outcome": attempt.outcome,
+        "error": attempt.error,
+        "actor": attempt.actor,
+        "seconds_fenced": (switched - fenced).total_seconds() if fenced and switched else None,
     }
 
 

@@ -19,7 +19,8 @@ from fishladder.errors import (
 from fishladder.fence import set_fence
 from fishladder.pace import Pace
 from tests.simulation.audit import Violation
-from tests.simulation.company import CHUNK_ROWS, Company
+from tests.simulation.company import Company
+from tests.simulation.start import CHUNK_ROWS
 
 BATCH = 5
 FAILS_THE_TASK = (TransientError, AmbiguousError, StaleError, FenceError, InputError)

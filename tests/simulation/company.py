@@ -2,64 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from fishladder import install, load
-from fishladder.apply import Ends
-from fishladder.ledger import Ledger, open_ledger, upgrade
-from fishladder.plan import Plan, resolve
-from fishladder.spec import Migration, loads
-from fishladder.stores.sqlite import SqliteStore
-from tests.simulation.audit import Auditor, Violation
-from tests.simulation.world import Clock, Seam, Watched
+from sqlalchemy import Engine
 
-SPEC = """
-migration: simulated
-strategy: replicate
-source: {kind: sqlite, connection: source}
-target: {kind: sqlite, connection: target}
-application: {source: source_app, target: target_app}
-cohort: {label: country, root: customer, column: country, waves: [[NZ], ["*"]]}
-tables:
-  price: shared
-  customer: root
-  item: {entity: customer_id}
-  line: {via: item}
-"""
-SCHEMA = """
-CREATE TABLE price (id INTEGER PRIMARY KEY, cents INTEGER NOT NULL, after INTEGER);
-CREATE TABLE customer (id INTEGER PRIMARY KEY, country TEXT, email TEXT UNIQUE, balance INTEGER NOT NULL);
-CREATE TABLE item (id INTEGER PRIMARY KEY, customer_id INTEGER NOT NULL REFERENCES customer (id) ON DELETE CASCADE,
-    amount INTEGER NOT NULL);
-CREATE TABLE line (item_id INTEGER NOT NULL REFERENCES item (id) ON DELETE CASCADE, no INTEGER NOT NULL,
-    amount INTEGER NOT NULL, PRIMARY KEY (item_id, no));
-"""
-TARGET_SCHEMA = """
-CREATE TABLE price (id INTEGER PRIMARY KEY, cents INTEGER NOT NULL, after INTEGER REFERENCES price (id));
-"""
-"""Only the target demands that the price before is there."""
-STRICT = """
-CREATE TABLE tolerant (yes INTEGER);
-CREATE TRIGGER price_insert BEFORE INSERT ON price WHEN NEW.cents >= 500 AND NOT EXISTS (SELECT 1 FROM tolerant)
-    BEGIN SELECT RAISE(ABORT, 'too dear'); END;
-CREATE TRIGGER price_update BEFORE UPDATE ON price WHEN NEW.cents >= 500 AND NOT EXISTS (SELECT 1 FROM tolerant)
-    BEGIN SELECT RAISE(ABORT, 'too dear'); END;
-CREATE TRIGGER item_insert BEFORE INSERT ON item WHEN NEW.amount % 4 = 3 AND NOT EXISTS (SELECT 1 FROM tolerant)
-    BEGIN SELECT RAISE(ABORT, 'an odd amount'); END;
-CREATE TRIGGER item_update BEFORE UPDATE ON item WHEN NEW.amount % 4 = 3 AND NOT EXISTS (SELECT 1 FROM tolerant)
-    BEGIN SELECT RAISE(ABORT, 'an odd amount'); END;
-"""
-"""A target that refuses some rows, until somebody mends it."""
-CUSTOMERS = 7
-SLEEPERS = (91, 92)
-"""Customers, and prices, that the application never touches: who damages them has to be found out by a pass."""
-CHUNK_ROWS = 4
+from fishladder import install
+from fishladder.apply import Ends
+from fishladder.ledger import Ledger, open_engine
+from tests.simulation.audit import Auditor, Violation
+from tests.simulation.start import CUSTOMERS, Lasting, SimulatedStore, start_of
+from tests.simulation.world import Clock, Seam, Watched
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,21 +59,10 @@ def draw_kind(random: Random) -> Kind:
     )
 
 
-class SimulatedStore(SqliteStore):
-    lock_wait = 0.0  # nobody really waits: the scheduler lets somebody else go on
-    chunk_rows = CHUNK_ROWS
-
-    def __init__(self, connect: Callable[[], sqlite3.Connection], clock: Clock) -> None:
-        super().__init__(connect)
-        self._clock = clock
-
-    def connection(self) -> sqlite3.Connection:
-        fresh = self._connection is None
-        connection = super().connection()
-        if fresh:
-            connection.execute("PRAGMA synchronous = OFF")  # the machine itself never fails here
-            connection.create_function("strftime", -1, lambda *_: f"{self._clock.now():%F %T.%f}"[:23])
-        return connection
+@cache
+def _engine(file: Path) -> Engine:
+    """For all worlds of this process, one after the other, so that no statement is compiled twice."""
+    return open_engine(f"sqlite:///{file}")
 
 
 class Company:
@@ -121,62 +71,32 @@ class Company:
     def __init__(self, seam: Seam, folder: Path, kind: Kind) -> None:
         self.seam, self.folder, self.kind = seam, folder, kind
         self.clock = Clock(seam)
-        self.spec: Migration = loads(SPEC, name="simulated.yaml", environment={})
-        self.stores: list[SqliteStore] = []
-        self._populate()
-        self.ledger: Ledger = open_ledger(
-            f"sqlite:///{folder / 'ledger.db'}", migration="simulated", clock=self.clock.now
-        )
-        source, target = self.store("source"), self.store("target")
-        install.create_target_tables(self.spec, source, target)
-        if kind.strict:
-            self.run("target", STRICT)
-        self.plan: Plan = resolve(self.spec, source.describe(), target.describe())
+        self._idle: dict[tuple[str, str], list[Lasting]] = defaultdict(list)
+        self._opened: list[Lasting] = []
+        start = start_of(kind.begins, strict=kind.strict, orphan=kind.orphan)
+        shutil.copytree(start.folder, folder)
+        self.spec, self.plan = start.spec, start.plan
+        self.ledger = Ledger(_engine(folder / "ledger.db"), migration="simulated", clock=self.clock.now)
         self.dice = Dice(seam.random, 3 if kind.begins == "loaded" else CUSTOMERS + 5)
         self.auditor = Auditor(folder, strict=kind.strict)
         self.applications_left = 0
         self.finishing = False
         self.ended = False
-        if kind.begins != "bare":
-            install.install(self.spec, self.plan, source, target, self.ledger, actor="simulation")
-            self.auditor.prepared = True
-        if kind.begins == "loaded":
-            load.cut(self.plan, source, self.ledger, 1_000)
-            for table in self.plan.tables:
-                load.load_lane(table, source, target, self.ledger, lane="1")
-                load.close_load(self.plan, table, target, self.ledger)
+        self.auditor.prepared = kind.begins != "bare"
         self.auditor.look()
-
-    def _populate(self) -> None:
-        self.run("source", SCHEMA)
-        self.run("target", TARGET_SCHEMA)
-        with closing(sqlite3.connect(self.folder / "source.db")) as source:
-            for number in (*range(1, CUSTOMERS + 1), *SLEEPERS):
-                country = (None, "NZ", "AU", "IE")[number % 4]
-                source.execute("INSERT INTO customer VALUES (?, ?, ?, 0)", [number, country, f"c{number}"])
-                for item in range(2):
-                    source.execute("INSERT INTO item VALUES (?, ?, ?)", [number * 10 + item, number, item])
-                    source.execute("INSERT INTO line VALUES (?, 1, 5)", [number * 10 + item])
-            source.executemany("INSERT INTO price VALUES (?, 100, NULL)", [(1,), (2,), (3,)])
-            before = [999, 1] if self.kind.orphan else [None, 1]
-            source.executemany("INSERT INTO price VALUES (?, 100, ?)", zip(SLEEPERS, before, strict=True))
-            if self.kind.strict:  # refused from the beginning, and by every loading
-                source.execute("UPDATE price SET cents = 600 WHERE id = ?", [SLEEPERS[1]])
-            source.commit()
-        upgrade(f"sqlite:///{self.folder / 'ledger.db'}")
-
-    def run(self, name: str, script: str) -> None:
-        with closing(sqlite3.connect(self.folder / f"{name}.db", timeout=0)) as connection:
-            connection.executescript(script)
 
     # Ways to the databases: one of its own for every actor, as processes have
 
     def store(self, name: str) -> Any:
-        path = str(self.folder / f"{name}.db")
-        connect = lambda: sqlite3.connect(path, timeout=0, check_same_thread=False)  # noqa: E731
-        store = SimulatedStore(connect, self.clock)
-        self.stores.append(store)
+        store = SimulatedStore(lambda: self._connect(name, "copier"), self._idle[name, "copier"], self.clock)
         return Watched(store, self.seam, name, self._after)
+
+    def _connect(self, name: str, account: str) -> Lasting:
+        file = self.folder / f"{name}.db"
+        found = sqlite3.connect(file, timeout=0, isolation_level=None, check_same_thread=False, factory=Lasting)
+        found.idle = self._idle[name, account]
+        self._opened.append(found)
+        return found
 
     def ends(self) -> Ends:
         return Ends(owner="source", origin=self.store("source"), destination=self.store("target"))
@@ -190,8 +110,8 @@ class Company:
             self.auditor.after(actor.name, label, arguments, result)
 
     def close(self) -> None:
-        for store in self.stores:
-            store.close()
+        for connection in self._opened:
+            connection.end()
         self.ledger.close()
         self.auditor.close()
 
@@ -200,11 +120,9 @@ class Company:
     @contextmanager
     def transaction(self, name: str = "source") -> Iterator[sqlite3.Connection]:
         """One of the application's own, that waits for its turn and is committed at the end of the block."""
-        connection = sqlite3.connect(self.folder / f"{name}.db", timeout=0, isolation_level=None)
+        idle = self._idle[name, "application"]
+        connection = idle.pop() if idle else self._connect_application(name)
         try:
-            connection.execute("PRAGMA foreign_keys = ON")
-            connection.execute("PRAGMA synchronous = OFF")
-            connection.create_function("strftime", -1, lambda *_: f"{self.clock.now():%F %T.%f}"[:23])
             while True:
                 self.seam.point("application begins")
                 try:
@@ -218,6 +136,13 @@ class Company:
         finally:
             connection.close()
         self.auditor.look()
+
+    def _connect_application(self, name: str) -> Lasting:
+        connection = self._connect(name, "application")
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA synchronous = OFF")
+        connection.create_function("strftime", -1, lambda *_: f"{self.clock.now():%F %T.%f}"[:23])
+        return connection
 
     def application(self, operations: int, kinds: tuple[Operation, ...] | None = None) -> Callable[[], None]:
         random = self.seam.random

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from random import Random
@@ -13,9 +14,9 @@ from fishladder import apply, load, operate
 from tests.simulation import actors
 from tests.simulation.audit import Violation
 from tests.simulation.company import Company, Kind, draw_kind, reprice_everything
+from tests.simulation.start import place
 from tests.simulation.world import Actor, Seam
 
-FAST = "/dev/shm" if Path("/dev/shm").is_dir() else None
 IMPATIENT = timedelta(seconds=0.2)
 """After so long a lane's chunk may be claimed by the other: a stalled lane becomes a zombie."""
 CLEAN_ROWS = 3
@@ -37,18 +38,27 @@ def simulate(seed: int, *, operations: int = 20, trace: list[str] | None = None)
     kind = kind_of(seed)
     seam.trace.append(repr(kind))
     with (
-        tempfile.TemporaryDirectory(prefix="fishladder-sim-", dir=FAST) as folder,
+        _folder() as folder,
         patch.object(load, "STALE_CLAIM", IMPATIENT),
         patch.object(operate, "CLEAN_ROWS", CLEAN_ROWS),
         patch.object(apply, "POLL", POLL),
+        closing(Company(seam, folder, kind)) as company,
     ):
-        company = Company(seam, Path(folder), kind)
         try:
             _play(company, operations)
         finally:
             seam.stop()
-            company.close()
     return seam
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """Every world of this process has the same, after the one before."""
+    folder = place() / "world"
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _play(company: Company, operations: int) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from contextlib import contextmanager
 
 from tests.simulation.bugs import BUGS
 from tests.simulation.run import simulate
+from tests.simulation.start import start_of
 
 
 def attempt(seed: int, bug: str | None = None) -> tuple[int, int, str | None]:
@@ -22,12 +23,28 @@ def attempt(seed: int, bug: str | None = None) -> tuple[int, int, str | None]:
         return seed, 0, f"{type(error).__name__}: {error}"
 
 
-def planted(bug: str | None) -> AbstractContextManager[Any]:
-    return BUGS[bug].plant() if bug else nullcontext()
+@contextmanager
+def planted(bug: str | None) -> Iterator[None]:
+    """The bug is there from the start of a world, and not in the next one's."""
+    if bug is None:
+        yield
+        return
+    start_of.cache_clear()
+    try:
+        with BUGS[bug].plant():
+            yield
+    finally:
+        start_of.cache_clear()
 
 
 @contextmanager
 def workers(jobs: int | None = None) -> Iterator[ProcessPoolExecutor]:
     """Worlds share nothing, so that they can use every core."""
-    with ProcessPoolExecutor(jobs or os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs or os.cpu_count(), mp_context=spawn, initializer=_settle) as pool:
         yield pool
+
+
+def _settle() -> None:
+    """What was imported stays: the garbage collector, which would look at it many times in each world, need not."""
+    gc.freeze()

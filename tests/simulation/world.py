@@ -242,6 +242,7 @@ class Watched:
                 raise AmbiguousError(f"{label}: no answer")
             return result
 
+        self.__dict__[attribute] = call  # found at once from here on, also by isinstance, which looks for every method
         return call
 
 

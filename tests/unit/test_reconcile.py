@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from fishladder import install, reconcile
 from fishladder.errors import CoverageError, InputError
 from fishladder.ledger import CheckResult
+from fishladder.stores.base import Triggers
 from tests import independent
 from tests.unit.small import SCHEMA, SPEC, Small
 
@@ -140,6 +141,32 @@ def test_what_was_missed_without_a_trigger_is_found_after_prepare(loaded: Small)
     loaded.follow()
     assert found(check(loaded, "item")) == (0, 0, 0)
     assert independent.compare(loaded.url("source"), loaded.url("target"), TABLES) == []
+
+
+def test_a_pass_that_begins_while_a_lost_trigger_is_put_back_is_not_clean(
+    loaded: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin_check, install_triggers = loaded.ledger.begin_check, loaded.source.install_triggers
+
+    def begin_late(table: str, coverage: str) -> int:  # a pass, which saw every trigger; now prepare comes between
+        loaded.application("DROP TRIGGER fishladder_item_update")
+        checks: list[int] = []
+
+        def install_late(tables: Sequence[Triggers]) -> None:  # prepare, which saw that the trigger is gone
+            checks.append(begin_check(table, coverage))
+            compared.append(reconcile.compare_chunk(item, loaded.source, loaded.target, None, None))
+            loaded.application("UPDATE item SET amount = 1000 WHERE id = 10")
+            install_triggers(tables)
+
+        monkeypatch.setattr(loaded.source, "install_triggers", install_late)
+        install.install(loaded.spec, loaded.plan, loaded.source, loaded.target, loaded.ledger, actor="operator")
+        return checks[0]
+
+    item, compared = loaded.plan.table("item"), list[reconcile.Compared]()
+    monkeypatch.setattr(loaded.ledger, "begin_check", begin_late)
+    monkeypatch.setattr(reconcile, "_chunks", lambda *_: compared)
+    assert found(check(loaded, "item")) == (0, 0, 0)  # it had read the row before
+    assert loaded.ledger.clean_passes("item") == 0
 
 
 def test_a_change_behind_the_journal_voids_the_passes(loaded: Small) -> None:

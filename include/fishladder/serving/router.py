@@ -312,7 +312,10 @@ class Router:
 
 
 def _is_open(fence: Fence | None, route: Route) -> bool:
-    """Whether the application may write here, and the route that it believes in is that of the fence."""
+    """Whether the application may write here, and no newer route than the one that the router believes in says where.
+
+    An older fence is one that an attempt has not reached yet: the application may still write.
+    """
     if fence is None:
         return False
-    return fence.writer == "free" or (fence.writer == "application" and fence.epoch == route.epoch)
+    return fence.writer == "free" or (fence.writer == "application" and fence.epoch <= route.epoch)
