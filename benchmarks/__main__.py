@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
-from benchmarks import airflow_tasks, apply, load, oracle, peers, reconcile, workers
+from benchmarks import airflow_tasks, apply, flip, load, oracle, peers, reconcile, workers
 from benchmarks.ground import Ground, database
 from benchmarks.results import Result, keep, table
 from billing.database import connect
@@ -30,6 +30,8 @@ CASES: dict[str, Callable[[Ground], Iterator[Result]]] = {
     "apply": apply.apply,
     "lag": apply.lag,
     "triggers": apply.triggers,
+    "flip": flip.flip,
+    "router": flip.router,
     "tasks": airflow_tasks.tasks,
     "workers": workers.workers,
     "peers": peers.peers,

@@ -48,6 +48,8 @@ class Billing:
             "FISHLADDER_LEDGER": f"sqlite:///{folder / 'ledger.db'}",
             "BILLING_SOURCE_KIND": "mysql",
             "BILLING_TARGET_KIND": "mysql",
+            "FISHLADDER_BILLING_SOURCE_APP": source.application,
+            "FISHLADDER_BILLING_TARGET_APP": target.application,
         }
         self.by_way_of(source=source.copier, target=target.copier)
         self.processes = ExitStack()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fishladder import tasks
-from fishladder.ledger import open_ledger
+from fishladder.flip import Cutover
+from fishladder.ledger import Attempt, open_ledger
 from fishladder.spec import load
 from fishladder.stores import connect_environment, open_application, open_store
 from fishladder.stores.base import Store
@@ -38,9 +41,33 @@ def main(file: str, role: str, *arguments: str) -> None:
     elif role == "applier":
         tasks.replicate(at, seconds=float(arguments[0]))
     elif role == "cutover":
-        tasks.cut_over(at, int(arguments[0]))
+        number, *where = arguments
+        if where:
+            _die(*where)
+        tasks.cut_over(at, int(number))
     else:
         raise SystemExit(f"no such role: {role}")
+
+
+def _die(step: str, when: str) -> None:
+    """Die as by ``kill -9`` ``before`` a step of the flip, ``after`` it, or ``between`` its order to a fence and the
+    ledger's word that it was obeyed."""
+    real_step, real_order = Cutover._step, Cutover._order
+
+    def stepping(cutover: Cutover, attempt: Attempt) -> Attempt:
+        if (attempt.step, when) == (step, "before"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        found = real_step(cutover, attempt)
+        if (attempt.step, when) == (step, "after") and found.step != step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
+
+    def ordering(cutover: Cutover, attempt: Attempt, side: Any, writer: Any) -> None:
+        real_order(cutover, attempt, side, writer)
+        if (attempt.step, when) == (step, "between"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Cutover._step, Cutover._order = stepping, ordering  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit import flips as moving
 from tests.unit import small as smalls
+from tests.unit.flips import Flips
 from tests.unit.small import Small
 
 
@@ -26,3 +28,11 @@ def make_small(tmp_path: Path) -> Iterator[Callable[..., Small]]:
 @pytest.fixture
 def small(make_small: Callable[..., Small]) -> Small:
     return make_small()
+
+
+@pytest.fixture
+def flips(small: Small) -> Iterator[Flips]:
+    small.load()
+    small.follow()
+    with moving.flips(small) as made:
+        yield made

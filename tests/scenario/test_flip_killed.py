@@ -1,0 +1,76 @@
+"""A cutover is killed between any two of its steps and beside the orders to its fences; customers go on."""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+import pytest
+
+from billing.database import connect
+from billing.operations import operations
+from billing.routed import Customers
+from fishladder import tasks
+from fishladder.ledger import open_ledger
+from fishladder.serving import Router
+from fishladder.stores import connect_url, open_application
+from tests import independent
+from tests.scenario.migration import Billing, until
+
+STEPS = ("fence", "drain", "compare", "open", "close", "replay")
+DEATHS = [(step, when) for step in STEPS for when in ("before", "after")]
+DEATHS += [(step, "between") for step in ("fence", "open", "close")]
+
+
+@contextmanager
+def customers(billing: Billing, run: str) -> Iterator[Customers]:
+    """One client behind a router of its own, for as long as the block lasts."""
+    ids = [row[0] for row in billing.rows("source", "SELECT id FROM customer ORDER BY id")]
+    plans = [row[0] for row in billing.rows("source", "SELECT id FROM plan ORDER BY id")]
+    source, target = (open_application(*connect_url(side.application)) for side in (billing.source, billing.target))
+    ledger = open_ledger(billing.environment["FISHLADDER_LEDGER"], migration="billing")
+    router = Router(ledger, operations, source=source, target=target)
+    crowd = Customers(router, ids, plans, rng=random.Random(run), run=run)
+    log = billing.folder / "routed.jsonl"
+    thread = threading.Thread(target=lambda: crowd.run(rate=60, seconds=600, log=log))
+    thread.start()
+    try:
+        yield crowd
+    finally:
+        crowd.stop()
+        thread.join()
+        router.close()
+
+
+@pytest.mark.parametrize(("step", "when"), DEATHS)
+def test_a_cutover_is_killed(loaded: Billing, step: str, when: str) -> None:
+    at = loaded.desk()
+    kind = "flip" if at.ledger.route("NZ").stage == "off" else "rollback"
+    with customers(loaded, f"{step}-{when}") as crowd:
+        loaded.follow()
+        (asked,) = tasks.ask(at, kind, ["NZ"], actor="test", reason=f"killed {when} {step}")
+        assert tasks.verify_cohort(at, asked.id).outcome is None
+        worker = loaded.worker("cutover", str(asked.id), step, when)
+        assert worker.wait() == -signal.SIGKILL, loaded.worker_log()
+        stopped = at.ledger.attempt(asked.id)
+        assert stopped.outcome is None or (step, when) == ("replay", "after")
+        # What replicate does beside its own work, and a task that Airflow repeats: both at once.
+        again = threading.Thread(target=lambda: tasks.cut_over(loaded.desk(), asked.id))
+        again.start()
+        until(lambda: tasks.advance_attempts(at) == 0, "the attempt's end")
+        again.join()
+        before = crowd.felt.done.total()
+        until(lambda: crowd.felt.done.total() > before + 10, "customers to be served")
+    ended = at.ledger.attempt(asked.id)
+    assert (ended.outcome, ended.error) == ("done", None)
+    moved = ("live", "target") if kind == "flip" else ("off", "source")
+    assert (at.ledger.route("NZ").stage, at.ledger.route("NZ").owner) == moved
+    assert crowd.felt.failed == {}, crowd.felt.errors
+    loaded.ends_equal()
+    with closing(connect(loaded.environment["FISHLADDER_LEDGER"])) as ledger:
+        refused = {row[0] for row in ledger.rows("SELECT idempotency_key FROM ledger_queue WHERE state = 'refused'")}
+    for side in (loaded.source, loaded.target):
+        assert independent.accepted(side.admin, [loaded.folder / "routed.jsonl"], refused) == []

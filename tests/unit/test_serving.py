@@ -1,0 +1,247 @@
+"""What an application sees of the router: keys, refusals, outages, threads, asyncio, comparison, numbers."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
+from billing.operations import operations
+from fishladder.errors import InputError, TransientError
+from fishladder.ledger import Ledger, Route
+from fishladder.serving import AsyncRouter, Metrics, Observation, OpenTelemetry, Operations, Replayer, Router, Shadow
+from fishladder.serving.operations import load_operations
+from fishladder.stores.sqlite import SqliteApplication
+from tests.unit.flips import Declined, Flips
+
+PAY = {"item": 10, "amount": 1}
+
+
+class Away:
+    """A ledger that nobody reaches, from the moment that ``away`` is set."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger, self.away = ledger, False
+
+    def __getattr__(self, name: str) -> Any:
+        if self.away:
+            raise TransientError("the ledger is away: repeat")
+        return getattr(self.ledger, name)
+
+
+def router_of(flips: Flips, *, metrics: Metrics | None = None, shadow: Shadow | None = None) -> Router:
+    source, target = flips.stores["source"], flips.stores["target"]
+    return Router(flips.small.ledger, flips.operations, source=source, target=target, metrics=metrics, shadow=shadow)
+
+
+def test_an_outage_of_the_ledger_stops_no_cohort_that_is_not_moving(flips: Flips) -> None:
+    router = flips.router()
+    router.ledger = away = Away(flips.small.ledger)  # type: ignore[assignment]
+    router.write("pay", PAY, key="a", entity=1)
+    away.away = True
+    router._routes = {cohort: (route, -100.0) for cohort, (route, _) in router._routes.items()}  # long ago
+    assert router.write("pay", PAY, key="b", entity=1).state == "done"
+    assert router.read("amount", {"item": 10}, entity=1).value == 7
+
+
+def test_a_moved_cohort_is_not_served_from_its_copy_even_without_the_ledger(flips: Flips) -> None:
+    router = flips.router()
+    router._patience = 0.2
+    router.ledger = away = Away(flips.small.ledger)  # type: ignore[assignment]
+    assert router.read("amount", {"item": 10}, entity=1).value == 5
+    flips.move()
+    away.away = True
+    with pytest.raises(TransientError, match="repeat it"):
+        router.read("amount", {"item": 10}, entity=1)
+    with pytest.raises(TransientError, match="repeat it"):
+        router.write("pay", PAY, key="a", entity=1)
+    away.away = False
+    assert router.read("amount", {"item": 10}, entity=1).value == 5
+
+
+def test_the_business_says_no(flips: Flips) -> None:
+    router = flips.router()
+    with pytest.raises(Declined):
+        router.write("pay", {"item": 10, "amount": -1}, key="a", entity=1)
+    with pytest.raises(RuntimeError, match="a bug"):
+        router.write("pay", {"item": 10, "amount": 666}, key="a", entity=1)
+    assert router.write("pay", PAY, key="a", entity=1).state == "done"
+    assert flips.amount(10, "source") == 6
+
+
+def test_one_key_used_by_many_at_once_takes_effect_once(flips: Flips) -> None:
+    routers = [flips.router() for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda router: router.write("pay", PAY, key="a", entity=1), routers * 5))
+    assert flips.amount(10, "source") == 6
+    assert Counter(written.repeated for written in found) == {False: 1, True: 19}
+
+
+def test_a_write_that_did_not_hear_of_its_commit_is_found_by_its_key(flips: Flips) -> None:
+    """The connection is lost in the commit: it took effect, and the router repeats it."""
+
+    class Deaf(sqlite3.Connection):
+        deaf = True
+
+        def commit(self) -> None:
+            super().commit()
+            if Deaf.deaf:
+                Deaf.deaf = False
+                error = sqlite3.OperationalError("disk I/O error")
+                error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+                raise error
+
+    path = str(flips.small.folder / "source.db")
+    source = SqliteApplication(lambda: sqlite3.connect(path, factory=Deaf, check_same_thread=False))
+    router = Router(flips.small.ledger, flips.operations, source=source, target=flips.stores["target"], patience=5)
+    written = router.write("pay", PAY, key="a", entity=1)
+    assert (written.repeated, flips.amount(10, "source")) == (True, 6)
+    source.close()
+
+
+def test_a_write_of_another_customers_rows_is_refused_by_their_fence(flips: Flips) -> None:
+    flips.move()
+    with pytest.raises(sqlite3.IntegrityError, match="fishladder:"):
+        flips.router().write("pay", {"item": 20, "amount": 1}, key="a", entity=1)
+    assert flips.amount(20, "source") == flips.amount(20, "target") == 6
+
+
+def test_whoever_belongs_nowhere_stays_where_they_are(flips: Flips) -> None:
+    flips.move()
+    assert flips.router().write("pay", {"item": 30, "amount": 1}, key="a", entity=3).state == "done"
+    assert flips.amount(30, "source") == 8
+
+
+@pytest.mark.parametrize(
+    ("operation", "payload", "where", "words"),
+    [
+        ("nope", {}, {"entity": 1}, "there is no operation nope; registered are"),
+        ("pay", {"at": object()}, {"entity": 1}, "a payload is JSON"),
+        ("pay", {}, {}, "names its entity, or its cohort"),
+        ("join", {}, {"cohort": "XX"}, "has no cohort 'XX'; run prepare"),
+    ],
+    ids=["operation", "payload", "nowhere", "cohort"],
+)
+def test_bad_calls(flips: Flips, operation: str, payload: Any, where: Any, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        flips.router().write(operation, payload, key="a", **where)
+
+
+@pytest.mark.parametrize(
+    ("entry_point", "words"),
+    [
+        ("no.such.module:operations", "No module named 'no'"),
+        ("billing.operations:nothing", "has no attribute 'nothing'"),
+        ("billing.operations:service", "is no fishladder.serving.Operations"),
+    ],
+)
+def test_operations_that_are_not_there(entry_point: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        load_operations(entry_point)
+    assert load_operations("billing.operations:operations") is operations
+
+
+def test_an_operation_is_registered_once() -> None:
+    found = Operations()
+    found.add("pay", lambda connection, payload: None)
+    with pytest.raises(InputError, match="pay is registered already"):
+        found.add("pay", lambda connection, payload: None)
+
+
+def test_asyncio(flips: Flips) -> None:
+    router = AsyncRouter(flips.router())
+
+    async def calls() -> Any:
+        await asyncio.gather(*(router.write("pay", PAY, key=f"k{number}", entity=1) for number in range(5)))
+        return (await router.read("amount", {"item": 10}, entity=1)).value
+
+    assert asyncio.run(calls()) == 10
+
+
+def test_numbers_for_opentelemetry(flips: Flips) -> None:
+    reader = InMemoryMetricReader()
+    router = router_of(flips, metrics=OpenTelemetry(MeterProvider([reader]).get_meter("test")))
+    for key in ("a", "a", "b"):
+        router.write("pay", PAY, key=key, entity=1)
+    router.read("amount", {"item": 10}, entity=1)
+    data: Any = reader.get_metrics_data()
+    found = {metric.name: metric.data.data_points for metric in data.resource_metrics[0].scope_metrics[0].metrics}
+    writes = {point.attributes["outcome"]: point.value for point in found["fishladder.writes"]}
+    assert writes == {"done": 2, "repeated": 1}
+    assert [found[f"fishladder.{name}"][0].count for name in ("write", "read")] == [3, 1]
+
+
+def test_reads_are_compared_off_the_customers_path(flips: Flips) -> None:
+    seen: list[Observation] = []
+    wait = threading.Event()
+
+    def new(connection: Any, payload: Any) -> int:
+        assert wait.wait(10)
+        if payload["item"] == 30:
+            raise RuntimeError("not built yet")
+        return int(connection.execute("SELECT amount FROM item WHERE id = ?", (payload["item"],)).fetchone()[0])
+
+    def because(payload: Any, ours: Any, theirs: Any) -> str | None:
+        return "rounded" if payload["item"] == 20 else None
+
+    flips.operations.add("both", flips.operations["amount"].legacy, new, ignore=because)
+    flips.small.damage("UPDATE item SET amount = 99 WHERE id = 20")
+    shadow = Shadow(observed=seen.append, waiting=3)
+    router = router_of(flips, shadow=shadow)
+    for cohort in ("NZ", "AU", "*"):
+        router._routes[cohort] = (Route(stage="shadow", owner="source", epoch=1), 1e12)
+    values = [router.read("both", {"item": item}, entity=entity).value for item, entity in ((10, 1), (20, 2), (30, 3))]
+    assert (values, seen) == ([5, 6, 7], [])  # the customer did not wait
+    router.read("both", {"item": 10}, entity=1)  # one too many: left out
+    wait.set()
+    shadow.close()
+    assert [(one.outcome, one.reason) for one in seen] == [
+        ("match", None),
+        ("ignored", "rounded"),
+        ("failed", "RuntimeError"),
+    ]
+
+
+def test_a_sample_of_none_compares_nothing(flips: Flips) -> None:
+    seen: list[Observation] = []
+    shadow = Shadow(sample=0.0, observed=seen.append)
+    router = router_of(flips, shadow=shadow)
+    router._routes["NZ"] = (Route(stage="shadow", owner="source", epoch=1), 1e12)
+    router.read("amount", {"item": 10}, entity=1)
+    shadow.close()
+    assert seen == []
+
+
+def test_replay_by_three_at_once_does_each_write_once(flips: Flips) -> None:
+    number = flips.verified()
+    flips.until(number, "drain")
+    router = flips.router()
+    for key in range(10):
+        assert router.write("pay", PAY, key=f"k{key}", entity=1).state == "queued"
+    flips.until(number, "replay")
+    replayers = [Replayer(flips.small.ledger, flips.operations, flips.stores) for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda replayer: replayer.replay("NZ"), replayers))
+    replayers[0].replay("NZ")
+    assert flips.amount(10, "target") == 15
+    assert flips.small.ledger.count_queue() == {"done": 10}
+
+
+def test_a_queued_write_whose_caller_never_heard_of_it_is_accepted_once(flips: Flips) -> None:
+    number = flips.verified()
+    flips.until(number, "drain")
+    router = flips.router()
+    router.write("pay", PAY, key="a", entity=1)
+    again = flips.router().write("pay", PAY, key="a", entity=1)  # another router, for the same customer
+    assert again.state == "queued"
+    with pytest.raises(InputError, match="with another payload"):
+        router.write("pay", {"item": 10, "amount": 2}, key="a", entity=1)
+    flips.cutover.run(number)
+    assert flips.amount(10, "target") == 6
