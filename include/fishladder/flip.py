@@ -15,6 +15,7 @@ from fishladder import apply, reconcile
 from fishladder.apply import Ends
 from fishladder.cells import NO_HOME, SHARED, Row
 from fishladder.clock import Clock
+from fishladder.coverage import check_coverage
 from fishladder.errors import AmbiguousError, FishladderError, InputError, LedgerError, StaleError, TransientError
 from fishladder.fence import set_fence
 from fishladder.ledger import BEFORE_SWITCH, Attempt, Ledger
@@ -88,13 +89,14 @@ class Cutover:
 
         Keys that are copied from here on are noted as touched, and are all that is compared under the fence.
         """
+        coverage = self._coverage()  # before the passes: what changes while they run shows
         wrong = [line for table in self.plan.tables if (line := self._pass(table, attempt.cohort))]
         if rejects := self.ledger.count_rejects(cohort=attempt.cohort):
             wrong.append(f"{rejects} open rejects")
         if wrong:
             self.say(f"{attempt.cohort}: {'; '.join(wrong)}; nothing is fenced")
         else:
-            self.ledger.prove(attempt, "verified", {"tables": [table.name for table in self.plan.tables]})
+            self.ledger.prove(attempt, "verified", {"coverage": coverage})
         return not wrong
 
     def _pass(self, table: PlanTable, cohort: str) -> str | None:
@@ -230,6 +232,11 @@ class Cutover:
         left = attempt.deadline - (self.clock.now() - attempt.fenced_at).total_seconds()
         return min(STEP_PATIENCE, max(0.0, left))
 
+    def _coverage(self) -> str:
+        """Raises CoverageError when changes may have gone unrecorded."""
+        sides: tuple[Side, Side] = ("source", "target")
+        return "".join(check_coverage(self.plan, self.stores[side], side, self.ledger) for side in sides)
+
     def _ends(self, owner: Side) -> Ends:
         other: Side = "target" if owner == "source" else "source"
         return Ends(owner=owner, origin=self.stores[owner], destination=self.stores[other])
@@ -246,6 +253,9 @@ class Cutover:
 
     def _compare(self, attempt: Attempt) -> None:
         """Exactly the keys touched since the pass began, and the reports for this moment. Raises LedgerError."""
+        verified = self.ledger.proof(attempt.id, "verified")
+        if verified is None or verified["coverage"] != self._coverage():
+            raise LedgerError(f"{attempt.cohort}: triggers were installed again since its rows were compared")
         ends, keys = self._ends(self._loser(attempt)), dict[str, list[bytes]]()
         with ends.destination.read() as there, ends.origin.read() as here:
             for name, key in there.touched(str(attempt.id)):

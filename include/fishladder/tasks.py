@@ -313,6 +313,8 @@ def ask(desk: Desk, kind: Kind, cohorts: Sequence[str], *, actor: str, reason: s
 
     Raises InputError, and then none of them is open.
     """
+    if desk.ledger.control().paused:
+        raise InputError(f"{desk.spec.migration} is paused, and a flip has to copy: resume it first")
     with desk.ends() as (plan, (ends,)):
         flip.check_ids(desk.spec, plan, ends.origin, ends.destination)
     known = desk.ledger.routes()

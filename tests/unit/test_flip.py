@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sqlite3
+import time
+from contextlib import closing
 from typing import Any
 
 import pytest
 
+from fishladder import install
 from fishladder.clock import SystemClock
 from fishladder.errors import InputError, LedgerError, StaleError
 from fishladder.fence import set_fence
@@ -147,6 +151,41 @@ def test_a_touched_row_that_differs_aborts_under_the_fence(flips: Flips) -> None
     ended = flips.cutover.run(number)
     assert ended.outcome == "aborted" and "1 rows of item differ" in str(ended.error)
     assert flips.fences() == [("application", 3), ("copier", 3)]
+
+
+def test_a_trigger_that_was_dropped_after_the_pass_aborts_it(flips: Flips) -> None:
+    """Somebody drops it, writes, and makes it again: no journal tells."""
+    number = flips.verified()
+    flips.small.application("DROP TRIGGER fishladder_item_update", "UPDATE item SET amount = 50 WHERE id = 10")
+    ended = flips.cutover.run(number)
+    assert ended.outcome == "aborted" and "not what prepare installed" in str(ended.error)
+    small = flips.small
+    install.install(small.spec, small.plan, small.source, small.target, small.ledger, actor="test")
+    again = flips.ask()
+    assert not flips.cutover.verify(again)
+
+
+def test_triggers_that_were_installed_again_after_the_pass_abort_it(flips: Flips) -> None:
+    number = flips.verified()
+    small = flips.small
+    small.application("CREATE UNIQUE INDEX item_more ON item (customer_id, amount, id)")
+    install.install(small.spec, small.plan, small.source, small.target, small.ledger, actor="test")
+    ended = flips.cutover.run(number)
+    assert ended.outcome == "aborted" and "installed again since its rows were compared" in str(ended.error)
+
+
+def test_a_transaction_that_stays_open_makes_it_wait_then_abort(flips: Flips) -> None:
+    number = flips.verified(deadline=1)
+    with closing(sqlite3.connect(flips.small.folder / "source.db", isolation_level=None)) as open_:
+        open_.execute("BEGIN IMMEDIATE")
+        flips.small.source.lock_wait = 0.1
+        until = time.monotonic() + 30
+        while (attempt := flips.cutover.advance(number)).step in ("verify", "fence"):
+            assert time.monotonic() < until
+        assert attempt.error and "not ready within 1 s" in attempt.error
+        open_.execute("ROLLBACK")
+    assert flips.cutover.run(number).outcome == "aborted"
+    assert flips.router().write("pay", {"item": 10, "amount": 1}, key="a", entity=1).state == "done"
 
 
 def test_a_store_ahead_of_the_ledger_freezes_the_cohort(flips: Flips) -> None:

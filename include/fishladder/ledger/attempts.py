@@ -6,6 +6,7 @@ event: a task that was cleared, repeated or overtaken finds that its step is ove
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -176,6 +177,16 @@ def proofs(tx: Transaction, attempt: int, epoch: int | None = None) -> set[str]:
     columns = tables.proof.c
     query = select(columns.kind).where(columns.migration == tx.migration, columns.attempt == attempt)
     return set(tx.connection.scalars(query if epoch is None else query.where(columns.epoch == epoch)))
+
+
+def proof(tx: Transaction, attempt: int, kind: ProofKind) -> dict[str, Any] | None:
+    """What the newest proof of this kind says."""
+    columns = tables.proof.c
+    query = select(columns.body).where(
+        columns.migration == tx.migration, columns.attempt == attempt, columns.kind == kind
+    )
+    body = tx.connection.scalar(query.order_by(columns.epoch.desc()).limit(1))
+    return None if body is None else dict(json.loads(body))
 
 
 # Steps --------------------------------------------------------------------------------------------------------------

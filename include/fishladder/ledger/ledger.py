@@ -158,6 +158,11 @@ class Ledger:
         with self._write() as tx:
             attempts.prove(tx, attempt, kind, body)
 
+    def proof(self, attempt: int, kind: ProofKind) -> dict[str, Any] | None:
+        """What the newest proof of this kind says."""
+        with self._read() as tx:
+            return attempts.proof(tx, attempt, kind)
+
     def fence_attempt(self, attempt: Attempt) -> Attempt:
         """The stage is ``fencing``, the epoch one higher. Raises LedgerError (not verified), StaleError."""
         with self._write() as tx:
