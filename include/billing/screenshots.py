@@ -84,6 +84,7 @@ class Tour(Demo):
             self.throttle(camera)
             self.load(self.airflow, camera)
             self.reconcile(self.airflow, camera)
+            self.flip(self.airflow, camera)
 
     def preflight(self, airflow: Airflow, camera: Camera) -> None:
         with closing(connect(self.target)) as db:
@@ -144,6 +145,25 @@ class Tour(Demo):
         self._expect("billing_reconcile", "success")
         camera.look("/dags?tags=billing", "billing_replicate", "billing_operate")
         camera.shoot("dags", 960)
+
+    def flip(self, airflow: Airflow, camera: Camera) -> None:
+        """A person is asked, answers, and two countries have moved."""
+        airflow.wait_for_dag("billing_flip")
+        run = airflow.trigger("billing_flip", {"cohorts": ["NZ"], "reason": "the first wave"})
+        self._wait("somebody to be asked", lambda: self._asked(airflow, run))
+        task = f"/dags/billing_flip/runs/{run}/tasks/country.approve/mapped/0"
+        camera.look(f"{task}/required_actions", "Asked for by", "clean passes")
+        camera.shoot("approve", 980)
+        airflow.approve("billing_flip", run, "country.approve", 0.0)
+        if airflow.ended("billing_flip", run) != "success":
+            raise DemoError("billing_flip failed; its log says why")
+        camera.look(f"/dags/billing_flip/runs/{run}", "cutover")
+        camera.shoot("flip", 640)
+
+    def _asked(self, airflow: Airflow, run: str) -> bool:
+        tasks = airflow.tasks("billing_flip", run)
+        states = {task["state"] for task in tasks if task["task_id"] == "country.approve"}
+        return bool(states & {"deferred", "awaiting_input"})
 
 
 @contextmanager

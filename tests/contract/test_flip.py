@@ -26,7 +26,8 @@ from tests.contract.shop import SPEC
 from tests.contract.stores import PATIENCE, STORES, Place
 from tests.scenario.worker import desk
 
-PAIRS = [("sqlite", "sqlite"), ("mysql", "mysql"), ("mysql", "mariadb"), ("oracle", "mysql")]
+PAIRS = [("sqlite", "sqlite"), ("mysql", "mysql"), ("mysql", "mariadb"),
+         pytest.param(("oracle", "mysql"), marks=pytest.mark.slow)]  # fmt: skip
 
 
 @dataclass

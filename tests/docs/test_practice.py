@@ -22,7 +22,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Pa
     monkeypatch.setattr(demo, "HOME", tmp_path / ".demo")
     demo.HOME.mkdir()
     (tmp_path / "include").symlink_to(ROOT / "include")
-    made = demo.Demo(real=False, customers=100)
+    made = demo.Demo(real=False, customers=100, automatic=True)
     made.prepare_stores()
     at = desk(FILE, made._environment())
     tasks.prepare(at, actor="test")
