@@ -61,6 +61,14 @@ def _parser() -> argparse.ArgumentParser:
     rejects = command("rejects", _rejects, "list the rows that the target refused, or have them tried again")
     rejects.add_argument("--table", help="only of this table")
     rejects.add_argument("--retry", action="store_true", help="mark their keys dirty: the applier tries them again")
+    queue = command("queue", _queue, "list the writes that wait for a flip's end, or say what becomes of one")
+    what = queue.add_mutually_exclusive_group()
+    what.add_argument("--retry", type=int, metavar="NUMBER", help="try this parked write again")
+    what.add_argument("--give-up", type=int, metavar="NUMBER", help="refuse it: its customer has to be told")
+    queue.add_argument("--reason", help="why it is given up, for the audit trail")
+    abort = command("abort", _abort, "bring a flip or rollback back to where it began, before its switch")
+    abort.add_argument("attempt", type=int, help="its number, as status shows it")
+    abort.add_argument("--reason", required=True, help="for the audit trail")
     command("schema", _schema, "print the JSON schema of migration files, for editors", file=False)
     ledger = commands.add_parser("ledger", help="the control database").add_subparsers(required=True, metavar="what")
     added = ledger.add_parser("upgrade", help="create or upgrade the ledger's tables")
@@ -184,6 +192,41 @@ def _rejects(options: argparse.Namespace) -> int:
         column = f".{reject.column}" if reject.column else ""
         which = f"{reject.table}{column} key {reject.key.decode()} ({reject.cohort}, {reject.attempts} tries)"
         print(f"{which}: {reject.error}")
+    return 0
+
+
+def _queue(options: argparse.Namespace) -> int:
+    spec = load(options.file)
+    if (options.give_up is None) is not (options.reason is None):
+        raise InputError("--give-up and --reason go together")
+    with _ledger(spec.migration) as ledger:
+        if options.retry is not None:
+            ledger.release_queued(options.retry, actor=getpass.getuser())
+        if options.give_up is not None:
+            ledger.drop_queued(options.give_up, options.reason, actor=getpass.getuser())
+        found = ledger.waiting()
+    if options.json:
+        keys = ("id", "cohort", "operation", "key", "state", "attempts", "reason")
+        print(json.dumps([{key: getattr(queued, key) for key in keys} for queued in found], indent=2))
+        return 0
+    for queued in found:
+        why = f": {queued.reason}" if queued.reason else ""
+        print(
+            f"{queued.id} {queued.cohort} {queued.operation} {queued.key} {queued.state}, {queued.attempts} tries{why}"
+        )
+    return 0
+
+
+def _abort(options: argparse.Namespace) -> int:
+    spec = load(options.file)
+    with _ledger(spec.migration) as ledger:
+        attempt = ledger.abort(ledger.attempt(options.attempt), options.reason, actor=getpass.getuser())
+    if options.json:
+        print(json.dumps({"attempt": attempt.id, "step": attempt.step, "outcome": attempt.outcome}))
+    elif attempt.outcome is None:
+        print(f"{attempt.cohort} goes back to where it was; {spec.migration}_replicate brings it there")
+    else:
+        print(f"{attempt.cohort} is where it was; nothing had been fenced")
     return 0
 
 

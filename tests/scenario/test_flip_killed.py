@@ -21,8 +21,11 @@ from tests import independent
 from tests.scenario.migration import Billing, until
 
 STEPS = ("fence", "drain", "compare", "open", "close", "replay")
-DEATHS = [(step, when) for step in STEPS for when in ("before", "after")]
-DEATHS += [(step, "between") for step in ("fence", "open", "close")]
+DEATHS = [
+    *((step, "after") for step in STEPS),
+    *((step, "between") for step in ("fence", "open", "close")),
+    *(pytest.param(step, "before", marks=pytest.mark.slow) for step in STEPS),
+]
 
 
 @contextmanager

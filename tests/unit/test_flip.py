@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
 from contextlib import closing
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from fishladder import install
+from fishladder.cli import main
 from fishladder.clock import SystemClock
 from fishladder.errors import InputError, LedgerError, StaleError
 from fishladder.fence import set_fence
@@ -17,6 +19,7 @@ from fishladder.flip import wave_needs
 from fishladder.ledger import Route
 from fishladder.serving import Refused
 from tests.unit.flips import Flips
+from tests.unit.small import SPEC
 
 # The way there and back --------------------------------------------------------------------------------------------
 
@@ -240,6 +243,37 @@ def test_a_refused_write_says_so_when_it_is_asked_for_again(flips: Flips) -> Non
         flips.cutover.advance(number)
     with pytest.raises(Refused, match="no negative amounts"):
         router.write("pay", {"item": 10, "amount": -1}, key="a", entity=1)
+
+
+def test_a_person_looks_at_the_queue_and_decides(
+    flips: Flips, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = flips.small.folder / "small.yaml"
+    file.write_text(SPEC)
+    monkeypatch.setenv("FISHLADDER_LEDGER", flips.small.url("ledger"))
+    number = flips.verified()
+    flips.until(number, "drain")
+    for key, amount in (("bad", 666), ("good", 2)):
+        flips.router().write("pay", {"item": 10, "amount": amount}, key=key, entity=1)
+    assert main(["abort", str(file), str(number), "--reason", "not today"]) == 0
+    for _ in range(20):
+        flips.cutover.advance(number)
+    assert main(["abort", str(file), str(number), "--reason", "not today"]) == 1
+    said = capsys.readouterr()
+    assert "NZ goes back to where it was" in said.out and "completes forward" in said.err
+    assert main(["queue", str(file)]) == 0
+    parked, pending = capsys.readouterr().out.splitlines()
+    assert parked == "1 NZ pay bad parked, 5 tries: RuntimeError: a bug in this operation"
+    assert pending == "2 NZ pay good pending, 0 tries"
+    assert main(["queue", str(file), "--retry", "1"]) == 0
+    assert "bad pending, 0 tries" in capsys.readouterr().out
+    assert main(["queue", str(file), "--retry", "1"]) == 1
+    assert main(["queue", str(file), "--give-up", "1"]) == 2
+    assert main(["queue", str(file), "--give-up", "1", "--reason", "a bug", "--json"]) == 0
+    assert [line["key"] for line in json.loads(capsys.readouterr().out)] == ["good"]
+    assert main(["queue", str(file), "--give-up", "1", "--reason", "a bug"]) == 1
+    ended = flips.cutover.run(number)
+    assert (ended.outcome, ended.error, flips.amount(10, "source")) == ("aborted", "not today", 7)
 
 
 # Who may go --------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 
 from sqlalchemy import Engine
 
+from fishladder.errors import StaleError
 from fishladder.ledger import (
     attempts,
     audit,
@@ -240,6 +241,11 @@ class Ledger:
         with self._read() as tx:
             return queue.find(tx, operation, entity, key)
 
+    def waiting(self, limit: int = 1000) -> list[Queued]:
+        """Queued writes of all cohorts that are still to come, oldest first."""
+        with self._read() as tx:
+            return queue.waiting(tx, limit)
+
     def waiting_of(self, entity: bytes) -> list[Queued]:
         """An entity's queued writes that are still to come, oldest first."""
         with self._read() as tx:
@@ -277,9 +283,10 @@ class Ledger:
             audit.append(tx, actor, "parked write released", {"queued": number})
 
     def drop_queued(self, number: int, reason: str, *, actor: str) -> None:
-        """Give a queued write up, as refused, for a person's ``reason``."""
+        """Give a queued write up, as refused, for a person's ``reason``. Raises StaleError when it does not wait."""
         with self._write() as tx:
-            queue.finish(tx, number, "refused", None, reason)
+            if not queue.finish(tx, number, "refused", None, reason):
+                raise StaleError(f"write no. {number} does not wait in the queue any more")
             audit.append(tx, actor, "queued write given up", {"queued": number, "reason": reason})
 
     # Tables and chunks ---------------------------------------------------------------------------------

@@ -105,6 +105,13 @@ def waiting_of(tx: Transaction, entity: bytes) -> list[Queued]:
     return [_queued(row) for row in tx.connection.execute(query.order_by(columns.id))]
 
 
+def waiting(tx: Transaction, limit: int) -> list[Queued]:
+    """Of all cohorts, oldest first."""
+    columns = tables.queue.c
+    query = select(tables.queue).where(columns.migration == tx.migration, columns.state.in_(WAITING))
+    return [_queued(row) for row in tx.connection.execute(query.order_by(columns.id).limit(limit))]
+
+
 def oldest(tx: Transaction, cohort: str, limit: int) -> list[Queued]:
     """The oldest pending writes of entities that have none parked."""
     columns = tables.queue.c
@@ -130,9 +137,9 @@ def count(tx: Transaction, cohort: str | None) -> dict[str, int]:
     return {row.state: row[1] for row in found}
 
 
-def finish(tx: Transaction, number: int, state: State, result: str | None, reason: str | None) -> None:
-    """Of a write that is waiting. One that is finished stays as it is."""
-    _update(tx, number, WAITING, state=state, result=result, reason=reason, finished_at=tx.now)
+def finish(tx: Transaction, number: int, state: State, result: str | None, reason: str | None) -> bool:
+    """Of a write that is waiting; whether it was. One that is finished stays as it is."""
+    return bool(_update(tx, number, WAITING, state=state, result=result, reason=reason, finished_at=tx.now))
 
 
 def note_failure(tx: Transaction, number: int, reason: str, most: int) -> State:
