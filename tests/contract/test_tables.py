@@ -382,7 +382,8 @@ def test_generated_ids(place: Place) -> None:
     store.generate_from(found, 1000)
     store.generate_from(found, 500)
     assert store.generated_from(found) == 1000
-    assert db.insert("INSERT INTO t (v) VALUES (?)", ("y",)) == 1001  # sessions of the example generate odd ids
+    odd = place.kind != "oracle"  # sessions of the example generate odd ids; an Oracle's ids are its sequence's
+    assert db.insert("INSERT INTO t (v) VALUES (?)", ("y",)) == 1000 + odd
     store.create_table(table("plain", ["code"], column("code", "string(9)", nullable=False)))
     assert store.generated_from(relation(store, "plain")) is None
 

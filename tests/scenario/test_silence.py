@@ -37,7 +37,9 @@ def session(of: MySqlStore, url: str) -> list[tuple[object, ...]]:
     """The session that writes, if the server still has it."""
     assert of._writing is not None
     with closing(mysql.connect(url)) as connection, closing(connection.cursor()) as cursor:
-        cursor.execute(f"SELECT id FROM information_schema.processlist WHERE id = {of._writing.thread_id()}")
+        cursor.execute(
+            f"SELECT processlist_id FROM performance_schema.threads WHERE processlist_id = {of._writing.thread_id()}"
+        )
         return list(cursor.fetchall())
 
 
