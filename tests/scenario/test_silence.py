@@ -37,9 +37,8 @@ def session(of: MySqlStore, url: str) -> list[tuple[object, ...]]:
     """The session that writes, if the server still has it."""
     assert of._writing is not None
     with closing(mysql.connect(url)) as connection, closing(connection.cursor()) as cursor:
-        cursor.execute(
-            f"SELECT processlist_id FROM performance_schema.threads WHERE processlist_id = {of._writing.thread_id()}"
-        )
+        sql = "SELECT processlist_id FROM performance_schema.threads WHERE processlist_id = %s"
+        cursor.execute(sql, (of._writing.thread_id(),))
         return list(cursor.fetchall())
 
 
@@ -88,7 +87,7 @@ def test_who_waits_in_vain_is_told_for_whom(two: tuple[MySqlStore, MySqlStore], 
     with one.begin() as copy:
         copy.lock_shards([1])
         assert one._writing is not None
-        who = rf"1205.*session {one._writing.thread_id()} of {one.account()}"
+        who = rf"1205.*session {one._writing.thread_id()} of ({one.account()}|\?)"
         with other.begin(wait=1) as waiting, pytest.raises(TransientError, match=who):
             waiting.lock_shards([1])
 
