@@ -73,10 +73,13 @@ class Billing:
                 yield router
 
     def customers(self) -> list[int]:
-        """Those who live in the cohort that moves."""
+        """Those who live in the cohort that moves and have something to be charged for."""
+        sql = (
+            "SELECT DISTINCT s.customer_id FROM subscription s JOIN fishladder_home h"
+            " ON h.root_key = CAST(s.customer_id AS CHAR) WHERE h.cohort = ? AND s.active = 1"
+        )
         with closing(connect(self.source.admin)) as db:
-            found = db.rows("SELECT root_key FROM fishladder_home WHERE cohort = ? AND root_key < 'a'", [COHORT])
-        return sorted(int(key.decode()) for (key,) in found if key[:1] != b"@")
+            return sorted(int(customer) for (customer,) in db.rows(sql, [COHORT]))
 
 
 @contextmanager

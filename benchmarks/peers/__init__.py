@@ -210,7 +210,8 @@ def _last_line(text: str) -> str:
 @contextmanager
 def ready(server: str) -> Iterator[None]:
     """The server has what the tools need and MySQL 9 does not bring along: MD5(), and a time zone called UTC."""
-    with ExitStack() as undo, closing(mysql.connect(server)) as admin, closing(admin.cursor()) as cursor:
+    # Last, so that it is undone while there is still a connection.
+    with closing(mysql.connect(server)) as admin, closing(admin.cursor()) as cursor, ExitStack() as undo:
         try:
             cursor.execute("SELECT MD5('')")
         except MySQLdb.Error:
