@@ -153,6 +153,9 @@ class _Batch:
         self.refused: dict[str, list[Refusal]] = {}
         self.changed: dict[str, set[bytes]] = {}
         self.kept: set[tuple[str, bytes]] = set()
+        self.moot: set[Dirty] = set()
+        self.born_twice: set[bytes | None] = set()
+        """Entities with a home here and another one there: to copy either would destroy the other."""
         self.doubts: list[int] = []
 
     def lock(self, copy: Transaction, dirty: Sequence[Dirty]) -> None:
@@ -179,6 +182,12 @@ class _Batch:
             self.there[table] = copy.rows_by_key(self._copy(table), list(keys))
         unknown = _entities(self.there) - self.homes.keys()
         self.homes |= copy.homes(entity for entity in unknown if entity is not None)
+        if any(fence.writer != "copier" for fence in self.fences.values()):  # both stores may give birth
+            entities = [entity for entity in _entities(self.owner) | _entities(self.there) if entity is not None]
+            here = copy.homes(entities)
+            with self.ends.origin.read() as origin:
+                owners = origin.homes(entities)
+            self.born_twice = {entity for entity in here.keys() & owners.keys() if here[entity] != owners[entity]}
 
     def write(self, copy: Transaction) -> None:
         """Parents before children, then deletes, children first."""
@@ -281,7 +290,7 @@ class _Batch:
 
     def forget(self, ledger: Ledger, dirty: Sequence[Dirty]) -> None:
         """After the commit: delete exactly the reasons that were read, but those of keys that were left."""
-        done = [line for line in dirty if (line.table, line.key) not in self.kept]
+        done = [line for line in dirty if (line.table, line.key) not in self.kept or line in self.moot]
         ledger.forget(self.doubts + [line.ledger for line in done if line.ledger is not None])
         journal = [line.journal for line in done if line.journal is not None]
         if journal:
@@ -293,13 +302,18 @@ class _Batch:
     # Which keys this batch may write
 
     def _may(self, table: PlanTable, key: bytes) -> bool:
-        entities = {line.entity for line in self.keys[table.name][key]}
-        for rows in (self.owner[table.name], self.there[table.name]):
-            if (found := rows.get(key)) is not None:
-                entities.add(found.entity)
-        if all(self._writable(table, key, entity) for entity in entities):
+        now = {found.entity for rows in (self.owner, self.there) if (found := rows[table.name].get(key)) is not None}
+        entities = now | {line.entity for line in self.keys[table.name][key]}
+        if not entities & self.born_twice and all(self._writable(table, key, entity) for entity in entities):
             return True
         held = all(self._shards_of(table.name, key, entity) <= self.shards for entity in entities)
+        if held and now:
+            # The row went to an entity that has moved by now, in whose cohort it is journaled too.
+            self.moot |= {
+                line
+                for line in self.keys[table.name][key]
+                if line.journal is not None and line.entity not in now and self._writable(table, key, line.entity)
+            }
         # Not held: the row moved to another entity, whose shard somebody else may hold right now.
         return self._keep(table, key, self.applied.left if held else self.applied.wide)
 

@@ -89,14 +89,14 @@ class Cutover:
 
         Keys that are copied from here on are noted as touched, and are all that is compared under the fence.
         """
-        coverage = self._coverage()  # before the passes: what changes while they run shows
+        coverage, loads = self._coverage(), self._loads()  # before the passes: what changes while they run shows
         wrong = [line for table in self.plan.tables if (line := self._pass(table, attempt.cohort))]
         if rejects := self.ledger.count_rejects(cohort=attempt.cohort):
             wrong.append(f"{rejects} open rejects")
         if wrong:
             self.say(f"{attempt.cohort}: {'; '.join(wrong)}; nothing is fenced")
         else:
-            self.ledger.prove(attempt, "verified", {"coverage": coverage})
+            self.ledger.prove(attempt, "verified", {"coverage": coverage, "loads": loads})
         return not wrong
 
     def _pass(self, table: PlanTable, cohort: str) -> str | None:
@@ -211,8 +211,7 @@ class Cutover:
 
     def _order(self, attempt: Attempt, side: Side, writer: Writer) -> None:
         """Set a fence, and believe only what is read back."""
-        # A completion leaves the route's epoch alone: routers go on as they are.
-        wanted = Fence(writer=writer, epoch=attempt.epoch + (attempt.kind == "complete"))
+        wanted = Fence(writer=writer, epoch=attempt.epoch)
         found = set_fence(
             self.stores[side], self.clock, attempt.cohort, writer, wanted.epoch, deadline=self._patience(attempt)
         )
@@ -237,6 +236,12 @@ class Cutover:
         sides: tuple[Side, Side] = ("source", "target")
         return "".join(check_coverage(self.plan, self.stores[side], side, self.ledger) for side in sides)
 
+    def _loads(self) -> dict[str, int | None]:
+        """The generation of each table's load in the target, None while it is open."""
+        target = self.stores["target"]
+        assert isinstance(target, Fenced)
+        return {name: None if state.open else state.generation for name, state in target.load_states().items()}
+
     def _ends(self, owner: Side) -> Ends:
         other: Side = "target" if owner == "source" else "source"
         return Ends(owner=owner, origin=self.stores[owner], destination=self.stores[other])
@@ -256,6 +261,8 @@ class Cutover:
         verified = self.ledger.proof(attempt.id, "verified")
         if verified is None or verified["coverage"] != self._coverage():
             raise LedgerError(f"{attempt.cohort}: triggers were installed again since its rows were compared")
+        if verified["loads"] != self._loads():
+            raise LedgerError(f"{attempt.cohort}: a table was loaded again since its rows were compared")
         ends, keys = self._ends(self._loser(attempt)), dict[str, list[bytes]]()
         with ends.destination.read() as there, ends.origin.read() as here:
             for name, key in there.touched(str(attempt.id)):

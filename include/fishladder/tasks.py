@@ -318,6 +318,7 @@ def ask(desk: Desk, kind: Kind, cohorts: Sequence[str], *, actor: str, reason: s
     with desk.ends() as (plan, (ends,)):
         flip.check_ids(desk.spec, plan, ends.origin, ends.destination)
     known = desk.ledger.routes()
+    before = {attempt.id for attempt in desk.ledger.attempts(only_open=True)}
     opened: list[Attempt] = []
     try:
         for cohort in cohorts:
@@ -333,7 +334,7 @@ def ask(desk: Desk, kind: Kind, cohorts: Sequence[str], *, actor: str, reason: s
                 )
             )
     except InputError:
-        for attempt in opened:
+        for attempt in [one for one in opened if one.id not in before]:
             desk.ledger.abort(attempt, "another cohort of the same request was refused", actor=actor)
         raise
     return opened

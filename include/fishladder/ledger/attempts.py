@@ -103,6 +103,10 @@ def begin(
             raise InputError(
                 f"{cohort}: {other_cohort} comes first; it is {found} and has to be {' or '.join(sorted(stages))}"
             )
+        moving = open_of(tx, other_cohort)
+        if moving is not None and moving.kind != "complete":
+            said = f"its {moving.kind} no. {moving.id} is still open; wait for its end, or abort it"
+            raise InputError(f"{cohort}: {other_cohort} comes first, and {said}")
     values = {
         "migration": tx.migration,
         "cohort": cohort,
@@ -121,7 +125,7 @@ def begin(
     number = int(made.inserted_primary_key[0])
     audit.append(tx, actor, f"{kind} asked for", {"attempt": number, "cohort": cohort, "reason": reason})
     if kind == "complete":
-        return _move(tx, get(tx, number), "free", stage="complete", actor=actor, event="completing")
+        return _move(tx, get(tx, number), "free", stage="complete", raised=True, actor=actor, event="completing")
     return get(tx, number)
 
 

@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 from sqlalchemy import Row, and_, case, func, insert, select, update
 
 from fishladder.errors import InputError, LedgerError, StaleError
-from fishladder.ledger import audit, rejects, routes, tables
+from fishladder.ledger import attempts, audit, rejects, routes, tables
 from fishladder.ledger.database import Transaction, upsert
 
 Phase: TypeAlias = Literal["new", "cleaning", "loading", "closed"]
@@ -125,6 +125,9 @@ def check_restart(tx: Transaction, table: str, generation: int) -> bool:
             f"{table} cannot be restarted: {', '.join(moved)} left the stage off, so the target's rows may be in use;"
             " mark keys dirty or rewrite entities instead, or roll back first"
         )
+    asked = sorted(attempt.cohort for attempt in attempts.every(tx, only_open=True, limit=1))
+    if asked:
+        raise InputError(f"{table} cannot be restarted: {asked[0]} is about to move; wait for its end, or abort it")
     return True
 
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from fishladder.errors import AmbiguousError, RowError, TransientError
 from fishladder.ledger import Ledger, Queued, Route
 from fishladder.serving.metrics import Metrics, NoMetrics
-from fishladder.serving.operations import Operations
-from fishladder.stores.application import Application, Applied
+from fishladder.serving.operations import Operation, Operations
+from fishladder.stores.application import Application, Applied, Session
 
 BATCH = 100
 MOST_ATTEMPTS = 5
@@ -53,40 +53,71 @@ class Replayer:
 
     def _one(self, queued: Queued, route: Route) -> bool:
         """Whether it is over: done, or refused by the business."""
-        operation, store = self.operations[queued.operation], self.stores[route.owner]
-        payload = json.loads(queued.payload)
-        if queued.optimistic == "due" and operation.optimistic is not None:
-            operation.optimistic(payload, queued.key)  # whoever queued it died before
-            self.ledger.note_optimistic(queued.id, "done")
+        store = self.stores[route.owner]
         try:
-            with store.transaction() as session:
-                fence = session.fence(queued.cohort, hold=True)
-                if fence is None or fence.writer != "application" or fence.epoch != route.epoch:
-                    return False
-                known = session.applied(operation.name, queued.entity, queued.key)
-                if known is None:
-                    result = json.dumps(operation.on(route.owner)(session.connection, payload))
-                    known = Applied(digest=queued.digest, result=result)
-                    session.record(operation.name, queued.entity, queued.key, known)
-                    session.commit()
+            operation = self.operations[queued.operation]
+            if queued.optimistic == "due" and operation.optimistic is not None:
+                operation.optimistic(json.loads(queued.payload), queued.key)  # whoever queued it died before
+                self.ledger.note_optimistic(queued.id, "done")
+            known = self._decide(operation, store, queued, route)
+            if known is None:
+                return False
+            if known.refused:
+                self._refuse(operation, queued, json.loads(known.result or "null"))
+                return True
         except (TransientError, AmbiguousError):
             return False  # the applied key says whether it took effect
-        except operation.refusals as refusal:
-            self._refuse(queued, str(refusal))
-            return True
         except Exception as error:  # noqa: BLE001 - a poison write may raise anything, and parks its entity only
             if store.is_passing(error) or (isinstance(error, RowError) and error.unique):
                 return False
             state = self.ledger.note_failed_replay(queued.id, f"{type(error).__name__}: {error}", MOST_ATTEMPTS)
-            outcome = "parked" if state == "parked" else "failed"
-            self.metrics.count("replayed", operation=operation.name, outcome=outcome)
+            self.metrics.count(
+                "replayed", operation=queued.operation, outcome="parked" if state == "parked" else "failed"
+            )
             return False
         self.ledger.finish_queued(queued.id, known.result)
         self.metrics.count("replayed", operation=operation.name, outcome="done")
         return True
 
-    def _refuse(self, queued: Queued, reason: str) -> None:
-        operation = self.operations[queued.operation]
+    def _decide(self, operation: Operation, store: Application, queued: Queued, route: Route) -> Applied | None:
+        """Done or refused, once for everybody: what is recorded first under the key in the owner holds.
+
+        None: the owner is not open to this route.
+        """
+        try:
+            with store.transaction() as session:
+                known, is_open = self._known(session, queued, route)
+                if known is not None or not is_open:
+                    return known
+                result = json.dumps(operation.on(route.owner)(session.connection, json.loads(queued.payload)))
+                known = Applied(digest=queued.digest, result=result)
+                session.record(operation.name, queued.entity, queued.key, known)
+                session.commit()
+                return known
+        except operation.refusals as refusal:
+            reason = str(refusal)
+        # Recorded too: another replayer, behind this one, might find that the business has changed its mind.
+        with store.transaction() as session:
+            known, is_open = self._known(session, queued, route)
+            if known is not None or not is_open:
+                return known
+            known = Applied(digest=queued.digest, result=json.dumps(reason), refused=True)
+            session.record(operation.name, queued.entity, queued.key, known)
+            session.commit()
+            return known
+
+    def _known(self, session: Session, queued: Queued, route: Route) -> tuple[Applied | None, bool]:
+        """What the owner has under the key, and whether it is open; it stays so until the transaction ends."""
+        fence = session.fence(queued.cohort, hold=True)
+        if fence is None or fence.writer != "application" or fence.epoch != route.epoch:
+            return None, False
+        known = session.applied(queued.operation, queued.entity, queued.key)
+        if known is not None and known.digest != queued.digest:
+            reused = json.dumps(f"the idempotency key {queued.key!r} was used before, with another payload")
+            return Applied(digest=queued.digest, result=reused, refused=True), True
+        return known, True
+
+    def _refuse(self, operation: Operation, queued: Queued, reason: str) -> None:
         if operation.undo is not None and queued.optimistic is not None:
             operation.undo(json.loads(queued.payload), f"{queued.key}:undo")
             self.ledger.note_optimistic(queued.id, "undone")

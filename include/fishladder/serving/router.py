@@ -28,6 +28,9 @@ ROUTE_SECONDS = 1.0
 PATIENCE = 30.0
 """Seconds that a call tries: longer than a fence takes to be raised, shorter than a customer waits."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.2
+KEY_BYTES = 255
+MOVING = ("fencing", "queue", "replay")
+"""Stages in which writes may be waiting; a router that still believes in the first may be in the second."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +120,8 @@ class Router:
         Raises what the operation raises; InputError for a key that was used for another payload, TransientError when
         nothing worked in time (the same call with the same key may be repeated), Refused.
         """
+        if not 0 < len(key.encode()) <= KEY_BYTES:  # '' is NULL to Oracle; MySQL may cut a long one in silence
+            raise InputError(f"an idempotency key has 1 to {KEY_BYTES} bytes")
         text, digest = payload_text(payload)
         where, whose = self._place(entity, cohort)
         wanted = _Write(
@@ -149,14 +154,18 @@ class Router:
     def _try(self, wanted: _Write, route: Route) -> Written | None:
         """None: the route was old, or something passing was in the way."""
         if route.stage == "queue":
-            return self._queue(wanted)
+            return self._queue(wanted, route)
         if route.stage == "replay" and self.ledger.waiting_of(wanted.entity):
-            return self._queue(wanted)
+            return self._queue(wanted, route)
         return self._do(wanted, route)
 
-    def _queue(self, wanted: _Write) -> Written | None:
+    def _queue(self, wanted: _Write, route: Route) -> Written | None:
         operation = wanted.operation
         try:
+            with self.stores[route.owner].transaction(reading=True) as session:
+                known = session.applied(operation.name, wanted.entity, wanted.key)
+            if known is not None:
+                return _repeated(wanted, known)
             found = self.ledger.enqueue(
                 wanted.cohort,
                 wanted.entity,
@@ -193,10 +202,7 @@ class Router:
                     return None
                 known = session.applied(operation.name, wanted.entity, wanted.key)
                 if known is not None:
-                    if known.digest != wanted.digest:
-                        reused = f"the idempotency key {wanted.key!r} was used before, with another payload"
-                        raise InputError(f"{operation.name}: {reused}")
-                    return Written(state="done", result=json.loads(known.result or "null"), repeated=True)
+                    return _repeated(wanted, known)
                 result = operation.on(route.owner)(session.connection, wanted.payload)
                 applied = Applied(digest=wanted.digest, result=json.dumps(result))
                 session.record(operation.name, wanted.entity, wanted.key, applied)
@@ -221,11 +227,13 @@ class Router:
     def read(
         self, operation: str, payload: Payload, *, entity: Entity | None = None, cohort: str | None = None
     ) -> Answer:
-        """Ask the owner. The answer names the writes of the entity that are accepted and not in it yet."""
+        """Ask the owner. The answer names the writes of the entity that are accepted and may not be in it yet."""
         found, began, pause = self.operations[operation], time.monotonic(), FIRST_PAUSE
         where, whose = self._place(entity, cohort)
         route = self._route(where)
         while True:
+            # Before the value: what is replayed meanwhile may be in both, never in neither.
+            pending = self.ledger.waiting_of(whose) if route.stage in MOVING else []
             value, done = self._ask(found, payload, where, route)
             if done:
                 break
@@ -234,9 +242,6 @@ class Router:
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
             route = self._route(where, fresh=True)
-        pending: list[Queued] = []
-        if route.stage in ("queue", "replay"):
-            pending = self.ledger.waiting_of(whose)
         self.metrics.count("reads", operation=operation, stage=route.stage)
         self.metrics.seconds("read", time.monotonic() - began, operation=operation)
         if self._shadow is not None and route.stage == "shadow":
@@ -251,7 +256,7 @@ class Router:
         try:
             with store.transaction(reading=True) as session:
                 fence = session.fence(cohort, hold=False)
-                if fence is not None and (
+                if (fence is not None and fence.writer != "free") and (
                     fence.epoch > route.epoch or (fence.epoch == route.epoch and fence.writer == "copier")
                 ):
                     return None, False  # it is a copy by now
@@ -269,15 +274,12 @@ class Router:
 
     def _place(self, entity: Entity | None, cohort: str | None) -> tuple[str, bytes]:
         """The cohort, and the entity under which a key is kept."""
-        if entity is None:
-            if cohort is None:
-                raise InputError("a call names its entity, or its cohort where there is none yet")
+        if cohort is not None and entity is None:
             return cohort, cohort_entity(cohort)
+        if entity is None or cohort is not None:  # one: a key that is kept under the other next time is done twice
+            raise InputError("a call names its entity, or its cohort where there is none yet, and not both")
         text = entity_text(entity)
-        home = self._home(text)
-        if home is None and cohort is not None:
-            return cohort, cohort_entity(cohort)
-        return home or NO_HOME, text
+        return self._home(text) or NO_HOME, text
 
     def _home(self, entity: bytes) -> str | None:
         """It never changes, so once known it is known for ever."""
@@ -309,6 +311,17 @@ class Router:
                 return known[0]
             self._routes[cohort] = (route, time.monotonic())
             return route
+
+
+def _repeated(wanted: _Write, known: Applied) -> Written:
+    """The answer to a key that was used before. Raises InputError (with another payload), Refused."""
+    if known.digest != wanted.digest:
+        reused = f"the idempotency key {wanted.key!r} was used before, with another payload"
+        raise InputError(f"{wanted.operation.name}: {reused}")
+    result = json.loads(known.result or "null")
+    if known.refused:
+        raise Refused(result)
+    return Written(state="done", result=result, repeated=True)
 
 
 def _is_open(fence: Fence | None, route: Route) -> bool:

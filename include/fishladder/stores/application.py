@@ -15,13 +15,20 @@ from typing import Any, ClassVar
 from fishladder.errors import AmbiguousError, FishladderError, TransientError
 from fishladder.stores.base import Connect, Fence, Writer
 
+_REFUSED = "refused "
+"""Stands before the digest of what was refused."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Applied:
-    """An operation that took effect under its idempotency key. ``result`` is JSON."""
+    """An operation that took effect under its idempotency key. ``result`` is JSON.
+
+    ``refused``: one that the business said no to when it was replayed, and never takes effect; for ``result``, a text.
+    """
 
     digest: str
     result: str | None
+    refused: bool = False
 
 
 class Application:
@@ -156,7 +163,11 @@ class Session:
         if not found:
             return None
         digest, result = found[0]
-        return Applied(digest=_text(digest), result=None if result is None else _text(result))
+        return Applied(
+            digest=_text(digest).removeprefix(_REFUSED),
+            result=None if result is None else _text(result),
+            refused=_text(digest).startswith(_REFUSED),
+        )
 
     def record(self, operation: str, entity: bytes, key: str, applied: Applied) -> None:
         """Raises RowError when somebody has recorded the key meanwhile: then this transaction must not commit."""
@@ -164,7 +175,8 @@ class Session:
         sql = (
             "INSERT INTO fishladder_applied (operation, entity, idempotency_key, digest, result) VALUES (?, ?, ?, ?, ?)"
         )
-        self.run(sql, [operation, entity.decode(), key, applied.digest, result])
+        digest = _REFUSED + applied.digest if applied.refused else applied.digest
+        self.run(sql, [operation, entity.decode(), key, digest, result])
 
     def commit(self) -> None:
         """Raises AmbiguousError when it may have happened."""

@@ -1,0 +1,189 @@
+"""Attacks on a flip, each of which lost, doubled, hid or stranded something once."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from fishladder import operate
+from fishladder.clock import SystemClock
+from fishladder.errors import InputError
+from fishladder.pace import Pace
+from fishladder.serving import Replayer
+from fishladder.serving.router import Refused
+from fishladder.stores.base import LoadState
+from tests.unit.flips import Declined, Flips
+
+
+def test_a_table_that_is_loaded_again_after_the_pass_aborts_it(flips: Flips) -> None:
+    number = flips.verified()
+    small = flips.small
+    pace = Pace(small.ledger, SystemClock(), small.target, [], lambda line: None)
+    with pytest.raises(InputError, match="NZ is about to move"):
+        operate.restart(small.plan, ["item", "line"], small.target, small.ledger, pace, actor="t")
+    with small.target.begin() as copy:  # one that had looked before the attempt was open
+        copy.lock_load("item", exclusive=True)
+        copy.write_load("item", LoadState(generation=2, open=True, cleaning=True))
+        copy.commit()
+    ended = flips.cutover.run(number)
+    assert ended.outcome == "aborted" and "loaded again since its rows were compared" in str(ended.error)
+
+
+def test_a_completed_cohort_is_read(flips: Flips) -> None:
+    flips.move()
+    flips.cutover.run(flips.ask("complete").id)
+    router = flips.router()
+    router._patience = 0.5
+    assert router.read("amount", {"item": 10}, entity=1).value == 5
+
+
+def test_a_key_is_kept_under_the_entity_or_under_the_cohort_never_either(flips: Flips) -> None:
+    number = flips.verified()
+    flips.until(number, "drain")
+    router = flips.router()
+    router.write("join", {"id": 50, "country": "NZ"}, key="j", cohort="NZ")
+
+    def buy(connection: Any, payload: Any) -> None:
+        connection.execute("INSERT INTO item (customer_id, amount) VALUES (50, 1)")
+
+    flips.operations.add("buy", buy)
+    router.write("buy", {}, key="p", cohort="NZ")
+    with pytest.raises(InputError, match="not both"):
+        router.write("buy", {}, key="p", entity=50, cohort="NZ")
+    flips.cutover.run(number)
+    router.write("buy", {}, key="p", cohort="NZ")
+    assert flips.small.rows("target", "SELECT count(*) FROM item WHERE customer_id = 50") == [(1,)]
+
+
+def test_a_queued_write_is_pending_for_a_router_that_believes_in_the_stage_before(flips: Flips) -> None:
+    number = flips.verified()
+    flips.until(number, "fence")
+    old, new = flips.router(), flips.router()
+    old.read("amount", {"item": 10}, entity=1)
+    flips.until(number, "drain")
+    new.write("pay", {"item": 10, "amount": 1}, key="a", entity=1)
+    answer = old.read("amount", {"item": 10}, entity=1)
+    assert (answer.value, [p.key for p in answer.pending]) == (5, ["a"])
+
+
+def test_a_write_that_is_replayed_during_a_read_is_in_the_answer(flips: Flips) -> None:
+    number = flips.verified()
+    flips.until(number, "drain")
+    router = flips.router()
+    router.write("pay", {"item": 10, "amount": 1}, key="a", entity=1)
+    flips.until(number, "replay")
+
+    def slow(connection: Any, payload: Any) -> int:
+        value = int(connection.execute("SELECT amount FROM item WHERE id = 10").fetchone()[0])
+        Replayer(flips.small.ledger, flips.operations, flips.stores).replay("NZ")
+        return value
+
+    flips.operations.add("slow", slow)
+    answer = router.read("slow", {}, entity=1)
+    assert answer.value == 6 or [p.key for p in answer.pending] == ["a"]
+
+
+def test_a_refusal_holds_for_a_replayer_that_comes_later(flips: Flips) -> None:
+    def take(connection: Any, payload: Any) -> None:
+        if connection.execute("SELECT amount FROM item WHERE id = 10").fetchone()[0] < payload["amount"]:
+            raise Declined("not enough")
+        connection.execute("UPDATE item SET amount = amount - ? WHERE id = 10", (payload["amount"],))
+
+    flips.operations.add("take", take, refusals=(Declined,))
+    number = flips.verified()
+    flips.until(number, "drain")
+    router = flips.router()
+    router.write("take", {"amount": 7}, key="take", entity=1)
+    router.write("pay", {"item": 10, "amount": 10}, key="pay", entity=1)
+    flips.until(number, "replay")
+    ledger = flips.small.ledger
+    slow = Replayer(ledger, flips.operations, flips.stores)
+    route, batch = ledger.route("NZ"), ledger.next_queued("NZ")
+    flips.cutover.run(number)
+    assert flips.amount(10, "target") == 15
+    for queued in batch:
+        slow._one(queued, route)
+    assert flips.amount(10, "target") == 15
+
+
+def test_a_promise_that_cannot_be_kept_stops_its_entity_only(flips: Flips) -> None:
+    def broken(payload: Any, key: str) -> None:
+        raise ConnectionError("the service is away")
+
+    flips.operations.add("hold", lambda c, p: None, optimistic=broken)
+    number = flips.verified()
+    flips.until(number, "drain")
+    router = flips.router()
+    flips.small.ledger.enqueue("NZ", b"1:7", "hold", "h", "d", "{}", optimistic=True)
+    router.write("pay", {"item": 10, "amount": 10}, key="pay", entity=1)
+    flips.until(number, "replay")
+    for _ in range(10):
+        flips.cutover.advance(number)
+    assert flips.amount(10, "target") == 15
+
+
+def test_a_row_that_went_to_a_cohort_that_has_moved_leaves_nothing_behind(flips: Flips) -> None:
+    number = flips.verified()
+    flips.small.application("UPDATE item SET customer_id = 1 WHERE id = 20")
+    assert flips.cutover.run(number).outcome == "done"
+    flips.small.follow()
+    assert flips.small.rows("source", "SELECT * FROM fishladder_journal") == []
+
+
+def test_a_customer_who_was_born_in_both_stores_destroys_no_one(flips: Flips) -> None:
+    flips.move()
+    flips.small.application("INSERT INTO customer VALUES (50, 'AU', 'au')")
+    flips.router().write("join", {"id": 50, "country": "NZ"}, key="j", cohort="NZ")
+    flips.small.follow()
+    for store, country in (("source", "AU"), ("target", "NZ")):
+        for table, column in (("customer", "country"), ("fishladder_home", "cohort")):
+            where = "id = 50" if table == "customer" else "entity = '2:50'"
+            assert flips.small.rows(store, f"SELECT {column} FROM {table} WHERE {where}") == [(country,)]
+    attempt = flips.ask(cohort="AU")
+    assert not flips.cutover.verify(attempt)
+
+
+def test_who_must_come_first_must_not_be_moving(flips: Flips) -> None:
+    ledger = flips.small.ledger
+    flips.move()
+    flips.move(cohort="AU")
+    flips.ask(cohort="shared")
+    with pytest.raises(InputError):
+        ledger.begin_attempt("NZ", "rollback", actor="t", reason="", deadline=60, needs={"shared": ("off", "shadow")})
+
+
+def test_a_key_that_was_applied_is_not_queued_for_another_payload(flips: Flips) -> None:
+    router = flips.router()
+    router.write("pay", {"item": 10, "amount": 1}, key="a", entity=1)
+    number = flips.verified()
+    flips.until(number, "drain")
+    with pytest.raises(InputError):
+        router.write("pay", {"item": 10, "amount": 2}, key="a", entity=1)
+
+
+def test_a_refused_write_stays_refused_when_its_cohort_is_live(flips: Flips) -> None:
+    number = flips.verified()
+    flips.until(number, "drain")
+    router = flips.router()
+    router.write("pay", {"item": 10, "amount": -1}, key="a", entity=1)
+    flips.cutover.run(number)
+    known = flips.operations._known
+    known["pay"] = dataclasses.replace(known["pay"], legacy=lambda c, p: None, new=lambda c, p: None)
+    with pytest.raises(Refused, match="no negative amounts"):  # whatever the business would say by now
+        flips.router().write("pay", {"item": 10, "amount": -1}, key="a", entity=1)
+
+
+@pytest.mark.parametrize("key", ["", "k" * 256])
+def test_a_key_that_a_store_would_change_is_none(flips: Flips, key: str) -> None:
+    with pytest.raises(InputError, match="1 to 255 bytes"):
+        flips.router().write("pay", {"item": 10, "amount": 1}, key=key, entity=1)
+
+
+def test_a_completed_cohorts_fences_are_not_ahead_of_the_ledger(flips: Flips) -> None:
+    """Else no restored ledger could ever be adopted after a completion."""
+    flips.move()
+    flips.cutover.run(flips.ask("complete").id)
+    epoch = flips.small.ledger.route("NZ").epoch
+    assert flips.fences() == [("nobody", epoch), ("free", epoch)]
