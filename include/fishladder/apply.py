@@ -18,7 +18,7 @@ from fishladder.coverage import check_coverage
 from fishladder.errors import AmbiguousError, RowError, TransientError
 from fishladder.ledger import DirtyKey, Ledger
 from fishladder.load import Refusal, fitting_rows, rejects_of
-from fishladder.plan import Plan, PlanTable, Side
+from fishladder.plan import Plan, PlanTable, Side, other_side
 from fishladder.restored import check_ledger, tell_target
 from fishladder.stores.base import Fence, Fenced, ForeignKey, Found, LoadState, Relation, Store, Transaction
 
@@ -303,25 +303,27 @@ class _Batch:
 
     def _may(self, table: PlanTable, key: bytes) -> bool:
         now = {found.entity for rows in (self.owner, self.there) if (found := rows[table.name].get(key)) is not None}
-        entities = now | {line.entity for line in self.keys[table.name][key]}
-        if not entities & self.born_twice and all(self._writable(table, key, entity) for entity in entities):
+        named = {line.entity for line in self.keys[table.name][key]}
+        held = all(self._shards_of(table.name, key, entity) <= self.shards for entity in now | named)
+        # A row that only the copy has and whose parents are gone there already is whose they were.
+        whose = named - {None} if now == {None} and key not in self.owner[table.name] else set()
+        asked = whose or now | named
+        if held and not asked & self.born_twice and all(self._is_open(table, entity) for entity in asked):
             return True
-        held = all(self._shards_of(table.name, key, entity) <= self.shards for entity in entities)
-        if held and now:
+        if held and now and not whose:
             # The row went to an entity that has moved by now, in whose cohort it is journaled too.
             self.moot |= {
                 line
                 for line in self.keys[table.name][key]
-                if line.journal is not None and line.entity not in now and self._writable(table, key, line.entity)
+                if line.journal is not None and line.entity not in now and self._is_open(table, line.entity)
             }
         # Not held: the row moved to another entity, whose shard somebody else may hold right now.
         return self._keep(table, key, self.applied.left if held else self.applied.wide)
 
-    def _writable(self, table: PlanTable, key: bytes, entity: bytes | None) -> bool:
-        """Whether this batch holds the shard, and the fence lets copiers write."""
+    def _is_open(self, table: PlanTable, entity: bytes | None) -> bool:
+        """Whether the fence lets copiers write."""
         fence = self.fences.get(table.cohort(entity, self.homes))
-        is_open = fence is not None and fence.writer == "copier"
-        return is_open and self._shards_of(table.name, key, entity) <= self.shards
+        return fence is not None and fence.writer == "copier"
 
     def _shards_of(self, table: str, key: bytes, entity: bytes | None) -> frozenset[int]:
         return self.plan.shards(table, key, entity, self.into)
@@ -388,6 +390,8 @@ class _Batch:
         while more := copy.holders(relation, list(wanted.values())) - wanted.keys() - present:
             found = copy.rows_by_key(relation, list(more))
             homes = copy.homes(f.entity for f in found.values() if f.entity is not None)
+            self.there[table.name] |= found  # whose keys are noted as touched, too
+            self.homes = homes | self.homes
             cohorts = {table.cohort(f.entity, homes) for f in found.values()}
             if any(cohort not in self.fences or self.fences[cohort].writer != "copier" for cohort in cohorts):
                 return "fenced"
@@ -416,7 +420,9 @@ class _Batch:
 
     def _entity(self, table: str, key: bytes) -> bytes | None:
         found = self.owner[table].get(key) or self.there[table].get(key)
-        return found.entity if found else None
+        if found is not None and found.entity is not None:
+            return found.entity
+        return next((line.entity for line in self.keys[table].get(key, ()) if line.entity is not None), None)
 
     def _note(self, table: PlanTable, keys: Iterable[bytes]) -> None:
         self.changed.setdefault(table.name, set()).update(keys)
@@ -474,7 +480,7 @@ def apply_round(
 
 
 def _destination(ends: Ends) -> Side:
-    return "target" if ends.owner == "source" else "source"
+    return other_side(ends.owner)
 
 
 def _target(ends: Ends) -> Store:

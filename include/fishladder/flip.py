@@ -19,7 +19,7 @@ from fishladder.coverage import check_coverage
 from fishladder.errors import AmbiguousError, FishladderError, InputError, LedgerError, StaleError, TransientError
 from fishladder.fence import set_fence
 from fishladder.ledger import BEFORE_SWITCH, Attempt, Ledger
-from fishladder.plan import Plan, PlanTable, Side
+from fishladder.plan import Plan, PlanTable, Side, other_side
 from fishladder.reports import run_cutover_reports
 from fishladder.spec import Migration
 from fishladder.spec_parts import OTHERS
@@ -89,6 +89,7 @@ class Cutover:
 
         Keys that are copied from here on are noted as touched, and are all that is compared under the fence.
         """
+        self._forget_touched()
         coverage, loads = self._coverage(), self._loads()  # before the passes: what changes while they run shows
         wrong = [line for table in self.plan.tables if (line := self._pass(table, attempt.cohort))]
         if rejects := self.ledger.count_rejects(cohort=attempt.cohort):
@@ -170,7 +171,7 @@ class Cutover:
             case "verify":
                 return self.ledger.fence_attempt(attempt)
             case "fence":
-                self._order(attempt, self._loser(attempt), "nobody")
+                self._order(attempt, attempt.loser, "nobody")
                 return self.ledger.queue_attempt(attempt)
             case "drain":
                 return self.ledger.drained(attempt) if self._drained(attempt) else attempt
@@ -178,18 +179,14 @@ class Cutover:
                 self._compare(attempt)
                 return self.ledger.switch(attempt)
             case "open":
-                self._order(attempt, self._owner(attempt), "application")
+                self._order(attempt, self.ledger.route(attempt.cohort).owner, "application")
                 return self.ledger.advance(attempt, "close")
             case "close":
-                self._order(attempt, "target" if self._owner(attempt) == "source" else "source", "copier")
+                self._order(attempt, other_side(self.ledger.route(attempt.cohort).owner), "copier")
                 return self.ledger.advance(attempt, "replay")
             case "replay":
                 self.replay(attempt.cohort)
-                ended = self.ledger.end_replay(attempt)
-                if ended is None:
-                    return attempt
-                self._forget_touched(attempt)
-                return ended
+                return self.ledger.end_replay(attempt) or attempt
             case "free":
                 self._order(attempt, "target", "free")
                 return self.ledger.advance(attempt, "shut")
@@ -202,12 +199,6 @@ class Cutover:
                     there.commit()
                 return self.ledger.end_attempt(attempt)
         raise AssertionError(attempt.step)
-
-    def _loser(self, attempt: Attempt) -> Side:
-        return "source" if attempt.kind == "flip" else "target"
-
-    def _owner(self, attempt: Attempt) -> Side:
-        return "source" if self.ledger.route(attempt.cohort).owner == "source" else "target"
 
     def _order(self, attempt: Attempt, side: Side, writer: Writer) -> None:
         """Set a fence, and believe only what is read back."""
@@ -243,12 +234,11 @@ class Cutover:
         return {name: None if state.open else state.generation for name, state in target.load_states().items()}
 
     def _ends(self, owner: Side) -> Ends:
-        other: Side = "target" if owner == "source" else "source"
-        return Ends(owner=owner, origin=self.stores[owner], destination=self.stores[other])
+        return Ends(owner=owner, origin=self.stores[owner], destination=self.stores[other_side(owner)])
 
     def _drained(self, attempt: Attempt) -> bool:
         """Apply what is dirty of the cohort; whether nothing is any more."""
-        ends, cohort = self._ends(self._loser(attempt)), attempt.cohort
+        ends, cohort = self._ends(attempt.loser), attempt.cohort
         apply.apply_round(self.plan, [ends], self.ledger, cohorts=[cohort])
         if rejects := self.ledger.count_rejects(cohort=cohort):
             raise LedgerError(f"{cohort}: {rejects} of its rows are rejected; mend and retry them before the flip")
@@ -263,14 +253,14 @@ class Cutover:
             raise LedgerError(f"{attempt.cohort}: triggers were installed again since its rows were compared")
         if verified["loads"] != self._loads():
             raise LedgerError(f"{attempt.cohort}: a table was loaded again since its rows were compared")
-        ends, keys = self._ends(self._loser(attempt)), dict[str, list[bytes]]()
+        ends, keys = self._ends(attempt.loser), dict[str, list[bytes]]()
         with ends.destination.read() as there, ends.origin.read() as here:
             for name, key in there.touched(str(attempt.id)):
                 keys.setdefault(name, []).append(key)
             for name, some in keys.items():
                 table = self.plan.table(name)
-                ours = here.rows_by_key(table.at(self._loser(attempt)), some)
-                theirs = there.rows_by_key(table.at("target" if ends.owner == "source" else "source"), some)
+                ours = here.rows_by_key(table.at(attempt.loser), some)
+                theirs = there.rows_by_key(table.at(other_side(ends.owner)), some)
                 wrong = [key for key in some if _cells(ours, key) != _cells(theirs, key)]
                 if wrong:
                     raise LedgerError(f"{attempt.cohort}: {len(wrong)} rows of {name} differ under the fence")
@@ -283,10 +273,15 @@ class Cutover:
             raise LedgerError(f"{attempt.cohort}: reports differ under the fence: {'; '.join(unequal)}")
         self.ledger.prove(attempt, "compared", {"touched": {name: len(some) for name, some in keys.items()}})
 
-    def _forget_touched(self, attempt: Attempt) -> None:
+    def _forget_touched(self) -> None:
+        """What was noted for attempts that are over, also where somebody died before this."""
         for store in self.stores.values():
+            with store.read() as reader:
+                noted = reader.touching()
+            over = noted - {str(attempt.id) for attempt in self.ledger.attempts(only_open=True)}
             with store.begin() as transaction:
-                transaction.forget_touched(str(attempt.id))
+                for number in over:
+                    transaction.forget_touched(number)
                 transaction.commit()
 
 

@@ -39,6 +39,10 @@ KEY_BYTES = 2_000
 """The longest key text that the journal of every store takes."""
 
 
+def other_side(side: Side) -> Side:
+    return "target" if side == "source" else "source"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanTable:
     """One migrated table at both ends. ``fields`` of the two relations stand in the same order.

@@ -20,7 +20,7 @@ from fishladder.cells import SHARDS, Cell, Row, row_digest, row_key
 from fishladder.coverage import check_coverage
 from fishladder.errors import InputError, TransientError
 from fishladder.ledger import CheckResult, DirtyKey, Ledger, Mismatch
-from fishladder.plan import Plan, PlanTable
+from fishladder.plan import Plan, PlanTable, other_side
 from fishladder.stores.base import Fence, Fenced, ForeignKey, Found, Relation, Store
 
 VERDICT_KEYS = 200
@@ -144,7 +144,7 @@ def judge(plan: Plan, table: PlanTable, ends: Ends, ledger: Ledger, keys: Sequen
     Only on those whose cohort's copies go this way, as the fence says.
     """
     owner = table.at(ends.owner)
-    other = table.at("target" if ends.owner == "source" else "source")
+    other = table.at(other_side(ends.owner))
     with ends.destination.begin() as copy, ends.origin.begin() as hold:
         copy.lock_shards(range(SHARDS))
         fences = copy.lock_fences(None)

@@ -17,7 +17,7 @@ from fishladder.errors import InputError, LedgerError, StaleError
 from fishladder.fence import set_fence
 from fishladder.flip import wave_needs
 from fishladder.ledger import Route
-from fishladder.serving import Refused
+from fishladder.serving import Refused, Replayer
 from tests.unit.flips import Flips
 from tests.unit.small import SPEC
 
@@ -218,6 +218,36 @@ def test_a_poison_write_parks_its_entity_only(flips: Flips) -> None:
     flips.small.ledger.drop_queued(parked.id, "a bug; the customer was told", actor="ann")
     assert flips.cutover.run(number).outcome == "done"
     assert flips.amount(10, "target") == 13
+    assert flips.promised.count("poison:undo") == 1
+    with pytest.raises(Refused, match="a bug; the customer was told"):
+        router.write("pay", {"item": 10, "amount": 666}, key="poison", entity=1)
+
+
+def test_a_write_that_took_effect_before_it_was_given_up_is_done(flips: Flips) -> None:
+    number = flips.verified()
+    flips.until(number, "drain")
+    flips.router().write("pay", {"item": 10, "amount": 3}, key="a", entity=1)
+    flips.until(number, "replay")
+    (queued,) = flips.small.ledger.waiting()
+    replayer = Replayer(flips.small.ledger, flips.operations, flips.stores)
+    assert replayer._decide(flips.operations["pay"], flips.stores["target"], queued, flips.small.ledger.route("NZ"))
+    flips.small.ledger.drop_queued(queued.id, "too late", actor="ann")
+    assert flips.cutover.run(number).outcome == "done"
+    assert flips.small.ledger.count_queue() == {"done": 1}
+    assert flips.amount(10, "target") == 8
+
+
+def test_a_write_of_an_operation_that_nobody_knows_any_more_can_be_given_up(flips: Flips) -> None:
+    number = flips.verified()
+    flips.until(number, "drain")
+    flips.small.ledger.enqueue("NZ", b"1:1", "forgotten", "a", "d", "{}")
+    for _ in range(20):
+        flips.cutover.advance(number)
+    (parked,) = flips.small.ledger.waiting()
+    assert parked.state == "parked" and "there is no operation forgotten" in (parked.reason or "")
+    flips.small.ledger.drop_queued(parked.id, "it was renamed", actor="ann")
+    assert flips.cutover.run(number).outcome == "done"
+    assert flips.small.ledger.count_queue() == {"refused": 1}
 
 
 def test_a_business_refusal_undoes_what_was_promised(flips: Flips) -> None:
@@ -270,7 +300,8 @@ def test_a_person_looks_at_the_queue_and_decides(
     assert main(["queue", str(file), "--retry", "1"]) == 1
     assert main(["queue", str(file), "--give-up", "1"]) == 2
     assert main(["queue", str(file), "--give-up", "1", "--reason", "a bug", "--json"]) == 0
-    assert [line["key"] for line in json.loads(capsys.readouterr().out)] == ["good"]
+    given_up, _ = json.loads(capsys.readouterr().out)
+    assert (given_up["key"], given_up["state"], given_up["reason"]) == ("bad", "unwanted", "a bug")
     assert main(["queue", str(file), "--give-up", "1", "--reason", "a bug"]) == 1
     ended = flips.cutover.run(number)
     assert (ended.outcome, ended.error, flips.amount(10, "source")) == ("aborted", "not today", 7)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from fishladder import operate
+from fishladder import apply, operate
+from fishladder.apply import Ends
 from fishladder.clock import SystemClock
 from fishladder.errors import InputError
 from fishladder.pace import Pace
@@ -68,6 +69,18 @@ def test_a_queued_write_is_pending_for_a_router_that_believes_in_the_stage_befor
     assert (answer.value, [p.key for p in answer.pending]) == (5, ["a"])
 
 
+def test_a_read_between_two_owners_is_of_the_one_that_is_open(flips: Flips) -> None:
+    """The loser's fence says nobody until the winner's is open, and for a moment longer."""
+    number = flips.verified()
+    flips.until(number, "compare")
+    reader = flips.router()
+    assert reader.read("amount", {"item": 10}, entity=1).value == 5
+    flips.until(number, "close")
+    assert flips.fences() == [("nobody", 2), ("application", 3)]
+    assert flips.router().write("pay", {"item": 10, "amount": 1}, key="a", entity=1).state == "done"
+    assert reader.read("amount", {"item": 10}, entity=1).value == 6
+
+
 def test_a_write_that_is_replayed_during_a_read_is_in_the_answer(flips: Flips) -> None:
     number = flips.verified()
     flips.until(number, "drain")
@@ -106,6 +119,23 @@ def test_a_refusal_holds_for_a_replayer_that_comes_later(flips: Flips) -> None:
     for queued in batch:
         slow._one(queued, route)
     assert flips.amount(10, "target") == 15
+
+
+def test_a_write_is_accepted_though_its_promise_cannot_be_kept_at_once(flips: Flips) -> None:
+    number = flips.verified()
+    flips.until(number, "drain")
+    failures = [RuntimeError("the bank is closed")]
+
+    def promise(payload: Any, key: str) -> None:
+        if failures:
+            raise failures.pop()
+        flips.promised.append(key)
+
+    flips.operations._known["pay"] = dataclasses.replace(flips.operations["pay"], optimistic=promise)
+    assert flips.router().write("pay", {"item": 10, "amount": 1}, key="a", entity=1).state == "queued"
+    assert flips.promised == []
+    assert flips.cutover.run(number).outcome == "done"
+    assert flips.promised == ["a"]
 
 
 def test_a_promise_that_cannot_be_kept_stops_its_entity_only(flips: Flips) -> None:
@@ -187,3 +217,59 @@ def test_a_completed_cohorts_fences_are_not_ahead_of_the_ledger(flips: Flips) ->
     flips.cutover.run(flips.ask("complete").id)
     epoch = flips.small.ledger.route("NZ").epoch
     assert flips.fences() == [("nobody", epoch), ("free", epoch)]
+
+
+def test_rows_whose_parents_are_gone_in_the_copy_follow_them(flips: Flips) -> None:
+    """The way back deletes a parent in one batch and its children in the next, when nothing says whose they are."""
+    flips.move()
+    small = flips.small
+    small.application("DELETE FROM customer WHERE id = 1", store="target")
+    back = Ends(owner="target", origin=small.target, destination=small.source)
+    dirty = apply.read_dirty(small.plan, back, small.ledger)
+    parents = [line for line in dirty if line.table in ("customer", "item")]
+    apply.apply_batch(small.plan, back, small.ledger, parents)
+    assert small.rows("source", "SELECT no FROM line WHERE item_id = 10") == [(1,), (2,)]
+    apply.apply_round(small.plan, [back], small.ledger)
+    assert small.rows("source", "SELECT no FROM line WHERE item_id = 10") == []
+    assert apply.read_dirty(small.plan, back, small.ledger) == []
+
+
+def test_who_is_born_into_a_completed_cohort_is_journaled_no_more(flips: Flips) -> None:
+    flips.move()
+    flips.cutover.run(flips.ask("complete").id)
+    flips.small.application("INSERT INTO customer VALUES (9, 'NZ', 'i')", store="target")
+    assert flips.small.rows("target", "SELECT cohort FROM fishladder_home WHERE root_key = '9'") == [("NZ",)]
+    assert flips.small.rows("target", "SELECT * FROM fishladder_journal") == []
+
+
+def test_a_holder_that_is_displaced_is_compared_under_the_fence(flips: Flips) -> None:
+    """Two customers swap a unique value after the pass: whoever has to give way is a key that was touched, too."""
+    small = flips.small
+    small.application("INSERT INTO customer VALUES (5, 'NZ', 'e')")
+    apply.apply_round(small.plan, [small.ends], small.ledger)
+    number = flips.verified()
+    small.application(
+        "UPDATE customer SET email = 'between' WHERE id = 1",
+        "UPDATE customer SET email = 'a' WHERE id = 5",
+        "UPDATE customer SET email = 'e' WHERE id = 1",
+    )
+    (one,) = [line for line in apply.read_dirty(small.plan, small.ends, small.ledger) if line.key == b"1:1"][:1]
+    apply.apply_batch(small.plan, small.ends, small.ledger, [one], every_shard=True)
+    with small.target.read() as there:
+        assert {("customer", b"1:1"), ("customer", b"1:5")} <= set(there.touched(str(number)))
+
+
+def test_what_was_noted_for_an_attempt_that_is_over_is_forgotten_by_the_next(flips: Flips) -> None:
+    small = flips.small
+    first = flips.verified()
+    small.application("UPDATE item SET amount = 50 WHERE id = 10")
+    apply.apply_round(small.plan, [small.ends], small.ledger)
+    small.ledger.abort(small.ledger.attempt(first), "not today")
+    with small.target.read() as there:
+        assert there.touching() == {str(first)}
+    second = flips.verified()
+    small.application("UPDATE item SET amount = 51 WHERE id = 10")
+    apply.apply_round(small.plan, [small.ends], small.ledger)
+    with small.target.read() as there:
+        assert there.touching() == {str(second)}
+        assert there.touched(str(second)) == [("item", b"2:10")]

@@ -18,7 +18,7 @@ from fishladder.cells import NO_HOME
 from fishladder.errors import InputError, LedgerError, StaleError
 from fishladder.ledger import audit, tables
 from fishladder.ledger.database import Transaction
-from fishladder.ledger.routes import Route, read, route_of, set_route
+from fishladder.ledger.routes import Route, StoreName, read, route_of, set_route
 
 Kind = Literal["flip", "rollback", "complete"]
 Step = Literal["verify", "fence", "drain", "compare", "open", "close", "replay", "free", "shut", "forget", "done"]
@@ -26,7 +26,7 @@ ProofKind = Literal["verified", "drained", "compared"]
 
 BEFORE_SWITCH = ("verify", "fence", "drain", "compare")
 """Steps at which an attempt can still be aborted."""
-OWNER_BEFORE = {"flip": "source", "rollback": "target", "complete": "target"}
+OWNER_BEFORE: dict[str, StoreName] = {"flip": "source", "rollback": "target", "complete": "target"}
 STAGES_BEFORE: dict[str, tuple[str, ...]] = {"flip": ("off", "shadow"), "rollback": ("live",), "complete": ("live",)}
 STABLE = {"source": "off", "target": "live"}
 """The stage of a cohort that no attempt is moving, by its owner."""
@@ -56,12 +56,12 @@ class Attempt:
     error: str | None = None
 
     @property
-    def loser(self) -> str:
+    def loser(self) -> StoreName:
         """The store that owns the cohort until the switch."""
         return OWNER_BEFORE[self.kind]
 
     @property
-    def winner(self) -> str:
+    def winner(self) -> StoreName:
         return "source" if self.loser == "target" else "target"
 
 
@@ -286,7 +286,7 @@ def _move(
     step: Step,
     *,
     stage: str | None = None,
-    owner: str | None = None,
+    owner: StoreName | None = None,
     raised: bool = False,
     event: str | None = None,
     actor: str = audit.MACHINE,

@@ -15,7 +15,6 @@ from typing import Any, Literal, Self
 
 from sqlalchemy import Engine
 
-from fishladder.errors import StaleError
 from fishladder.ledger import (
     attempts,
     audit,
@@ -41,11 +40,9 @@ from fishladder.ledger.dirty import DirtyEntry, DirtyKey
 from fishladder.ledger.evidence import Evidence
 from fishladder.ledger.queue import Queued
 from fishladder.ledger.rejects import Reject
-from fishladder.ledger.routes import Route
+from fishladder.ledger.routes import Route, StoreName
 from fishladder.ledger.specs import SpecRecord
 from fishladder.ledger.told import Told
-
-StoreName = Literal["source", "target"]
 
 
 def utc_now() -> datetime:
@@ -283,10 +280,12 @@ class Ledger:
             audit.append(tx, actor, "parked write released", {"queued": number})
 
     def drop_queued(self, number: int, reason: str, *, actor: str) -> None:
-        """Give a queued write up, as refused, for a person's ``reason``. Raises StaleError when it does not wait."""
+        """Give a queued write up for a person's ``reason``: it is refused next, unless it took effect before.
+
+        Raises StaleError when it does not wait.
+        """
         with self._write() as tx:
-            if not queue.finish(tx, number, "refused", None, reason):
-                raise StaleError(f"write no. {number} does not wait in the queue any more")
+            queue.give_up(tx, number, reason)
             audit.append(tx, actor, "queued write given up", {"queued": number, "reason": reason})
 
     # Tables and chunks ---------------------------------------------------------------------------------

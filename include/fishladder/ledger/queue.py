@@ -13,12 +13,13 @@ from fishladder.ledger import tables
 from fishladder.ledger.database import Transaction
 from fishladder.ledger.routes import Route, route_of
 
-State = Literal["pending", "parked", "done", "refused"]
+State = Literal["pending", "parked", "unwanted", "done", "refused"]
 Optimistic = Literal["due", "done", "undone"]
 """Of what was promised along with a queued write: it is to be done, was done, or was done and undone again."""
 QUEUEING = ("queue", "replay")
 """Stages in which a write may be queued."""
-WAITING = ("pending", "parked")
+WAITING = ("pending", "parked", "unwanted")
+"""Of writes that are not over: the last are about to be refused, in the owner too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +27,7 @@ class Queued:
     """A write in the queue. ``id`` numbers the writes of an entity in the order in which they were accepted.
 
     ``payload`` and ``result`` are JSON texts. ``state``: ``pending``; ``parked``, it failed too often and its entity
-    waits for a person; ``done``; ``refused``, the business said no, for ``reason``.
+    waits for a person; ``unwanted``, who gave it up; ``done``; ``refused``, the business said no, for ``reason``.
     """
 
     id: int
@@ -113,11 +114,11 @@ def waiting(tx: Transaction, limit: int) -> list[Queued]:
 
 
 def oldest(tx: Transaction, cohort: str, limit: int) -> list[Queued]:
-    """The oldest pending writes of entities that have none parked."""
+    """The oldest writes to replay, or to refuse, of entities that have none parked."""
     columns = tables.queue.c
     mine = (columns.migration == tx.migration, columns.cohort == cohort)
     parked = select(columns.entity).where(*mine, columns.state == "parked")
-    query = select(tables.queue).where(*mine, columns.state == "pending", columns.entity.not_in(parked))
+    query = select(tables.queue).where(*mine, columns.state.in_(("pending", "unwanted")), columns.entity.not_in(parked))
     return [_queued(row) for row in tx.connection.execute(query.order_by(columns.id).limit(limit))]
 
 
@@ -155,6 +156,12 @@ def note_failure(tx: Transaction, number: int, reason: str, most: int) -> State:
 
 def note_optimistic(tx: Transaction, number: int, state: Optimistic) -> None:
     _update(tx, number, (*WAITING, "done", "refused"), optimistic=state)
+
+
+def give_up(tx: Transaction, number: int, reason: str) -> None:
+    """The replayer refuses it next, unless it took effect before. Raises StaleError when it does not wait."""
+    if not _update(tx, number, ("pending", "parked"), state="unwanted", reason=reason):
+        raise StaleError(f"write no. {number} does not wait in the queue any more")
 
 
 def release(tx: Transaction, number: int) -> None:

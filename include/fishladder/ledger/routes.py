@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Row, Select, insert, select, update
 
@@ -12,13 +12,15 @@ from fishladder.errors import InputError
 from fishladder.ledger import audit, tables
 from fishladder.ledger.database import Transaction
 
+StoreName = Literal["source", "target"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """A cohort's stage, the store that owns it (``source`` or ``target``) and the epoch of that."""
+    """A cohort's stage, the store that owns it and the epoch of that."""
 
     stage: str
-    owner: str
+    owner: StoreName
     epoch: int
 
 

@@ -55,6 +55,8 @@ class Replayer:
         """Whether it is over: done, or refused by the business."""
         store = self.stores[route.owner]
         try:
+            if queued.state == "unwanted":
+                return self._give_up(store, queued, route)
             operation = self.operations[queued.operation]
             if queued.optimistic == "due" and operation.optimistic is not None:
                 operation.optimistic(json.loads(queued.payload), queued.key)  # whoever queued it died before
@@ -95,16 +97,30 @@ class Replayer:
                 session.commit()
                 return known
         except operation.refusals as refusal:
-            reason = str(refusal)
-        # Recorded too: another replayer, behind this one, might find that the business has changed its mind.
+            return self._record_refusal(store, queued, route, str(refusal))
+
+    def _record_refusal(self, store: Application, queued: Queued, route: Route, reason: str) -> Applied | None:
+        """In the owner: another replayer, behind this one, might find that the business has changed its mind."""
         with store.transaction() as session:
             known, is_open = self._known(session, queued, route)
             if known is not None or not is_open:
                 return known
             known = Applied(digest=queued.digest, result=json.dumps(reason), refused=True)
-            session.record(operation.name, queued.entity, queued.key, known)
+            session.record(queued.operation, queued.entity, queued.key, known)
             session.commit()
             return known
+
+    def _give_up(self, store: Application, queued: Queued, route: Route) -> bool:
+        """What a person has given up is refused, unless it took effect before anybody heard of that."""
+        known = self._record_refusal(store, queued, route, queued.reason or "given up")
+        if known is None:
+            return False
+        if not known.refused:
+            self.ledger.finish_queued(queued.id, known.result)
+            return True
+        operation = self.operations[queued.operation] if queued.operation in set(self.operations) else None
+        self._refuse(operation, queued, json.loads(known.result or "null"))
+        return True
 
     def _known(self, session: Session, queued: Queued, route: Route) -> tuple[Applied | None, bool]:
         """What the owner has under the key, and whether it is open; it stays so until the transaction ends."""
@@ -117,9 +133,10 @@ class Replayer:
             return Applied(digest=queued.digest, result=reused, refused=True), True
         return known, True
 
-    def _refuse(self, operation: Operation, queued: Queued, reason: str) -> None:
-        if operation.undo is not None and queued.optimistic is not None:
+    def _refuse(self, operation: Operation | None, queued: Queued, reason: str) -> None:
+        """``operation``: None for one that nobody knows any more, and that only a person can refuse."""
+        if operation is not None and operation.undo is not None and queued.optimistic is not None:
             operation.undo(json.loads(queued.payload), f"{queued.key}:undo")
             self.ledger.note_optimistic(queued.id, "undone")
         self.ledger.refuse_queued(queued.id, reason)
-        self.metrics.count("replayed", operation=operation.name, outcome="refused")
+        self.metrics.count("replayed", operation=queued.operation, outcome="refused")

@@ -189,8 +189,11 @@ class Router:
         if queued.state == "refused":
             raise Refused(queued.reason or "refused")
         if queued.optimistic == "due" and wanted.operation.optimistic is not None:
-            wanted.operation.optimistic(wanted.payload, wanted.key)
-            self.ledger.note_optimistic(queued.id, "done")
+            try:
+                wanted.operation.optimistic(wanted.payload, wanted.key)
+                self.ledger.note_optimistic(queued.id, "done")
+            except Exception:  # noqa: BLE001 - whatever the application's own code raised: the write is accepted
+                self.metrics.count("promises", operation=wanted.operation.name, outcome="left to the replay")
         return Written(state="queued")
 
     def _do(self, wanted: _Write, route: Route) -> Written | None:
@@ -260,7 +263,8 @@ class Router:
                     fence.epoch > route.epoch or (fence.epoch == route.epoch and fence.writer == "copier")
                 ):
                     return None, False  # it is a copy by now
-                return operation.on(route.owner)(session.connection, payload), True
+                value = operation.on(route.owner)(session.connection, payload)
+            return value, fence is None or fence.writer != "nobody" or self._is_owner(cohort, route)
         except (TransientError, AmbiguousError):
             return None, False
         except operation.refusals:
@@ -269,6 +273,15 @@ class Router:
             if not store.is_passing(error):
                 raise
             return None, False
+
+    def _is_owner(self, cohort: str, route: Route) -> bool:
+        """Whether a store whose fence said nobody was the owner when it was read: the other one is not open yet."""
+        try:
+            with self.stores["target" if route.owner == "source" else "source"].transaction(reading=True) as session:
+                fence = session.fence(cohort, hold=False)
+        except (TransientError, AmbiguousError):
+            return self._route(cohort, fresh=True).owner == route.owner
+        return fence is None or fence.writer not in ("application", "free")
 
     # Where a call goes
 

@@ -246,6 +246,10 @@ class Reader(Protocol):
         """Entries that may be about rows of this cohort: its own, and those whose entity nobody knows."""
         ...
 
+    def touching(self) -> set[str]:
+        """The attempts for which anything was noted as touched."""
+        ...
+
     def touched(self, attempt: str) -> list[tuple[str, bytes]]:
         """Table and key of what copiers wrote here while this attempt was open."""
         ...

@@ -464,6 +464,10 @@ class Session:
             if not self.run(known, [table, self.key(key), attempt]):
                 self.run(sql, [table, self.key(key), cohort, attempt])
 
+    def touching(self) -> set[str]:
+        found = self.run("SELECT DISTINCT attempt FROM fishladder_touched", [])
+        return {attempt.decode() for (attempt,) in found}
+
     def touched(self, attempt: str) -> list[tuple[str, bytes]]:
         found = self.run("SELECT table_name, row_key FROM fishladder_touched WHERE attempt = ?", [attempt])
         return [(table.decode(), key) for table, key in found]

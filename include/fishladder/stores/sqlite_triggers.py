@@ -109,7 +109,8 @@ def _birth(dialect: SqliteDialect, root: Relation) -> Iterator[str]:
     unborn = f"WHERE NOT EXISTS (SELECT 1 FROM fishladder_home h WHERE h.entity = {entity})"
     yield (
         f"INSERT INTO fishladder_journal (table_name, row_key, entity, cohort)"
-        f" SELECT '{HOME_TABLE}', {dialect.key_piece(entity)}, {entity}, {cohort} {unborn};"
+        f" SELECT '{HOME_TABLE}', {dialect.key_piece(entity)}, {entity}, {cohort} {unborn}"
+        f" AND {_writer(cohort)} = 'application';"  # who is born into a complete cohort is copied nowhere
     )
     yield f"INSERT INTO fishladder_home (entity, cohort, root_key) SELECT {entity}, {cohort}, {plain} {unborn};"
 
