@@ -7,9 +7,8 @@ import sys
 import time
 from functools import partial
 
-from tests.simulation.bugs import BUGS
 from tests.simulation.run import kind_of, simulate
-from tests.simulation.search import attempt, planted, workers
+from tests.simulation.search import BUGS, attempt, planted, workers
 
 
 def main() -> int:

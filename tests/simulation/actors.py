@@ -57,6 +57,8 @@ def repeated(company: Company, once: Once) -> Callable[[], None]:
 def _is_expected(company: Company, error: FishladderError) -> bool:
     if isinstance(error, CoverageError):
         return company.kind.uncovered
+    if company.kind.moves:
+        return company.moving.restored
     # A restart that is under way, or that died and has to be repeated: lanes cannot go on, nor close the table.
     words = ("load row is not of generation", "restart of the table is under way", "cut it")
     return company.kind.orders > 0 and any(word in str(error) for word in words)
@@ -223,6 +225,12 @@ def _pause(company: Company, seconds: float) -> None:
     company.ledger.set_control(paused=False, actor="operator")
 
 
+def go_home(company: Company) -> None:
+    company.seam.network.heal()
+    company.clock.skew = 0.0
+    company.finishing = True
+
+
 def closing(company: Company, others: Callable[[], bool]) -> Callable[[], None]:
     """The last act: everybody goes home, the network heals, people mend what is broken, and every table is clean."""
     ends, ledger, auditor, seam = company.ends(), company.watched_ledger(), company.auditor, company.seam
@@ -234,10 +242,8 @@ def closing(company: Company, others: Callable[[], bool]) -> Callable[[], None]:
     def work() -> None:
         while not others():
             seam.sleep(0.2)
-        seam.network.heal()
-        company.clock.skew = 0.0
         company.ledger.set_control(paused=False, rows_per_second=0, actor="operator")
-        company.finishing = True
+        go_home(company)
         quiet()
         auditor.look()
         if not auditor.damaged:

@@ -16,6 +16,7 @@ TABLES = {
     "item": "SELECT id, customer_id, amount FROM item",
     "line": "SELECT item_id, no, amount FROM line",
 }
+LOOKS_AFTER = ("commit", "forget", "record_outcome", "close_table", "restart_table", "finish_chunk")
 BATCHES_AFTER_A_PAUSE = 2
 """A round of the applier that had begun is two batches; and a lane's chunk is one."""
 
@@ -25,7 +26,7 @@ class Violation(AssertionError):
 
 
 def _key(table: str, row: tuple[Any, ...]) -> str:
-    cells = row[:2] if table == "line" else row[:1]
+    cells = row[: {"line": 2, "fishladder_applied": 3}.get(table, 1)]
     return "".join(f"{len(str(cell))}:{cell}" for cell in cells)
 
 
@@ -35,6 +36,8 @@ class Auditor:
     ``damaged``: keys that were changed behind everybody's back, and that only a pass can find. ``dropped``: a trigger
     and its table, until prepare has been run again. ``_doubtful``: passes that began before that trigger was back.
     """
+
+    tables = TABLES
 
     def __init__(self, folder: Path, *, strict: bool) -> None:
         self.strict = strict
@@ -81,6 +84,19 @@ class Auditor:
         if lost:
             raise Violation(f"these differ and nobody knows: {sorted(lost)}")
         self.damaged &= self.different()
+        self._look_at_homes()
+        self._look_at_fences()
+        counting = self.ask(
+            "ledger",
+            'SELECT c."table" FROM ledger_check c JOIN ledger_table t ON t."table" = c."table"'
+            " WHERE t.phase <> 'closed' AND c.clean AND c.void IS NULL",
+        )
+        loads = self.loads()
+        void = {table for (table,) in counting if loads[table][1]}
+        if void:
+            raise Violation(f"passes over a table that is loaded again still count: {void}")
+
+    def _look_at_homes(self) -> None:
         homes = self.homes("source")
         changed = {entity for entity, home in self._homes.items() if homes.get(entity) != home}
         if changed:
@@ -95,20 +111,13 @@ class Auditor:
         )
         if homeless:
             raise Violation(f"customers without a home: {homeless}")
+
+    def _look_at_fences(self) -> None:
         for store in ("source", "target"):
             for cohort, epoch in self.ask(store, "SELECT cohort, epoch FROM fishladder_fence"):
                 if epoch < self._epochs.get((store, cohort), 0):
                     raise Violation(f"the {store}'s fence of {cohort} went back to epoch {epoch}")
                 self._epochs[store, cohort] = epoch
-        counting = self.ask(
-            "ledger",
-            'SELECT c."table" FROM ledger_check c JOIN ledger_table t ON t."table" = c."table"'
-            " WHERE t.phase <> 'closed' AND c.clean AND c.void IS NULL",
-        )
-        loads = self.loads()
-        void = {table for (table,) in counting if loads[table][1]}
-        if void:
-            raise Violation(f"passes over a table that is loaded again still count: {void}")
 
     def _unrecorded(self, table: str) -> bool:
         return self.dropped is not None and self.dropped[1] == table
@@ -136,9 +145,9 @@ class Auditor:
         """Keys whose two copies differ, of the tables whose load is closed."""
         found: Keys = set()
         for table, (_, is_open) in self.loads().items():
-            if is_open or table not in TABLES:
+            if is_open or table not in self.tables:
                 continue
-            ours, theirs = (set(self.ask(name, TABLES[table])) for name in ("source", "target"))
+            ours, theirs = (set(self.ask(name, self.tables[table])) for name in ("source", "target"))
             found |= {(table, _key(table, row)) for row in ours ^ theirs}
         return found
 
@@ -193,7 +202,7 @@ class Auditor:
             self.writes[actor] += self.paused
             if self.writes[actor] > BATCHES_AFTER_A_PAUSE and actor.startswith(("lane", "replicate")):
                 raise Violation(f"{actor} goes on writing while the migration is paused")
-        if name in ("commit", "forget", "record_outcome", "close_table", "restart_table", "finish_chunk"):
+        if name in LOOKS_AFTER:
             self.look()
 
     def _to_find(self, table: str) -> Keys:

@@ -38,7 +38,8 @@ BUGS: dict[str, Bug] = {}
 
 def planted(shows_in: Callable[[Kind], bool] = lambda kind: True) -> Callable[[Plant], Plant]:
     def register(plant: Plant) -> Plant:
-        BUGS[plant.__name__] = Bug(rule=(plant.__doc__ or "").strip(), plant=plant, shows_in=shows_in)
+        rule = (plant.__doc__ or "").strip()
+        BUGS[plant.__name__] = Bug(rule=rule, plant=plant, shows_in=lambda kind: not kind.moves and shows_in(kind))
         return plant
 
     return register

@@ -6,8 +6,8 @@ import shutil
 import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -17,15 +17,22 @@ from sqlalchemy import Engine
 
 from fishladder import install
 from fishladder.apply import Ends
+from fishladder.flip import Cutover
 from fishladder.ledger import Ledger, open_engine
+from fishladder.serving import Replayer, Router
 from tests.simulation.audit import Auditor, Violation
-from tests.simulation.start import CUSTOMERS, Lasting, SimulatedStore, start_of
+from tests.simulation.audit_moves import MovingAuditor
+from tests.simulation.shop import PATIENCE, Book, SimulatedApplication, operations
+from tests.simulation.start import CHUNK_ROWS, CUSTOMERS, Lasting, SimulatedStore, start_of
 from tests.simulation.world import Clock, Seam, Watched
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """What happens in a world. ``begins``: with nothing installed, with everything still to load, or loaded."""
+    """What happens in a world. ``begins``: with nothing installed, with everything still to load, or loaded.
+
+    ``moves``: cohorts flip and roll back behind routers. ``restored``: then the ledger is restored from a backup.
+    """
 
     begins: str
     appliers: int
@@ -39,11 +46,13 @@ class Kind:
     cuts: float
     partitions: float
     skew: float
+    moves: bool
+    restored: bool
 
 
 def draw_kind(random: Random) -> Kind:
     damage = random.random() < 0.35
-    return Kind(
+    kind = Kind(
         begins=random.choice(("bare", "prepared", "loaded", "loaded")),
         appliers=random.choice((1, 2)),
         replications=random.choice((1, 1, 2)),
@@ -56,7 +65,15 @@ def draw_kind(random: Random) -> Kind:
         cuts=random.choice((0.0, 0.005, 0.02)),
         partitions=random.choice((0.0, 0.0005, 0.002)),
         skew=random.choice((0.0, 0.3, 3.0)),
+        moves=random.random() < 0.4,
+        restored=False,
     )
+    if not kind.moves:
+        return kind
+    # A pass of a flip is long: where calls fail too often none comes to its end.
+    quiet: dict[str, Any] = {"strict": False, "damage": False, "uncovered": False, "orphan": False}
+    few = {"cuts": kind.cuts / 5, "partitions": kind.partitions / 5, "reconcilers": kind.reconcilers // 2}
+    return replace(kind, begins="loaded", orders=0, restored=random.random() < 0.1, **quiet, **few)
 
 
 @cache
@@ -78,7 +95,8 @@ class Company:
         self.spec, self.plan = start.spec, start.plan
         self.ledger = Ledger(_engine(folder / "ledger.db"), migration="simulated", clock=self.clock.now)
         self.dice = Dice(seam.random, 3 if kind.begins == "loaded" else CUSTOMERS + 5)
-        self.auditor = Auditor(folder, strict=kind.strict)
+        self.book = Book()
+        self.auditor = MovingAuditor(folder, self.book) if kind.moves else Auditor(folder, strict=kind.strict)
         self.applications_left = 0
         self.finishing = False
         self.ended = False
@@ -87,8 +105,9 @@ class Company:
 
     # Ways to the databases: one of its own for every actor, as processes have
 
-    def store(self, name: str) -> Any:
+    def store(self, name: str, chunk_rows: int = CHUNK_ROWS) -> Any:
         store = SimulatedStore(lambda: self._connect(name, "copier"), self._idle[name, "copier"], self.clock)
+        store.chunk_rows = chunk_rows
         return Watched(store, self.seam, name, self._after)
 
     def _connect(self, name: str, account: str) -> Lasting:
@@ -108,6 +127,36 @@ class Company:
         actor = self.seam.actor
         if actor is not None:
             self.auditor.after(actor.name, label, arguments, result)
+
+    @property
+    def moving(self) -> MovingAuditor:
+        assert isinstance(self.auditor, MovingAuditor)
+        return self.auditor
+
+    def _applications(self) -> dict[str, Any]:
+        """The application's ways to both stores, of one process."""
+        return {name: Watched(self._served(name), self.seam, name, self._after) for name in ("source", "target")}
+
+    def _served(self, name: str) -> SimulatedApplication:
+        return SimulatedApplication(lambda: self._connect(name, "router"), lambda: f"{self.clock.now():%F %T.%f}"[:23])
+
+    def router(self) -> Router:
+        known = operations(self.seam, self.book)
+        return Router(self.watched_ledger(), known, **self._applications(), patience=PATIENCE)
+
+    def replayer(self) -> Replayer:
+        return Replayer(self.watched_ledger(), operations(self.seam, self.book), self._applications())
+
+    def cutover(self) -> Cutover:
+        return Cutover(
+            spec=self.spec,
+            plan=self.plan,
+            stores={"source": self.store("source", 100), "target": self.store("target", 100)},
+            ledger=self.watched_ledger(),
+            clock=self.clock,
+            replay=self.replayer().replay,
+            say=self.seam.say,
+        )
 
     def close(self) -> None:
         for connection in self._opened:
@@ -151,17 +200,18 @@ class Company:
             for _ in range(operations):
                 operation = random.choice(kinds or OPERATIONS)
                 self.seam.sleep(random.choice((0.0, 0.0, 0.02, 0.1, 0.3)))
-                try:
-                    with self.transaction() as connection:
-                        for statement, parameters in operation(self.dice):
-                            self.seam.point(f"{statement.split(' (')[0][:60]} {parameters}")
-                            connection.execute(statement, parameters)
-                except sqlite3.IntegrityError:
-                    continue  # refused by a fence, a key or a foreign key: the customer is told so
+                self.attempt("source", operation, self.dice)
             self.applications_left -= 1
 
         self.applications_left += 1
         return work
+
+    def attempt(self, store: str, operation: Operation, dice: Dice) -> None:
+        """An operation, unless it is refused by a fence, a key or a foreign key: the customer is told so."""
+        with suppress(sqlite3.IntegrityError), self.transaction(store) as connection:
+            for statement, parameters in operation(dice):
+                self.seam.point(f"{statement.split(' (')[0][:60]} {parameters}")
+                connection.execute(statement, parameters)
 
     def stray(self) -> None:
         """A misconfigured service writes into the target as the application: it must be refused."""
@@ -264,14 +314,14 @@ Operation = Callable[["Dice"], Statements]
 
 
 class Dice:
-    """What the application draws: customers 1 to ``customers``, their items, and anything else."""
+    """What the application draws: customers ``first`` to ``customers``, their items, and anything else."""
 
-    def __init__(self, random: Random, customers: int) -> None:
+    def __init__(self, random: Random, customers: int, *, first: int = 1) -> None:
         self.choice, self.randint = random.choice, random.randint
-        self.customers = customers
+        self.first, self.customers = first, customers
 
     def customer(self) -> int:
-        return self.randint(1, self.customers)
+        return self.randint(self.first, self.customers)
 
     def item(self) -> int:
         return self.customer() * 10 + self.randint(0, 2)
@@ -325,7 +375,7 @@ def renumber(dice: Dice) -> Statements:
     yield "UPDATE line SET no = no + 100 WHERE item_id = ? AND no < 100", [item]
 
 
-def replace(dice: Dice) -> Statements:
+def replace_rows(dice: Dice) -> Statements:
     number = dice.customer()
     yield "INSERT OR REPLACE INTO price VALUES (?, ?, NULL)", [dice.randint(1, 4), dice.randint(1, 999)]
     yield "UPDATE OR REPLACE customer SET email = ? WHERE id = ?", [f"c{dice.customer()}", number]
@@ -343,5 +393,5 @@ def drop_lines(dice: Dice) -> Statements:
 
 OPERATIONS: tuple[Operation, ...] = (
     sign_up, sign_up, charge, charge, charge, leave, move_country, transfer, transfer, swap_emails,
-    shift_emails, renumber, replace, drop_lines,
+    shift_emails, renumber, replace_rows, drop_lines,
 )  # fmt: skip

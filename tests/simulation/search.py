@@ -9,9 +9,13 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 
-from tests.simulation.bugs import BUGS
+from tests.simulation import bugs, bugs_moves
 from tests.simulation.run import simulate
 from tests.simulation.start import start_of
+
+BUGS = bugs.BUGS | bugs_moves.BUGS
+ELSEWHERE = bugs.ELSEWHERE | bugs_moves.ELSEWHERE
+FOUND_AT = bugs.FOUND_AT | bugs_moves.FOUND_AT
 
 
 def attempt(seed: int, bug: str | None = None) -> tuple[int, int, str | None]:

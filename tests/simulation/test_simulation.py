@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.simulation.bugs import BUGS, ELSEWHERE, FOUND_AT
 from tests.simulation.run import kind_of, simulate
-from tests.simulation.search import attempt, workers
+from tests.simulation.search import BUGS, ELSEWHERE, FOUND_AT, attempt, workers
 
 SEEDS = range(40)
 """As many as take a minute or so; ``make simulate`` runs more."""
@@ -20,7 +19,7 @@ FOUND_WITHIN = 500
 
 def found_at(bug: str) -> int | None:
     """A seed whose world shows the planted bug: the one that did last time, or the first."""
-    seeds = [FOUND_AT[bug], *range(FOUND_WITHIN)]
+    seeds = [FOUND_AT.get(bug, 0), *range(FOUND_WITHIN)]
     possible = (seed for seed in seeds if BUGS[bug].shows_in(kind_of(seed)))
     return next((seed for seed in possible if attempt(seed, bug)[2]), None)
 

@@ -206,6 +206,8 @@ class Clock:
 After = Callable[[str, tuple[Any, ...], Any], None]
 """Told of every call that was done, before anybody else goes on: its label, arguments and result."""
 
+UNSEEN = ("savepoint", "close", "connection", "is_passing")
+"""What no other process can come between."""
 _WRITES = ("install_", "raise_token", "backfill_homes", "hear", "commit")
 
 
@@ -220,13 +222,13 @@ class Watched:
 
     def __getattr__(self, attribute: str) -> Any:
         found = getattr(self._inner, attribute)
-        if not callable(found) or attribute in ("savepoint", "close"):
+        if not callable(found) or attribute in UNSEEN:
             return found
         label = f"{self._name}.{attribute}"
 
         def call(*args: Any, **kwargs: Any) -> Any:
             self._seam.point(label)
-            if attribute in ("begin", "read"):
+            if attribute in ("begin", "read", "transaction"):
                 return WatchedSession(lambda: found(*args, **kwargs), self._seam, label, self._after)
             fault = self._seam.network.fault(self._name.partition(".")[0])
             if fault is not None and (fault == "away" or not (self._ledger or attribute.startswith(_WRITES))):

@@ -1,0 +1,308 @@
+"""One planted bug for each rule of design §9 and §10, as in ``bugs``: a cohort moves without it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
+from typing import Any
+from unittest.mock import patch
+
+from sqlalchemy import select
+
+from fishladder import apply, flip
+from fishladder.errors import AmbiguousError, TransientError
+from fishladder.flip import Cutover
+from fishladder.ledger import attempts, queue, tables
+from fishladder.serving import router
+from fishladder.serving.replay import Replayer
+from fishladder.stores import sql
+from fishladder.stores.application import Session
+from fishladder.stores.base import APPLIED_TABLE, Fence
+from fishladder.stores.sqlite import SqliteStore
+from tests.simulation.bugs import Bug, Plant
+from tests.simulation.company import Kind
+
+BUGS: dict[str, Bug] = {}
+
+
+def planted(shows_in: Callable[[Kind], bool] = lambda kind: True) -> Callable[[Plant], Plant]:
+    def register(plant: Plant) -> Plant:
+        rule = (plant.__doc__ or "").strip()
+        BUGS[plant.__name__] = Bug(rule=rule, plant=plant, shows_in=lambda kind: kind.moves and shows_in(kind))
+        return plant
+
+    return register
+
+
+def instead_of_step(**steps: Callable[[Cutover, Any], Any]) -> AbstractContextManager[Any]:
+    """Some steps of an attempt, done otherwise."""
+    real = Cutover._step
+
+    def broken(self: Cutover, attempt: Any) -> Any:
+        return steps[attempt.step](self, attempt) if attempt.step in steps else real(self, attempt)
+
+    return patch.object(Cutover, "_step", broken)
+
+
+# Fences --------------------------------------------------------------------------------------------------------
+
+
+@planted()
+def fenced_for_copiers() -> AbstractContextManager[Any]:
+    """A fence that closes says nobody: not even a copier may write before the switch."""
+    real = Cutover._order
+
+    def broken(self: Cutover, attempt: Any, side: Any, writer: Any) -> None:
+        real(self, attempt, side, "copier" if writer == "nobody" else writer)
+
+    return patch.object(Cutover, "_order", broken)
+
+
+@planted()
+def queue_before_the_fence() -> AbstractContextManager[Any]:
+    """The owner's fence is closed before writes may queue."""
+
+    def fence(self: Cutover, attempt: Any) -> Any:
+        queued = self.ledger.queue_attempt(attempt)
+        self._order(queued, attempt.loser, "nobody")
+        return queued
+
+    return instead_of_step(fence=fence)
+
+
+@planted()
+def order_not_read_back() -> AbstractContextManager[Any]:
+    """An order to a fence is repeated until it is read back: one that got no answer may not have been heard."""
+    real = flip.set_fence
+
+    def broken(store: Any, clock: Any, cohort: str, writer: Any, epoch: int, *, deadline: float) -> Fence:
+        with suppress(TransientError, AmbiguousError):
+            real(store, clock, cohort, writer, epoch, deadline=0)
+        return Fence(writer=writer, epoch=epoch)
+
+    return patch.object(flip, "set_fence", broken)
+
+
+@planted()
+def an_epoch_may_fall() -> AbstractContextManager[Any]:
+    """A fence only ever gets a higher epoch: an order of long ago that is repeated changes nothing."""
+    real = sql.Session.lock_fences
+
+    def broken(self: Any, cohorts: Any, *, exclusive: bool = False) -> Any:
+        found = real(self, cohorts, exclusive=exclusive)
+        return {cohort: replace(fence, epoch=-1) for cohort, fence in found.items()} if exclusive else found
+
+    return patch.object(sql.Session, "lock_fences", broken)
+
+
+@planted()
+def closed_before_the_other_opens() -> AbstractContextManager[Any]:
+    """The winner opens before the loser takes copies: until then the winner is the copy, and so are both."""
+    return instead_of_step(
+        open=lambda self, attempt: (
+            self._order(attempt, attempt.loser, "copier"),
+            self.ledger.advance(attempt, "close"),
+        )[1],
+        close=lambda self, attempt: (
+            self._order(attempt, attempt.winner, "application"),
+            self.ledger.advance(attempt, "replay"),
+        )[1],
+    )
+
+
+@planted()
+def copies_whatever_the_fence_says() -> AbstractContextManager[Any]:
+    """Copiers ask the destination's fence in their transaction."""
+    real = apply._Batch.lock
+
+    def broken(self: Any, copy: Any, dirty: Any) -> None:
+        real(self, copy, dirty)
+        self.fences = {cohort: replace(fence, writer="copier") for cohort, fence in self.fences.items()}
+
+    return patch.object(apply._Batch, "lock", broken)
+
+
+# Drain, compare, switch --------------------------------------------------------------------------------------
+
+
+@planted()
+def entries_dropped_at_the_fence() -> AbstractContextManager[Any]:
+    """A flip drops no journal entries."""
+    real = Cutover._step
+
+    def fence(self: Cutover, attempt: Any) -> Any:
+        with self.stores[attempt.loser].begin() as origin:  # type: ignore[index]
+            origin.forget_cohort(attempt.cohort)
+            origin.commit()
+        return real(self, attempt)
+
+    return instead_of_step(fence=fence)
+
+
+@planted()
+def switched_before_it_is_drained() -> AbstractContextManager[Any]:
+    """Nobody switches before every change of the cohort is in the other store."""
+    return patch.object(Cutover, "_drained", lambda self, attempt: True)
+
+
+@planted()
+def switch_believes_who_asks() -> AbstractContextManager[Any]:
+    """The switch itself looks for the proofs, whatever a task or a person says."""
+    return patch.object(attempts, "proofs", lambda *_: {"verified", "drained", "compared"})
+
+
+@planted()
+def proofs_of_another_attempt() -> AbstractContextManager[Any]:
+    """Proofs count for the attempt and the epoch that they were made in."""
+
+    def broken(tx: Any, attempt: int, epoch: int | None = None) -> set[str]:
+        return set(tx.connection.scalars(select(tables.proof.c.kind)))
+
+    return patch.object(attempts, "proofs", broken)
+
+
+@planted()
+def aborted_without_a_replay() -> AbstractContextManager[Any]:
+    """An abort goes back through replay: its fence opens, and what was queued is done."""
+    real = attempts.abort
+
+    def broken(tx: Any, attempt: Any, error: str, actor: str) -> Any:
+        if attempt.step not in attempts.BEFORE_SWITCH or attempt.step == "verify":
+            return real(tx, attempt, error, actor)
+        moved = attempts._move(tx, attempt, "done", stage=attempts.STABLE[attempt.loser], raised=True)
+        return attempts._end(tx, moved, "aborted", error, actor)
+
+    return patch.object(attempts, "abort", broken)
+
+
+# Router ------------------------------------------------------------------------------------------------------
+
+
+@planted()
+def epochs_not_compared() -> AbstractContextManager[Any]:
+    """A router whose route is older than the fence asks again: it may not know that writes wait."""
+    return patch.object(router, "_is_open", lambda fence, route: fence.writer in ("application", "free"))
+
+
+@planted()
+def overtakes_what_waits() -> AbstractContextManager[Any]:
+    """During replay a write waits behind those of its entity."""
+
+    def broken(self: Any, wanted: Any, route: Any) -> Any:
+        return self._queue(wanted, route) if route.stage == "queue" else self._do(wanted, route)
+
+    return patch.object(router.Router, "_try", broken)
+
+
+@planted()
+def queued_at_any_stage() -> AbstractContextManager[Any]:
+    """A write is queued only while somebody will replay it."""
+    return patch.object(queue, "QUEUEING", ("off", "shadow", "fencing", "queue", "replay", "live"))
+
+
+@planted()
+def keys_not_kept() -> AbstractContextManager[Any]:
+    """What took effect is kept under its key, with its effect: who asks again is answered."""
+    return patch.multiple(Session, record=lambda *_: None, applied=lambda *_: None)
+
+
+@planted()
+def applied_keys_stay_behind() -> AbstractContextManager[Any]:
+    """Applied keys travel with the rows."""
+    real = SqliteStore.install_triggers
+
+    def broken(self: Any, found: Any) -> None:
+        real(self, [table for table in found if table.relation.table != APPLIED_TABLE])
+
+    return patch.object(SqliteStore, "install_triggers", broken)
+
+
+@planted()
+def reads_hide_what_waits() -> AbstractContextManager[Any]:
+    """A read names the writes of its entity that are accepted and not done yet."""
+    return patch.object(router, "MOVING", ())
+
+
+@planted()
+def reads_ask_no_fence() -> AbstractContextManager[Any]:
+    """A read sees by the fence that its store is a copy by now."""
+    real = Session.fence
+    return patch.object(Session, "fence", lambda self, cohort, *, hold: real(self, cohort, hold=True) if hold else None)
+
+
+@planted()
+def reads_between_two_owners() -> AbstractContextManager[Any]:
+    """A store whose fence says nobody is read only while the other one is not open."""
+    return patch.object(router.Router, "_is_owner", lambda *_: True)
+
+
+# Replay ------------------------------------------------------------------------------------------------------
+
+
+@planted()
+def replayed_the_newest_first() -> AbstractContextManager[Any]:
+    """Oldest first for each entity."""
+    real = queue.oldest
+    return patch.object(queue, "oldest", lambda *arguments: real(*arguments)[::-1])
+
+
+@planted()
+def done_before_its_effect() -> AbstractContextManager[Any]:
+    """A queued write is done when its effect is committed."""
+    real = Replayer._one
+
+    def broken(self: Any, queued: Any, route: Any) -> bool:
+        self.ledger.finish_queued(queued.id, None)
+        return real(self, queued, route)
+
+    return patch.object(Replayer, "_one", broken)
+
+
+@planted()
+def live_while_writes_wait() -> AbstractContextManager[Any]:
+    """Replay ends in the transaction that sees the queue empty."""
+    return patch.object(queue, "count_waiting", lambda *_: 0)
+
+
+@planted()
+def replays_until_it_is_told() -> AbstractContextManager[Any]:
+    """Replay asks the owner for the key: two replayers do not do the same twice."""
+    return patch.object(Session, "record", lambda *_: None)
+
+
+@planted()
+def promise_left_to_the_router() -> AbstractContextManager[Any]:
+    """What was promised with a queued write is done by the replay where the router died before it."""
+    real = Replayer._one
+    return patch.object(
+        Replayer, "_one", lambda self, queued, route: real(self, replace(queued, optimistic=None), route)
+    )
+
+
+@planted()
+def promise_not_undone() -> AbstractContextManager[Any]:
+    """A refused write's promise is undone."""
+
+    def broken(self: Any, operation: Any, queued: Any, reason: str) -> None:
+        self.ledger.refuse_queued(queued.id, reason)
+
+    return patch.object(Replayer, "_refuse", broken)
+
+
+@planted()
+def refusal_not_recorded() -> AbstractContextManager[Any]:
+    """A refusal holds for everybody: the business may have changed its mind when the next one asks."""
+
+    real = Session.record
+
+    def broken(self: Any, operation: str, entity: bytes, key: str, applied: Any) -> None:
+        if not applied.refused:
+            real(self, operation, entity, key, applied)
+
+    return patch.object(Session, "record", broken)
+
+
+ELSEWHERE: dict[str, str] = {}
+FOUND_AT: dict[str, int] = {}
+"""A seed whose world shows the bug: where the test looks first."""
