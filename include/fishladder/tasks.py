@@ -318,26 +318,14 @@ def ask(desk: Desk, kind: Kind, cohorts: Sequence[str], *, actor: str, reason: s
     with desk.ends() as (plan, (ends,)):
         flip.check_ids(desk.spec, plan, ends.origin, ends.destination)
     known = desk.ledger.routes()
-    before = {attempt.id for attempt in desk.ledger.attempts(only_open=True)}
-    opened: list[Attempt] = []
-    try:
-        for cohort in cohorts:
-            opened.append(
-                desk.ledger.begin_attempt(
-                    cohort,
-                    kind,
-                    actor=actor,
-                    reason=reason,
-                    request=request,
-                    deadline=int(desk.spec.gates.deadline.total_seconds()),
-                    needs=flip.wave_needs(desk.spec, cohort, kind, known),
-                )
-            )
-    except InputError:
-        for attempt in [one for one in opened if one.id not in before]:
-            desk.ledger.abort(attempt, "another cohort of the same request was refused", actor=actor)
-        raise
-    return opened
+    return desk.ledger.begin_attempts(
+        {cohort: flip.wave_needs(desk.spec, cohort, kind, known) for cohort in cohorts},
+        kind,
+        actor=actor,
+        reason=reason,
+        request=request,
+        deadline=int(desk.spec.gates.deadline.total_seconds()),
+    )
 
 
 def verify_cohort(desk: Desk, attempt: int) -> Attempt:

@@ -273,3 +273,13 @@ def test_what_was_noted_for_an_attempt_that_is_over_is_forgotten_by_the_next(fli
     with small.target.read() as there:
         assert there.touching() == {str(second)}
         assert there.touched(str(second)) == [("item", b"2:10")]
+
+
+def test_all_cohorts_of_a_request_or_none(flips: Flips) -> None:
+    """A completion cannot be taken back: so nobody's has begun when another cohort is refused."""
+    flips.move()
+    ledger = flips.small.ledger
+    with pytest.raises(InputError, match="AU: a complete starts from live"):
+        ledger.begin_attempts({"NZ": {}, "AU": {}}, "complete", actor="ann", reason="", deadline=60)
+    assert ledger.attempts(only_open=True) == []
+    assert (ledger.route("NZ").stage, flips.fences()[1][0]) == ("live", "application")

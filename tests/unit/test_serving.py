@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -132,6 +133,13 @@ def test_whoever_belongs_nowhere_stays_where_they_are(flips: Flips) -> None:
 def test_bad_calls(flips: Flips, operation: str, payload: Any, where: Any, words: str) -> None:
     with pytest.raises(InputError, match=words):
         flips.router().write(operation, payload, key="a", **where)
+
+
+def test_operations_whose_module_does_not_even_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_shop.py").write_text("operations = 1 / 0")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match=r"broken_shop:operations: ZeroDivisionError.*where tasks run"):
+        load_operations("broken_shop:operations")
 
 
 @pytest.mark.parametrize(

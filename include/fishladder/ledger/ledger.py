@@ -132,14 +132,34 @@ class Ledger:
         request: str = "",
         needs: Mapping[str, Collection[str]] | None = None,
     ) -> Attempt:
-        """Ask for a flip, a rollback or a completion. ``deadline``: seconds from fence to switch.
+        """``begin_attempts`` for one cohort."""
+        (attempt,) = self.begin_attempts(
+            {cohort: needs or {}}, kind, actor=actor, reason=reason, deadline=deadline, request=request
+        )
+        return attempt
 
-        ``request``: who asks again under the same one gets the attempt that is open.
-        ``needs``: stages that other cohorts must have reached. Raises InputError: no such cohort, one that is not at
+    def begin_attempts(
+        self,
+        wanted: Mapping[str, Mapping[str, Collection[str]]],
+        kind: attempts.Kind,
+        *,
+        actor: str,
+        reason: str,
+        deadline: int,
+        request: str = "",
+    ) -> list[Attempt]:
+        """Ask for a flip, a rollback or a completion of each cohort, or of none. ``deadline``: seconds from fence to
+        switch.
+
+        ``wanted``: cohorts, with the stages that other cohorts must have reached before each. ``request``: who asks
+        again under the same one gets the attempts that are open. Raises InputError: no such cohort, one that is not at
         the stage it starts from, another attempt of it that is open, or a need that is not met.
         """
         with self._write() as tx:
-            return attempts.begin(tx, cohort, kind, actor, reason, request, deadline, needs or {})
+            return [
+                attempts.begin(tx, cohort, kind, actor, reason, request, deadline, needs)
+                for cohort, needs in wanted.items()
+            ]
 
     def attempt(self, number: int) -> Attempt:
         """As it is now. Raises InputError if there is none."""

@@ -75,9 +75,10 @@ def load_operations(entry_point: str) -> Operations:
     module, _, name = entry_point.partition(":")
     try:
         found = getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # the application's own module may raise anything
+        why = f"{type(error).__name__}: {error}"
         raise InputError(
-            f"application.operations: {entry_point}: {error}; the code must be importable where tasks run"
+            f"application.operations: {entry_point}: {why}; the code must be importable where tasks run"
         ) from error
     if not isinstance(found, Operations):
         raise InputError(f"application.operations: {entry_point} is no fishladder.serving.Operations")
