@@ -138,7 +138,10 @@ class Company:
         return {name: Watched(self._served(name), self.seam, name, self._after) for name in ("source", "target")}
 
     def _served(self, name: str) -> SimulatedApplication:
-        return SimulatedApplication(lambda: self._connect(name, "router"), lambda: f"{self.clock.now():%F %T.%f}"[:23])
+        idle = self._idle[name, "router"]
+        return SimulatedApplication(
+            lambda: idle.pop() if idle else self._connect(name, "router"), lambda: f"{self.clock.now():%F %T.%f}"[:23]
+        )
 
     def router(self) -> Router:
         known = operations(self.seam, self.book)
