@@ -283,3 +283,24 @@ def test_all_cohorts_of_a_request_or_none(flips: Flips) -> None:
         ledger.begin_attempts({"NZ": {}, "AU": {}}, "complete", actor="ann", reason="", deadline=60)
     assert ledger.attempts(only_open=True) == []
     assert (ledger.route("NZ").stage, flips.fences()[1][0]) == ("live", "application")
+
+
+def test_a_call_that_is_refused_because_it_has_just_been_done_is_answered(flips: Flips) -> None:
+    """Its customer repeats a call that hangs; the first one commits, and the business refuses to do it twice."""
+    router, calls = flips.router(), list[str]()
+
+    def charge(connection: Any, payload: Any) -> dict[str, Any]:
+        calls.append("charge")
+        if len(calls) == 1:
+            connection.execute("ROLLBACK")
+            first = flips.router().write("charge", payload, key="a", entity=1)
+            assert (first.state, first.repeated) == ("done", False)
+            connection.execute("BEGIN IMMEDIATE")
+            raise Declined("charged already")
+        connection.execute("UPDATE item SET amount = amount + 1 WHERE id = 10")
+        return {"done": True}
+
+    flips.operations.add("charge", charge, refusals=(Declined,))
+    again = router.write("charge", {}, key="a", entity=1)
+    assert (again.state, again.result, again.repeated) == ("done", {"done": True}, True)
+    assert flips.amount(10, "source") == 6

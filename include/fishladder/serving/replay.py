@@ -124,10 +124,9 @@ class Replayer:
 
     def _known(self, session: Session, queued: Queued, route: Route) -> tuple[Applied | None, bool]:
         """What the owner has under the key, and whether it is open; it stays so until the transaction ends."""
-        fence = session.fence(queued.cohort, hold=True)
+        fence, known = session.fence_and_applied(queued.cohort, queued.operation, queued.entity, queued.key)
         if fence is None or fence.writer != "application" or fence.epoch != route.epoch:
             return None, False
-        known = session.applied(queued.operation, queued.entity, queued.key)
         if known is not None and known.digest != queued.digest:
             reused = json.dumps(f"the idempotency key {queued.key!r} was used before, with another payload")
             return Applied(digest=queued.digest, result=reused, refused=True), True

@@ -11,6 +11,7 @@ import json
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -162,8 +163,7 @@ class Router:
     def _queue(self, wanted: _Write, route: Route) -> Written | None:
         operation = wanted.operation
         try:
-            with self.stores[route.owner].transaction(reading=True) as session:
-                known = session.applied(operation.name, wanted.entity, wanted.key)
+            known = self._applied(wanted, self.stores[route.owner])
             if known is not None:
                 return _repeated(wanted, known)
             found = self.ledger.enqueue(
@@ -200,10 +200,10 @@ class Router:
         store, operation = self.stores[route.owner], wanted.operation
         try:
             with store.transaction() as session:
-                if not _is_open(session.fence(wanted.cohort, hold=True), route):
+                fence, known = session.fence_and_applied(wanted.cohort, operation.name, wanted.entity, wanted.key)
+                if not _is_open(fence, route):
                     self.metrics.count("refused", operation=operation.name, stage=route.stage)
                     return None
-                known = session.applied(operation.name, wanted.entity, wanted.key)
                 if known is not None:
                     return _repeated(wanted, known)
                 result = operation.on(route.owner)(session.connection, wanted.payload)
@@ -217,13 +217,20 @@ class Router:
             if not error.unique:
                 raise
             # The key: somebody does, or did, the same at the same time.
-        except operation.refusals:
-            raise
         except Exception as error:
-            if not store.is_passing(error):
-                raise
+            if isinstance(error, operation.refusals) or not store.is_passing(error):
+                # Perhaps it was refused because the same call, under the same key, has just taken effect.
+                with suppress(TransientError, AmbiguousError):
+                    known = self._applied(wanted, store)
+                    if known is None:
+                        raise
+                    return _repeated(wanted, known)
         self.metrics.count("retries", operation=operation.name, stage=route.stage)
         return None
+
+    def _applied(self, wanted: _Write, store: Application) -> Applied | None:
+        with store.transaction(reading=True) as session:
+            return session.applied(wanted.operation.name, wanted.entity, wanted.key)
 
     # Reads
 

@@ -146,10 +146,20 @@ class Session:
             self._application.hold(self, cohort)
         lock = self._application.shared if hold else ""
         found = self.run(f"SELECT writer, epoch FROM fishladder_fence WHERE cohort = ?{lock}", [cohort])
-        if not found:
-            return None
-        writer: Writer = _text(found[0][0])  # type: ignore[assignment]
-        return Fence(writer=writer, epoch=int(found[0][1]))
+        return _fence(found[0]) if found else None
+
+    def fence_and_applied(
+        self, cohort: str, operation: str, entity: bytes, key: str
+    ) -> tuple[Fence | None, Applied | None]:
+        """The fence, held, and what was recorded under this key: in one statement, for every write waits for it."""
+        self._application.hold(self, cohort)
+        known = "SELECT 1 FROM fishladder_applied a WHERE a.operation = ? AND a.entity = ? AND a.idempotency_key = ?"
+        found = self.run(
+            f"SELECT f.writer, f.epoch, ({known}) FROM fishladder_fence f WHERE f.cohort = ?{self._application.shared}",
+            [operation, entity.decode(), key, cohort],
+        )
+        applied = self.applied(operation, entity, key) if not found or found[0][2] is not None else None
+        return (_fence(found[0]) if found else None), applied
 
     def home(self, entity: bytes) -> str | None:
         """The cohort of an entity, for ever."""
@@ -183,6 +193,11 @@ class Session:
         with type(self._application).errors(committing=True):
             self.connection.commit()
         self.committed = True
+
+
+def _fence(row: tuple[Any, ...]) -> Fence:
+    writer: Writer = _text(row[0])  # type: ignore[assignment]
+    return Fence(writer=writer, epoch=int(row[1]))
 
 
 def _text(value: Any) -> str:
