@@ -832,7 +832,7 @@ def orphans_unchecked() -> AbstractContextManager[Any]:
     return patch.object(reconcile, "count_orphans", lambda *_: 0)
 
 
-# SQLite has one writer, and no flip exists in this world: what cannot show here, and the test that shows it -----
+# SQLite has one writer: what cannot show here, and the test that shows it ------------------------------------------
 
 ELSEWHERE = {
     "home and fence are read in one statement, with a lock": (

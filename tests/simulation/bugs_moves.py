@@ -303,6 +303,38 @@ def refusal_not_recorded() -> AbstractContextManager[Any]:
     return patch.object(Session, "record", broken)
 
 
-ELSEWHERE: dict[str, str] = {}
+# What shows no wrong in this world, or has a rare cause, and the test that shows it -------------------------------
+
+_FLIP, _ATTACKS = "unit/test_flip.py::test_", "unit/test_flip_attacks.py::test_"
+ELSEWHERE: dict[str, str] = {
+    "one open attempt for each cohort": _FLIP + "two_attempts_for_one_cohort",
+    "a flip starts from off or shadow, a rollback from live": _FLIP + "who_cannot_go",
+    "waves in their order, shared tables last and first back": _FLIP + "waves_and_shared_tables_keep_their_order",
+    "who must come first must not be moving": _ATTACKS + "who_must_come_first_must_not_be_moving",
+    "each step compares where its caller believed the attempt": (
+        _FLIP + "every_step_may_be_repeated_by_another_at_any_time"
+    ),
+    "a store that is ahead of the ledger freezes the cohort": _FLIP + "a_store_ahead_of_the_ledger_freezes_the_cohort",
+    "keys touched since the pass are compared under the fence": (
+        _FLIP + "a_touched_row_that_differs_aborts_under_the_fence"
+    ),
+    "who had to give way is touched, too": _ATTACKS + "a_holder_that_is_displaced_is_compared_under_the_fence",
+    "triggers are as they were when the rows were compared": (
+        _FLIP + "triggers_that_were_installed_again_after_the_pass_abort_it"
+    ),
+    "tables are as they were when the rows were compared": (
+        _ATTACKS + "a_table_that_is_loaded_again_after_the_pass_aborts_it"
+    ),
+    "past its deadline an attempt is aborted": _FLIP + "past_its_deadline_it_is_aborted",
+    "complete ends journaling, of births too": (_ATTACKS + "who_is_born_into_a_completed_cohort_is_journaled_no_more"),
+    "a row whose parents are gone in the copy is whose they were": (
+        _ATTACKS + "rows_whose_parents_are_gone_in_the_copy_follow_them"
+    ),
+    "a write is given up in its owner": _FLIP + "a_write_that_took_effect_before_it_was_given_up_is_done",
+    "who is refused because it has just been done is answered": (
+        _ATTACKS + "a_call_that_is_refused_because_it_has_just_been_done_is_answered"
+    ),
+    "all cohorts of a request or none": _ATTACKS + "all_cohorts_of_a_request_or_none",
+}
 FOUND_AT: dict[str, int] = {}
 """A seed whose world shows the bug: where the test looks first."""

@@ -67,5 +67,8 @@ def test_whatever_can_go_wrong_does() -> None:
     for seed in range(8):
         simulate(seed, trace=trace)
     text = "\n".join(trace)
-    for event in ("killed", ": away", ": lost", ": done, but no answer", "orders: restart", "orders: pause", "DROP"):
+    for event in (
+        "killed", ": away", ": lost", ": done, but no answer", "orders: restart", "orders: pause", "DROP",
+        "flip of NZ", "rollback of NZ", "replay is done", "meddles: switch", "(pay): done", "(pay): queued",
+    ):  # fmt: skip
         assert event in text, event
