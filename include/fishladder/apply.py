@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
-from fishladder.cells import NO_HOME, SHARDS, Cell, Row, key_text, row_key
+from fishladder.cells import HOMELESS, NO_HOME, SHARDS, Cell, Row, key_text, row_key
 from fishladder.clock import Clock
 from fishladder.coverage import check_coverage
 from fishladder.errors import AmbiguousError, RowError, TransientError
@@ -171,7 +171,7 @@ class _Batch:
         """The owner's rows as they are now, and what the destination has."""
         for line in dirty:
             self.keys.setdefault(line.table, {}).setdefault(line.key, []).append(line)
-            if line.journal is not None and line.entity is not None and line.cohort != NO_HOME:
+            if line.journal is not None and line.entity is not None and line.cohort not in (NO_HOME, HOMELESS):
                 self.homes[line.entity] = line.cohort  # the trigger read it there, and homes never change
         with self.ends.origin.read() as origin:
             for table, keys in self.keys.items():

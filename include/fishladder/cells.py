@@ -37,9 +37,13 @@ Cell = bytes | None
 Row = tuple[Cell, ...]
 
 NO_HOME = "*"
-"""The cohort of whatever has no home: its fence stays the source's."""
+"""The cohort of entities whose cohort is NULL or unknown, and of rows without an entity: the source's for ever."""
+HOMELESS = "?"
+"""The cohort of rows whose entity has no home: the source's until the first flip, then nobody's until it gets one."""
 SHARED = "shared"
 """The cohort of tables without an entity."""
+OWN_COHORTS = (NO_HOME, HOMELESS, SHARED)
+"""Which no root's own cohort may be called."""
 SHARDS = 64
 """How many units of exclusion between copiers a migration has; fixed, because it is written in the stores."""
 

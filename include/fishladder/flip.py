@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from fishladder import apply, reconcile
 from fishladder.apply import Ends
-from fishladder.cells import NO_HOME, SHARED, Row
+from fishladder.cells import HOMELESS, NO_HOME, SHARED, Row
 from fishladder.clock import Clock
 from fishladder.coverage import check_coverage
 from fishladder.errors import AmbiguousError, FishladderError, InputError, LedgerError, StaleError, TransientError
@@ -63,6 +63,15 @@ def check_ids(spec: Migration, plan: Plan, source: Store, target: Store) -> None
                 f"{table.name}: both stores generate its ids, and after a flip would generate the same ones: keep them"
                 " apart with ids: {interleaved: true}, run prepare, and see preflight"
             )
+
+
+def check_homeless(source: Store, target: Store) -> Fence:
+    """The source's fence of rows without a home. Raises InputError where a store was prepared before there was one."""
+    assert isinstance(source, Fenced) and isinstance(target, Fenced)
+    ours, theirs = source.fences(), target.fences()
+    if HOMELESS not in ours or HOMELESS not in theirs:
+        raise InputError(f"there is no fence ({HOMELESS}) for rows without a home yet: run prepare, then flip")
+    return ours[HOMELESS]
 
 
 def _wave(spec: Migration, cohort: str) -> int:
@@ -171,6 +180,8 @@ class Cutover:
             case "verify":
                 return self.ledger.fence_attempt(attempt)
             case "fence":
+                if attempt.kind == "flip":
+                    self._close_homeless(attempt)
                 self._order(attempt, attempt.loser, "nobody")
                 return self.ledger.queue_attempt(attempt)
             case "drain":
@@ -216,6 +227,16 @@ class Cutover:
             " as it is until somebody has looked"
         )
 
+    def _close_homeless(self, attempt: Attempt) -> None:
+        """From the first flip on, and for ever: who has no home in the source may be born in the target by now."""
+        source = self.stores["source"]
+        found = check_homeless(source, self.stores["target"])
+        if found.writer != "nobody":
+            patience = self._patience(attempt)
+            found = set_fence(source, self.clock, HOMELESS, "nobody", found.epoch + 1, deadline=patience)
+        if found.writer != "nobody":
+            raise LedgerError(f"{attempt.cohort}: the source's fence of {HOMELESS} still says {found.writer}")
+
     def _patience(self, attempt: Attempt) -> float:
         if attempt.step not in BEFORE_SWITCH or attempt.fenced_at is None:
             return STEP_PATIENCE
@@ -239,7 +260,7 @@ class Cutover:
     def _drained(self, attempt: Attempt) -> bool:
         """Apply what is dirty of the cohort; whether nothing is any more."""
         ends, cohort = self._ends(attempt.loser), attempt.cohort
-        apply.apply_round(self.plan, [ends], self.ledger, cohorts=[cohort])
+        apply.apply_round(self.plan, [ends], self.ledger, cohorts=[cohort, HOMELESS])
         if rejects := self.ledger.count_rejects(cohort=cohort):
             raise LedgerError(f"{cohort}: {rejects} of its rows are rejected; mend and retry them before the flip")
         with ends.origin.read() as origin:

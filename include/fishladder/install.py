@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from fishladder.cells import NO_HOME, SHARED, cohort_entity, key_text
+from fishladder.cells import HOMELESS, NO_HOME, OWN_COHORTS, SHARED, cohort_entity, key_text
 from fishladder.coverage import note_changed_coverage, record_coverage
 from fishladder.errors import InputError
 from fishladder.ledger import DirtyKey, Ledger
@@ -97,7 +97,7 @@ def install(spec: Migration, plan: Plan, source: Store, target: Store, ledger: L
     found = source.cohorts(plan.root.source)
     named = {cohort for wave in spec.cohort.waves for cohort in wave if cohort != OTHERS}
     cohorts = sorted({cohort for cohort in found if cohort is not None} | named)
-    odd = {NO_HOME, SHARED} & set(cohorts)
+    odd = set(OWN_COHORTS) & set(cohorts)
     if odd:
         raise InputError(
             f"{plan.root.name}.{spec.cohort.column}: {sorted(odd)[0]!r} is fishladder's own word for rows without a"
@@ -105,7 +105,10 @@ def install(spec: Migration, plan: Plan, source: Store, target: Store, ledger: L
         )
     everyone = [*cohorts, NO_HOME, SHARED]
     source.install_fences(everyone, "application")
-    target.install_fences(everyone, "copier")
+    # Prepared again by newer code after a flip: who has no home in the source may be born in the target.
+    moved = any(route.owner == "target" for route in ledger.routes().values())
+    source.install_fences([HOMELESS], "nobody" if moved else "application")
+    target.install_fences([*everyone, HOMELESS], "copier")
     names = [table.name for table in plan.tables]
     source.install_load(names, open=False)
     target.install_load(names, open=True)
@@ -116,7 +119,7 @@ def install(spec: Migration, plan: Plan, source: Store, target: Store, ledger: L
     after = source.backfill_homes(plan.root.source, None, BACKFILL_ROWS)
     while after is not None:
         after = source.backfill_homes(plan.root.source, after, BACKFILL_ROWS)
-    _install_cohort_homes(plan, source, ledger, [*cohorts, SHARED])
+    _install_cohort_homes(plan, source, ledger, everyone)
     if spec.ids is not None and spec.ids.target_from is not None:
         for table in plan.tables:
             if not table.internal and target.generated_from(table.target) is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 from fishladder.apply import Ends
-from fishladder.cells import key_cells, key_text, misfit
+from fishladder.cells import HOMELESS, key_cells, key_text, misfit
 from fishladder.errors import FatalError, FenceError, InputError, StaleError
 from fishladder.ledger import DirtyKey, Ledger
 from fishladder.pace import Pace
@@ -188,7 +188,8 @@ def adopt(plan: Plan, source: Store, target: Store, ledger: Ledger, pace: Pace, 
         raise InputError(f"the ledger of {ledger.migration} knows what it told the target last: nothing to adopt")
     routes = ledger.routes()
     for side, store in zip(SIDES, (source, target), strict=True):
-        ahead = sorted(c for c, fence in store.fences().items() if c not in routes or fence.epoch > routes[c].epoch)
+        fences = {cohort: fence for cohort, fence in store.fences().items() if cohort != HOMELESS}  # it has no route
+        ahead = sorted(c for c, fence in fences.items() if c not in routes or fence.epoch > routes[c].epoch)
         if ahead:
             raise FatalError(
                 f"the {side}'s fences of {', '.join(ahead)} are ahead of the ledger: they were flipped or installed"

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fishladder.cells import NO_HOME, SHARDS, SHARED, LogicalType, holds, key_text, meet, parse_type, shard
+from fishladder.cells import HOMELESS, NO_HOME, SHARDS, SHARED, LogicalType, holds, key_text, meet, parse_type, shard
 from fishladder.errors import InputError
 from fishladder.names import settle
 from fishladder.spec import Migration, TableSpec, nearest
@@ -69,7 +69,7 @@ class PlanTable:
         """The cohort that a row of this entity belongs to, by home."""
         if self.shared:
             return SHARED
-        return homes.get(entity, NO_HOME) if entity is not None else NO_HOME
+        return homes.get(entity, HOMELESS) if entity is not None else NO_HOME
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -317,6 +317,8 @@ def ask(desk: Desk, kind: Kind, cohorts: Sequence[str], *, actor: str, reason: s
         raise InputError(f"{desk.spec.migration} is paused, and a flip has to copy: resume it first")
     with desk.ends() as (plan, (ends,)):
         flip.check_ids(desk.spec, plan, ends.origin, ends.destination)
+        if kind == "flip":
+            flip.check_homeless(ends.origin, ends.destination)
     known = desk.ledger.routes()
     return desk.ledger.begin_attempts(
         {cohort: flip.wave_needs(desk.spec, cohort, kind, known) for cohort in cohorts},

@@ -18,7 +18,7 @@ from fishladder.stores.base import Entry, Fence, Relation, Writer
 from tests.contract.stores import Place
 
 SPEC = Path(schema.__file__).parents[1] / "migrations" / "billing.yaml"
-COHORTS = ("AU", "NZ", "*", "shared")
+COHORTS = ("AU", "NZ", "*", "?", "shared")
 Line = tuple[str, bytes, bytes | None, str]
 """An entry of the journal: table, key, entity, cohort."""
 WHEN = "2026-01-31 12:00:00.000000"
@@ -50,6 +50,10 @@ class Shop:
             transaction.forget([entry.id for entry in entries])
             transaction.commit()
         return sorted({(e.table, e.key, e.entity, e.cohort) for e in entries}, key=repr)
+
+    def forget_home(self, customer: int) -> None:
+        """As if the customer had been born in the other store, and not been copied yet."""
+        self.place.administrator().execute(f"DELETE FROM fishladder_home WHERE root_key = '{customer}'")
 
     def homes(self, *customers: int) -> dict[int, str]:
         with self.store.read() as reader:

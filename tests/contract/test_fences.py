@@ -26,16 +26,20 @@ def isolate(db: Database, level: str) -> None:
     db.execute(f"{how} {level}")
 
 
-def test_raising_waits_for_a_transaction_that_wrote(shop: Shop, background: Submit) -> None:
+@pytest.mark.parametrize("cohort", ["NZ", "?"])
+def test_raising_waits_for_a_transaction_that_wrote(shop: Shop, background: Submit, cohort: str) -> None:
+    write = "UPDATE subscription SET active = 1 - active WHERE id = 1"
+    if cohort == "?":
+        shop.forget_home(1)
     with shop.user.transaction():
-        shop.user.execute(RENAME, (1,))
-        raising = background(shop.fence, "NZ", "nobody", store=shop.place.open())
+        shop.user.execute(write)
+        raising = background(shop.fence, cohort, "nobody", store=shop.place.open())
         shop.place.wait_for_waiter()
         assert not raising.done()
     assert raising.result(PATIENCE).writer == "nobody"
-    assert shop.journal() == [entry("customer", 1, 1, "NZ")]
+    assert shop.journal() == [entry("subscription", 1, 1, cohort)]
     with pytest.raises(DatabaseError, match="fishladder:"):
-        shop.user.execute(RENAME, (1,))
+        shop.user.execute(write)
 
 
 def test_raising_waits_for_a_copier_that_looked(shop: Shop, background: Submit) -> None:
@@ -76,10 +80,11 @@ def test_not_waiting_means_not_waiting(shop: Shop) -> None:
 
 def test_a_snapshot_from_before_sees_the_raised_fence(shop: Shop) -> None:
     shop.place.needs("snapshots")
+    shop.forget_home(4)
     isolate(shop.user, "REPEATABLE READ")
     with shop.user.transaction():
         shop.user.rows("SELECT * FROM customer")
-        for cohort in ("NZ", "*", "shared"):
+        for cohort in ("NZ", "*", "?", "shared"):
             shop.fence(cohort, "nobody")
         for cohort, statement in (
             ("NZ", "UPDATE customer SET name = 'x' WHERE id = 1"),
@@ -87,6 +92,7 @@ def test_a_snapshot_from_before_sees_the_raised_fence(shop: Shop) -> None:
             ("NZ", "UPDATE invoice SET customer_id = 2 WHERE id = 1"),
             ("NZ", "UPDATE invoice SET customer_id = 1 WHERE id = 2"),
             (r"\*", "UPDATE customer SET name = 'x' WHERE id = 3"),
+            (r"\?", "UPDATE customer SET name = 'x' WHERE id = 4"),
             ("shared", "UPDATE plan SET name = 'x'"),
         ):
             with pytest.raises(DatabaseError, match=f"fishladder: {cohort} is not open"):

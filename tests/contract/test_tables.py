@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fishladder.cells import NO_HOME
+from fishladder.cells import HOMELESS, NO_HOME
 from fishladder.errors import FatalError, RowError, StaleError
 from fishladder.stores.base import Fence, ForeignKey, LoadedChunk, LoadState, Orphan, Triggers
 from tests.contract import shop as shops
@@ -180,6 +180,9 @@ def test_counts_are_by_home(shop: Shop) -> None:
     assert shop.store.count(shop.relation("customer")) == {"NZ": 1, "AU": 1, NO_HOME: 2}
     assert shop.store.count(shop.relation("invoice_line")) == {"NZ": 2, "AU": 1}
     assert shop.store.count(shop.relation("plan")) == {"shared": 1}
+    shop.forget_home(2)
+    assert shop.store.count(shop.relation("customer")) == {"NZ": 1, HOMELESS: 1, NO_HOME: 2}
+    assert shop.store.count(shop.relation("invoice_line")) == {"NZ": 2, HOMELESS: 1}
     assert shop.store.is_empty(shop.relation("payment"))
     assert not shop.store.is_empty(shop.relation("plan"))
 

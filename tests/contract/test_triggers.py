@@ -20,8 +20,8 @@ from tests.contract.shop import (
 home = "fishladder_home"
 
 
-def refused(shop: Shop, sql: str, parameters: tuple[object, ...] = ()) -> None:
-    with pytest.raises(DatabaseError, match="fishladder:"):
+def refused(shop: Shop, sql: str, parameters: tuple[object, ...] = (), words: str = "fishladder:") -> None:
+    with pytest.raises(DatabaseError, match=words):
         shop.user.execute(sql, parameters)
 
 
@@ -67,7 +67,7 @@ def test_a_new_customer_gets_a_home_that_travels(shop: Shop) -> None:
     ]
 
 
-@pytest.mark.parametrize("country", [None, "XX", "nz", "N", ""])
+@pytest.mark.parametrize("country", [None, "XX", "nz", "N", "", "?", "*"])
 def test_a_new_customer_of_an_unknown_country_is_nobodys(shop: Shop, country: str | None) -> None:
     add_customer(shop.user, 10, country)
     assert shop.homes(10) == {10: "*"}
@@ -88,9 +88,72 @@ def test_a_home_survives_moves_and_deaths(shop: Shop) -> None:
     assert {cohort for *_, cohort in owned(shop.journal())} == {"NZ"}
 
 
-def test_rows_without_a_home_are_journaled_as_nobodys(shop: Shop) -> None:
+def test_rows_of_no_country_are_journaled_as_nobodys(shop: Shop) -> None:
     add_subscription(shop.user, 7, 3)
     assert shop.journal() == [entry("subscription", 7, 3, "*")]
+
+
+def test_rows_without_a_home_are_a_cohort_of_their_own(shop: Shop) -> None:
+    shop.forget_home(1)
+    add_subscription(shop.user, 7, 1)
+    shop.user.execute("UPDATE invoice_line SET quantity = 2 WHERE id = 1")
+    shop.user.execute("UPDATE invoice SET customer_id = 1 WHERE id = 2")
+    shop.user.execute("DELETE FROM subscription WHERE id = 1")
+    assert shop.journal() == [
+        entry("invoice", 2, 1, "?"),
+        entry("invoice", 2, 2, "AU"),
+        entry("invoice_line", 1, 1, "?"),
+        entry("subscription", 1, 1, "?"),
+        entry("subscription", 7, 1, "?"),
+    ]
+
+
+def test_rows_without_a_home_are_refused_once_their_fence_is_closed(shop: Shop) -> None:
+    add_subscription(shop.user, 6, 2)
+    shop.forget_home(2)
+    assert shop.fence("?", "nobody").writer == "nobody"
+    for sql in (
+        "UPDATE invoice_line SET quantity = 2 WHERE id = 3",
+        "UPDATE invoice SET customer_id = 1 WHERE id = 2",
+        "DELETE FROM subscription WHERE id = 6",
+        "DELETE FROM invoice WHERE id = 2",
+    ):
+        refused(shop, sql, words="fishladder:.* it has no home, its root row comes first")
+    with pytest.raises(DatabaseError, match="its root row comes first"):
+        add_subscription(shop.user, 7, 2)
+    refused(shop, "UPDATE invoice SET customer_id = 2 WHERE id = 1")
+    shop.journal()
+
+    relation = shop.relation("subscription")
+    with shop.store.begin() as copy:  # the copier is not asked
+        row = copy.rows_by_key(relation, [key(6)])[key(6)].row
+        copy.insert(relation, [(b"8", *row[1:])])
+        copy.delete(relation, [key(6)])
+        copy.commit()
+    add_customer(shop.user, 10, "AU")  # its home comes first
+    add_subscription(shop.user, 9, 3)
+    shop.user.execute("DELETE FROM customer WHERE id = 1")
+    journal = [line for line in owned(shop.journal()) if line[0] in ("customer", "subscription")]
+    assert journal == [
+        entry("customer", 1, 1, "NZ"),
+        entry("customer", 10, 10, "AU"),
+        entry("subscription", 1, 1, "NZ"),
+        entry("subscription", 9, 3, "*"),
+    ]
+
+
+def test_entries_from_before_a_home_are_of_its_cohort(shop: Shop) -> None:
+    """Else a flip of the cohort would not wait for them; of rows that still have none it must not wait."""
+    shop.forget_home(2)
+    add_subscription(shop.user, 7, 2)
+
+    def counted() -> list[int]:
+        with shop.store.read() as reader:
+            return [reader.count_entries(cohort) for cohort in ("NZ", "AU")]
+
+    assert counted() == [0, 0]
+    shop.store.backfill_homes(shop.plan.root.source, None, 10)
+    assert counted() == [0, 1]
 
 
 def test_a_row_that_changes_hands_gets_two_entries(shop: Shop) -> None:

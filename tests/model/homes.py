@@ -2,7 +2,8 @@
 
 Cohort A belongs to the source at first, B to the target: it is live. The customer has a root row with a country, and a
 child row. The application tries everything in both stores, as the stalest of routers would; only
-the triggers decide. They look for the customer's home; who has none belongs to ``*``, which is the source's for ever.
+the triggers decide. They look for the customer's home; rows of who has none are refused. (The code does so from the
+first flip on, which closes their fence in the source; before it, nobody can be born in the target.)
 
 What a batch does inside, and a flip, is in the models of those; here each is one step, or a few.
 """

@@ -322,6 +322,7 @@ def test_two_attempts_for_one_cohort(flips: Flips) -> None:
     [
         ("flip", "XX", "'XX' cannot flip: it is no cohort of small; there are AU, NZ"),
         ("flip", "*", r"'\*' cannot flip"),
+        ("flip", "?", r"'\?' cannot flip: it is no cohort of small; there are AU, NZ"),
         ("rollback", "NZ", "a rollback starts from live; the cohort is off"),
         ("complete", "NZ", "a complete starts from live"),
     ],

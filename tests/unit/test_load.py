@@ -25,7 +25,7 @@ def test_every_row_arrives(small: Small) -> None:
         ("1:1", "NZ", "1"),
         ("1:2", "AU", "2"),
         ("1:3", "*", "3"),  # no country: nobody's
-        *((f"@{cohort}", cohort, f"@{cohort}") for cohort in ("AU", "NZ", "shared")),  # for writes that have none
+        *((f"@{cohort}", cohort, f"@{cohort}") for cohort in ("*", "AU", "NZ", "shared")),  # for writes that have none
     ]
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 
-from fishladder.cells import NO_HOME, SHARED
+from fishladder.cells import HOMELESS, NO_HOME, SHARED
 from fishladder.stores.base import HOME_TABLE, Cascade, Relation, Triggers
 from fishladder.stores.mysql_types import MySqlDialect
+from fishladder.stores.sql import NOT_OWN, ROOT_FIRST
 
 KEY = "VARBINARY(2048)"
 """A key or an entity. With a name of 255 bytes on each side it still fits an index."""
@@ -110,7 +111,8 @@ class _Body:
         plain = self.dialect.plain_text(f"NEW.{self.dialect.quote(root.key_columns[0])}", root.fields[root.key[0]])
         cohort = self.dialect.cohort_text(f"NEW.{self.dialect.quote(column)}")
         self.lines += [
-            f"SELECT cohort INTO c_new FROM fishladder_fence WHERE cohort = {cohort}{self.dialect.share};",
+            f"SELECT cohort INTO c_new FROM fishladder_fence WHERE cohort = {cohort}"
+            f" AND {NOT_OWN}{self.dialect.share};",
             f"INSERT IGNORE INTO fishladder_home (entity, cohort, root_key)"
             f" VALUES (e_new, COALESCE(c_new, '{NO_HOME}'), {plain});",
             "SET c_new = NULL;",
@@ -125,8 +127,12 @@ class _Body:
                 f"SELECT f.cohort, f.writer INTO c_{which}, w_{which} FROM fishladder_home h JOIN fishladder_fence f"
                 f" ON f.cohort = h.cohort WHERE h.entity = e_{which}{self.dialect.share};"
             )
-            self.lines.append(f"IF c_{which} IS NULL THEN SET c_{which} = '{NO_HOME}'; END IF;")
+            self.lines.append(self._homeless(which))
         self.lines.append(f"IF w_{which} IS NULL THEN {self._fence(which)} END IF;")
+
+    def _homeless(self, which: str) -> str:
+        none = f"IF(e_{which} IS NULL, '{NO_HOME}', '{HOMELESS}')"
+        return f"IF c_{which} IS NULL THEN SET c_{which} = {none}; END IF;"
 
     def both_homes(self) -> None:
         """An entity changes: find both cohorts without touching a fence, then lock both fences in name order."""
@@ -134,7 +140,7 @@ class _Body:
             self.lines.append(
                 f"SELECT cohort INTO c_{which} FROM fishladder_home WHERE entity = e_{which}{self.dialect.share};"
             )
-            self.lines.append(f"IF c_{which} IS NULL THEN SET c_{which} = '{NO_HOME}'; END IF;")
+            self.lines.append(self._homeless(which))
         old_first, new_first = self._fence("old") + self._fence("new"), self._fence("new") + self._fence("old")
         self.lines.append(f"IF c_old <= c_new THEN {old_first} ELSE {new_first} END IF;")
 
@@ -143,7 +149,8 @@ class _Body:
 
     def refuse(self, which: str, also: str = "FALSE") -> None:
         shut = f"COALESCE(w_{which}, 'nobody') NOT IN ('application', 'free') OR {also}"
-        reason = f"' is not open to the application here (', COALESCE(w_{which}, 'no fence'), ')'"
+        first = f"IF(c_{which} = '{HOMELESS}', '{ROOT_FIRST}', '')"
+        reason = f"' is not open to the application here (', COALESCE(w_{which}, 'no fence'), ')', {first}"
         words = f"LEFT(CONCAT('fishladder: ', c_{which}, {reason}), 120)"
         signal = "SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = said;"
         self.lines.append(f"IF {shut} THEN SET said = {words}; {signal} END IF;")

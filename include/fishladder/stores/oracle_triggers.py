@@ -16,9 +16,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 
-from fishladder.cells import NO_HOME, SHARED
+from fishladder.cells import HOMELESS, NO_HOME, OWN_COHORTS, SHARED
 from fishladder.stores.base import HOME_TABLE, Relation, Triggers
 from fishladder.stores.oracle_types import OracleDialect
+from fishladder.stores.sql import ROOT_FIRST
 
 KEY = "VARCHAR2(2000)"
 """A key or an entity."""
@@ -191,9 +192,10 @@ class _Body:
         root = self.relation
         plain = self.dialect.plain_text(f":new.{self.dialect.quote(root.key_columns[0])}", root.fields[root.key[0]])
         cohort = self.dialect.cohort_text(f":new.{self.dialect.quote(column)}")
+        own = ", ".join(map(string, OWN_COHORTS))
         self.lines.append(
             f"SELECT CASE WHEN LENGTHB({cohort}) <= 255 THEN {cohort} END INTO c_new FROM dual;"
-            f" IF {WRITER}(c_new) IS NULL THEN c_new := '{NO_HOME}'; END IF;"
+            f" IF c_new IN ({own}) OR {WRITER}(c_new) IS NULL THEN c_new := '{NO_HOME}'; END IF;"
             " BEGIN INSERT INTO fishladder_home (entity, cohort, root_key)"
             f" SELECT e_new, c_new, {plain} FROM dual"
             " WHERE NOT EXISTS (SELECT 1 FROM fishladder_home h WHERE h.entity = e_new);"
@@ -215,16 +217,18 @@ class _Body:
         if self.relation.entity is None:
             self.lines.append(f"c_{which} := '{SHARED}';")
             return
+        none = f"CASE WHEN e_{which} IS NULL THEN '{NO_HOME}' ELSE '{HOMELESS}' END"
         self.lines.append(
             f"SELECT MAX(cohort) INTO c_{which} FROM fishladder_home WHERE entity = e_{which};"
-            f" IF c_{which} IS NULL THEN c_{which} := COALESCE({COHORT}(e_{which}), '{NO_HOME}'); END IF;"
+            f" IF c_{which} IS NULL THEN c_{which} := COALESCE({COHORT}(e_{which}), {none}); END IF;"
         )
 
     def refuse(self, which: str, also: str = "") -> None:
         shut = f"COALESCE(w_{which}, 'nobody') NOT IN ('application', 'free'){f' OR {also}' if also else ''}"
         words = (
             f"SUBSTR('fishladder: ' || c_{which} || ' is not open to the application here ('"
-            f" || COALESCE(w_{which}, 'no fence') || ')', 1, 120)"
+            f" || COALESCE(w_{which}, 'no fence') || ')'"
+            f" || CASE WHEN c_{which} = '{HOMELESS}' THEN '{ROOT_FIRST}' ELSE '' END, 1, 120)"
         )
         self.lines.append(f"IF {shut} THEN RAISE_APPLICATION_ERROR(-20001, {words}); END IF;")
 

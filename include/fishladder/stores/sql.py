@@ -12,7 +12,7 @@ from functools import lru_cache
 from itertools import count, pairwise
 from typing import Any
 
-from fishladder.cells import NO_HOME, Cell, Row, key_cells, row_key
+from fishladder.cells import HOMELESS, NO_HOME, OWN_COHORTS, Cell, Row, key_cells, row_key
 from fishladder.errors import FatalError, RowError, StaleError
 from fishladder.stores.base import (
     Cascade,
@@ -38,6 +38,12 @@ STATEMENT_BYTES = 1_000_000
 
 CLEANING = 2
 """In ``fishladder_load.is_open``, where 0 is closed and 1 is open."""
+
+NOT_OWN = "cohort NOT IN ({})".format(", ".join(f"'{cohort}'" for cohort in OWN_COHORTS))
+"""Of a fence that a root's column may name."""
+
+ROOT_FIRST = ": it has no home, its root row comes first"
+"""What a trigger adds when it refuses a row of which no root was ever seen in this store."""
 
 Guard = Callable[[bytes], str | None]
 """Why a column of this store would not keep a cell as it is, in words without the value; None if it does."""
@@ -109,7 +115,7 @@ class Dialect:
 
     def known_cohort(self, column: str) -> str:
         """SQL for the cohort of a new entity: the column's, if it has a fence; otherwise nobody's."""
-        found = f"SELECT f.cohort FROM fishladder_fence f WHERE f.cohort = {self.cohort_text(column)}"
+        found = f"SELECT f.cohort FROM fishladder_fence f WHERE f.cohort = {self.cohort_text(column)} AND {NOT_OWN}"
         return f"coalesce(({found}), '{NO_HOME}')"
 
     def key_sql(self, relation: Relation, alias: str) -> str:
@@ -398,8 +404,12 @@ class Session:
         return self._entries(f"{where} ORDER BY id{self.dialect.limit}", [*tables, *(cohorts or ()), limit])
 
     def count_entries(self, cohort: str) -> int:
-        sql = "SELECT count(*) FROM fishladder_journal WHERE cohort = ? OR (cohort = ? AND entity IS NULL)"
-        return int(self.run(sql, [cohort, NO_HOME])[0][0])
+        home = "SELECT 1 FROM fishladder_home h WHERE h.entity = j.entity AND h.cohort = ?"
+        sql = (
+            "SELECT count(*) FROM fishladder_journal j WHERE j.cohort = ? OR (j.cohort = ? AND j.entity IS NULL)"
+            f" OR (j.cohort IN (?, ?) AND EXISTS ({home}))"  # in '*': of triggers that knew no '?'
+        )
+        return int(self.run(sql, [cohort, NO_HOME, NO_HOME, HOMELESS, cohort])[0][0])
 
     def entries_of(self, table: str, keys: Sequence[bytes]) -> list[Entry]:
         found: list[Entry] = []

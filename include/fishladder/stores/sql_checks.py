@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from fishladder.cells import NO_HOME, SHARED, key_text
+from fishladder.cells import HOMELESS, NO_HOME, SHARED, key_text
 from fishladder.stores.base import Fence, ForeignKey, LoadState, Orphan, Relation
 from fishladder.stores.sql import Session, load_state, range_parameters, read_fences
 
@@ -84,13 +85,15 @@ class Checks:
         table = f"{self.dialect.quote(relation.name)} t"
         if relation.entity is None:
             return {SHARED: int(self.session.run(f"SELECT count(*) FROM {table}", [])[0][0])}
-        home = f"LEFT JOIN fishladder_home h ON h.entity = {self.dialect.entity_sql(relation.entity, 't')}"
-        found = self.session.run(f"SELECT h.cohort, count(*) FROM {table} {home} GROUP BY h.cohort", [])
-        counts: dict[str, int] = {}
-        for cohort, count in found:
-            name = NO_HOME if cohort is None else cohort.decode()
-            counts[name] = counts.get(name, 0) + int(count)
-        return counts
+        entity = self.dialect.entity_sql(relation.entity, "t")
+        source = f"FROM {table} LEFT JOIN fishladder_home h ON h.entity = {entity}"
+        known = f"count(CASE WHEN h.cohort IS NULL THEN {entity} END)"
+        found = self.session.run(f"SELECT h.cohort, count(*), {known} {source} GROUP BY h.cohort", [])
+        counts: Counter[str] = Counter()
+        for cohort, count, homeless in found:
+            counts[HOMELESS] += int(homeless)
+            counts[NO_HOME if cohort is None else cohort.decode()] += int(count) - int(homeless)
+        return {cohort: count for cohort, count in counts.items() if count}
 
     def orphans(self, child: Relation, foreign_key: ForeignKey, limit: int) -> list[Orphan]:
         quote, fields = self.dialect.quote, {field.column: field for field in child.fields}

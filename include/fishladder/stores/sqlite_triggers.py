@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from fishladder.cells import NO_HOME, SHARED
+from fishladder.cells import HOMELESS, NO_HOME, SHARED
 from fishladder.stores.base import HOME_TABLE, Cascade, Relation, Triggers
+from fishladder.stores.sql import ROOT_FIRST
 from fishladder.stores.sqlite_types import SqliteDialect
 
 _NOT_COPYING = "WHEN NOT EXISTS (SELECT 1 FROM fishladder_copying)"
@@ -15,7 +16,8 @@ _CASCADING = "EXISTS (SELECT 1 FROM fishladder_cascade)"
 def _cohort(entity: str | None) -> str:
     if entity is None:
         return f"'{SHARED}'"
-    return f"coalesce((SELECT h.cohort FROM fishladder_home h WHERE h.entity = {entity}), '{NO_HOME}')"
+    none = f"CASE WHEN {entity} IS NULL THEN '{NO_HOME}' ELSE '{HOMELESS}' END"
+    return f"coalesce((SELECT h.cohort FROM fishladder_home h WHERE h.entity = {entity}), {none})"
 
 
 def _writer(cohort: str) -> str:
@@ -25,6 +27,15 @@ def _writer(cohort: str) -> str:
 def _refuse(relation: Relation, where: str) -> str:
     words = f"fishladder: {relation.table} is not open to the application here for this cohort".replace("'", "''")
     return f"SELECT RAISE(ABORT, '{words}') WHERE {where};"
+
+
+def _refuse_homeless(relation: Relation, *entities: str | None) -> Iterator[str]:
+    """Before the refusal that says less."""
+    for entity in entities:
+        if entity is not None:
+            where = f"{_cohort(entity)} = '{HOMELESS}' AND {_closed(entity)}"
+            words = f"fishladder: {relation.table} is not open to the application here{ROOT_FIRST}".replace("'", "''")
+            yield f"SELECT RAISE(ABORT, '{words}') WHERE {where};"
 
 
 def _journal(table: str, key: str, entity: str | None, source: str = "") -> str:
@@ -65,7 +76,14 @@ def trigger_texts(
 
     born = list(_birth(dialect, relation)) if relation.root_cohort is not None else []
     yield trigger(
-        "insert", "AFTER INSERT", [*born, _refuse(relation, _closed(new)), _journal(relation.table, new_key, new)]
+        "insert",
+        "AFTER INSERT",
+        [
+            *born,
+            *_refuse_homeless(relation, new),
+            _refuse(relation, _closed(new)),
+            _journal(relation.table, new_key, new),
+        ],
     )
     begin = ["INSERT INTO fishladder_cascade (level) VALUES (NULL);"] if table.cascades else []
     yield trigger(
@@ -73,6 +91,7 @@ def trigger_texts(
         "BEFORE DELETE",
         [
             *begin,
+            *_refuse_homeless(relation, old),
             _refuse(relation, f"{_closed(old)} AND NOT {orphaned}"),
             *_descendants(dialect, table.cascades, "OLD", old),
             _journal(relation.table, old_key, old, f" WHERE NOT {orphaned}"),
@@ -82,7 +101,7 @@ def trigger_texts(
         last = "(SELECT max(level) FROM fishladder_cascade)"
         yield trigger("deleted", "AFTER DELETE", [f"DELETE FROM fishladder_cascade WHERE level = {last};"])
     moved = f"{old_key} <> {new_key}"
-    refusals = [_refuse(relation, f"{_closed(new)} AND NOT {adrift}")]
+    refusals = [*_refuse_homeless(relation, new, old), _refuse(relation, f"{_closed(new)} AND NOT {adrift}")]
     if old is not None and new is not None:
         moved = f"({moved} OR {old} IS NOT {new})"
         apart = f"{_writer(_cohort(old))} IS NOT {_writer(_cohort(new))}"
