@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +144,21 @@ def open_shop(place: Place) -> Shop:
     plan = billing_plan(store)
     install(store, plan)
     return Shop(place=place, store=store, plan=plan, user=user)
+
+
+def reopen(shop: Shop) -> Shop:
+    """The same shop as it was made, whatever happened in it to rows and fences; for a new connection of its user.
+
+    Its homes are the triggers' work, not the backfill's.
+    """
+    with shop.store.begin() as copy:
+        for table in (*reversed(schema.TABLES), "fishladder_home", "fishladder_journal"):
+            copy.run(f"DELETE FROM {table}", [])
+        others = ", ".join(f"'{cohort}'" for cohort in COHORTS)
+        copy.run(f"DELETE FROM fishladder_fence WHERE cohort NOT IN ({others})", [])
+        copy.run("UPDATE fishladder_fence SET writer = 'application', epoch = 1", [])
+        copy.commit()
+    user = shop.place.user()
+    fill(user)
+    shop.journal()
+    return replace(shop, user=user)

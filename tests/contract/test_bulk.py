@@ -16,10 +16,13 @@ from fishladder.errors import RowError, TransientError
 from fishladder.load import Refusal, insert_all_that_fit
 from fishladder.plan import PlanTable
 from fishladder.stores import mysql_bulk, open_store
-from fishladder.stores.base import BulkLoader, Relation
+from fishladder.stores.base import Relation
 from tests.contract.stores import Place
 from tests.contract.tables import column, read, relation, row, table, write
 from tests.contract.test_cells import VALUES
+
+# The others have one way to load, as test_rows.py shows, and other tests take it.
+pytestmark = pytest.mark.parametrize("place", ["mysql", "mariadb"], indirect=True)
 
 BATCH = 1_000
 MANY = 12_000
@@ -54,9 +57,6 @@ def loading(request: pytest.FixtureRequest, place: Place) -> Loading:
     store = place.open()
     store.install_tables()
     fast = request.param == "fast"
-    with store.begin() as copy:
-        if not isinstance(copy, BulkLoader):
-            pytest.skip(f"{place.kind} has one way to load, and other tests take it")
     if not fast:
         store.bulk = False
     return Loading(place=place, store=store, fast=fast)
@@ -280,8 +280,6 @@ def test_what_a_trigger_of_the_table_refuses(loading: Loading, notes: Relation) 
 
 
 def test_a_client_that_may_not_send_files_loads_all_the_same(place: Place) -> None:
-    if place.kind != "mysql":
-        pytest.skip("about LOAD DATA")
     assert [found.level for found in place.open().inspect() if found.where == "local_infile"] == ["pass"]
     url = urlsplit(place.copier)
     options = {"host": url.hostname, "port": url.port, "user": url.username, "passwd": url.password}

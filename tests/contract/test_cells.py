@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
+
 import pytest
 
+from billing.database import connect
 from fishladder.errors import RowError
 from fishladder.load import fitting_rows
+from fishladder.stores.base import Relation
 from tests.contract.stores import Place
 from tests.contract.tables import column, read, relation, row, table, write
 
@@ -34,12 +40,28 @@ VALUES: dict[str, list[str]] = {
 }  # fmt: skip
 
 
+TableOf = Callable[[str], Relation]
+
+
+@pytest.fixture
+def table_of(shared_place: Place, shared_store: Any) -> Iterator[TableOf]:
+    """Makes a table for the test: ``id`` and a column ``v`` of a type."""
+
+    def make(type_: str) -> Relation:
+        id_ = column("id", "integer(19)", nullable=False)
+        shared_store.create_table(table("t", ["id"], id_, column("v", type_)))
+        return relation(shared_store, "t", types={"v": type_})
+
+    yield make
+    with closing(connect(shared_place.admin)) as db:
+        db.drop("t")
+
+
 @pytest.mark.parametrize("type_", VALUES)
-def test_what_is_bound_reads_back_the_same(place: Place, type_: str) -> None:
-    store = place.open()
-    store.create_table(table("t", ["id"], column("id", "integer(19)", nullable=False), column("v", type_)))
-    store.install_tables()
-    found = relation(store, "t", types={"v": type_})
+def test_what_is_bound_reads_back_the_same(
+    shared_place: Place, shared_store: Any, table_of: TableOf, type_: str
+) -> None:
+    place, store, found = shared_place, shared_store, table_of(type_)
     lacking = {"-0.0": "negative zero", "": "empty texts", "\0": "NUL", "a\0b": "NUL"}
     cells = [cell for cell in VALUES[type_] if lacking.get(cell) not in place.lacks]
     rows = [row(number, cell) for number, cell in enumerate([*cells, None])]
@@ -185,15 +207,14 @@ REFUSED: list[tuple[str, str]] = [
 
 
 @pytest.mark.parametrize(("type_", "cell"), REFUSED)
-def test_what_would_be_changed_is_refused(place: Place, type_: str, cell: str) -> None:
+def test_what_would_be_changed_is_refused(
+    shared_place: Place, shared_store: Any, table_of: TableOf, type_: str, cell: str
+) -> None:
     """Either the core finds it (where the store's column does not vouch for its type), or the store refuses it."""
     lacking = {"12345 ": "blanks at an end", "2026-01-31 10:00:00": "dates without a time"}
     lacking["9223372036854775808"] = "64-bit integers"
-    place.needs(*[lacking[cell]] if cell in lacking else [])
-    store = place.open()
-    store.create_table(table("t", ["id"], column("id", "integer(19)", nullable=False), column("v", type_)))
-    store.install_tables()
-    found, rows = relation(store, "t", types={"v": type_}), [row(1, cell)]
+    shared_place.needs(*[lacking[cell]] if cell in lacking else [])
+    store, found, rows = shared_store, table_of(type_), [row(1, cell)]
     with store.begin() as transaction:
         fitting, refused = fitting_rows(found, found, rows)
         if fitting:
@@ -246,10 +267,11 @@ SILENT: dict[str, list[tuple[str, str, str]]] = {
 
 
 @pytest.mark.parametrize("type_", ["float", "double"])
-def test_a_negative_zero_is_kept_or_refused(place: Place, type_: str) -> None:
-    store = place.open()
-    store.create_table(table("t", ["id"], column("id", "integer(19)", nullable=False), column("v", type_)))
-    store.install_tables()
+def test_a_negative_zero_is_kept_or_refused(
+    shared_place: Place, shared_store: Any, table_of: TableOf, type_: str
+) -> None:
+    place, store = shared_place, shared_store
+    table_of(type_)
     found = relation(store, "t")
     if "negative zero" not in place.lacks:
         write(store, found, row(1, "-0.0"))

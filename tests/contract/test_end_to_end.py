@@ -23,8 +23,11 @@ from tests import independent
 from tests.contract.shop import SPEC
 from tests.contract.stores import PATIENCE, STORES
 
-PAIRS = [("sqlite", "sqlite"), ("sqlite", "mysql"), ("mysql", "sqlite"), ("mysql", "mysql"), ("mariadb", "mariadb"),
-         ("oracle", "mysql"), pytest.param("mysql", "oracle", marks=pytest.mark.slow)]  # fmt: skip
+PAIRS = [
+    *(("sqlite", "sqlite"), ("mysql", "mysql"), ("mariadb", "mariadb"), ("oracle", "mysql")),
+    *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (("sqlite", "mysql"), ("mysql", "sqlite"))),
+    pytest.param("mysql", "oracle", marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize(("origin", "destination"), PAIRS)

@@ -13,11 +13,16 @@ import pytest
 from billing.database import Database, DatabaseError, OracleDatabase
 from fishladder.cells import SHARDS
 from fishladder.errors import TransientError
-from tests.contract.shop import Shop, add_customer, add_invoice, add_subscription, entry, key
-from tests.contract.stores import PATIENCE
+from tests.contract.shop import Shop, add_customer, add_invoice, add_subscription, entry, key, open_shop
+from tests.contract.stores import PATIENCE, Place
 
 Submit = Callable[..., Future[Any]]
 RENAME = "UPDATE customer SET name = 'renamed' WHERE id = ?"
+
+
+@pytest.fixture
+def shop(reopened_shop: Shop) -> Shop:
+    return reopened_shop
 
 
 def isolate(db: Database, level: str) -> None:
@@ -227,8 +232,9 @@ def test_a_row_that_is_held_cannot_change(shop: Shop, background: Submit) -> Non
     changing.result(PATIENCE)
 
 
-def test_installing_names_who_is_in_the_way(shop: Shop) -> None:
-    shop.place.needs("row locks")
+def test_installing_names_who_is_in_the_way(place: Place) -> None:
+    place.needs("row locks")
+    shop = open_shop(place)
     store = shop.place.open()
     store.install_tries = 1
     store.uninstall()

@@ -26,8 +26,10 @@ from tests.contract.shop import SPEC
 from tests.contract.stores import PATIENCE, STORES, Place
 from tests.scenario.worker import desk
 
-PAIRS = [("sqlite", "sqlite"), ("mysql", "mysql"), ("mysql", "mariadb"),
-         pytest.param(("oracle", "mysql"), marks=pytest.mark.slow)]  # fmt: skip
+PAIRS = [
+    *(("sqlite", "sqlite"), ("mysql", "mariadb")),
+    *(pytest.param(pair, marks=pytest.mark.slow) for pair in (("mysql", "mysql"), ("oracle", "mysql"))),
+]
 
 
 @dataclass

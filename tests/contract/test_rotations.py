@@ -110,7 +110,7 @@ ROTATIONS: dict[str, Callable[[Database], Any]] = {
 }
 
 
-@pytest.mark.parametrize("limit", [1, 2, 100])
+@pytest.mark.parametrize("limit", [1, pytest.param(2, marks=pytest.mark.slow), 100])
 def test_unique_values_that_change_places(mover: Mover, limit: int) -> None:
     """``limit``: so few entries are applied at a time that the rows which change places come in different batches."""
     move = mover({"seat": "{entity: customer_id}"}, [SEAT])

@@ -15,9 +15,16 @@ from tests.contract.shop import (
     add_subscription,
     entry,
     key,
+    open_shop,
 )
+from tests.contract.stores import Place
 
 home = "fishladder_home"
+
+
+@pytest.fixture
+def shop(reopened_shop: Shop) -> Shop:
+    return reopened_shop
 
 
 def refused(shop: Shop, sql: str, parameters: tuple[object, ...] = (), words: str = "fishladder:") -> None:
@@ -74,7 +81,8 @@ def test_a_new_customer_of_an_unknown_country_is_nobodys(shop: Shop, country: st
     assert entry("customer", 10, 10, "*") in shop.journal()
 
 
-def test_the_backfill_gave_everybody_a_home(shop: Shop) -> None:
+def test_the_backfill_gave_everybody_a_home(place: Place) -> None:
+    shop = open_shop(place)
     assert shop.homes(1, 2, 3, 4) == {1: "NZ", 2: "AU", 3: "*", 4: "*"}
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -36,11 +38,21 @@ os.environ.update(ENVIRONMENT)
 
 
 @pytest.fixture(scope="session")
-def airflow_database() -> None:
-    """Airflow's own tables."""
-    command = [sys.executable, "-m", "airflow", "db", "migrate"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+def airflow_database(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Airflow's own tables, made by one process of pytest-xdist and copied by the others."""
+    ours, folder = Path(_HOME.name) / "airflow.db", tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with (folder / "airflow.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = folder / "airflow.db"
+        if made.exists():
+            shutil.copy(made, ours)
+            return
+        command = [sys.executable, "-m", "airflow", "db", "migrate"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        shutil.copy(ours, made)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +64,12 @@ class Stores:
 
 @pytest.fixture
 def stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stores:
+    return make_stores(tmp_path, monkeypatch)
+
+
+def make_stores(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Stores:
     """A source with customers, an empty target and a ledger, known to Airflow."""
-    made = Stores(**{name: f"sqlite:///{tmp_path / name}.db" for name in ("source", "target", "ledger")})
+    made = Stores(**{name: f"sqlite:///{folder / name}.db" for name in ("source", "target", "ledger")})
     schema.create(made.source)
     seed(made.source, customers=40, seed=5)
     upgrade(made.ledger)

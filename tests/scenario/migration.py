@@ -92,9 +92,9 @@ class Billing:
         return Traffic(self.source.application, work, rng=rng, rate=rate, log=self.log)
 
     @contextmanager
-    def traffic(self, *, weights: Mapping[str, int] = Customers.weights) -> Iterator[Summary]:
-        """A client at work meanwhile."""
-        client = self.customers(1, rate=60.0, weights=weights)
+    def traffic(self, *, rate: float = 60.0, weights: Mapping[str, int] = Customers.weights) -> Iterator[Summary]:
+        """A client at work meanwhile; ``rate``: operations a second. Who follows to the end meanwhile wants few."""
+        client = self.customers(1, rate=rate, weights=weights)
         thread = Thread(target=lambda: client.run(seconds=600))
         thread.start()
         try:

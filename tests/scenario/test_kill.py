@@ -73,9 +73,13 @@ SERVERS: dict[str, Callable[[str], AbstractContextManager[mysql.Database | oracl
 }
 
 
-# On the wire emulator it takes minutes: make scenario.
+# The others: make scenario; on the wire emulator it takes minutes.
 @pytest.fixture(
-    params=["sqlite-sqlite", "sqlite-mysql", "mysql-mysql", pytest.param("oracle-mysql", marks=pytest.mark.slow)]
+    params=[
+        "sqlite-sqlite",
+        "mysql-mysql",
+        *(pytest.param(pair, marks=pytest.mark.slow) for pair in ("sqlite-mysql", "oracle-mysql")),
+    ]
 )
 def scenario(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scenario]:
     owners: list[str] = []

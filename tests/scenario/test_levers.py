@@ -61,31 +61,25 @@ def actors(billing: Billing) -> list[str]:
     return [event.actor for event in billing.desk().ledger.events() if event.event == "control changed"]
 
 
-def test_a_paused_lane_ends_the_chunk_it_is_in(billing: Billing) -> None:
+def test_a_paused_lane_ends_the_chunk_it_is_in_and_a_rate_is_kept_from_the_next_one_on(billing: Billing) -> None:
+    """At a row per second the next chunk of each lane is its last for minutes, until the rate is lifted."""
     billing.prepare()
     pull(billing, action="throttle", rows_per_second=400)
     lanes = start(billing)
     pull(billing, action="pause")
     before = chunks(billing)
     until(lambda: billing.worker_log().count("paused; it goes on") == len(LANES), "both lanes to say so")
-    assert before <= chunks(billing) <= before + len(LANES)
+    paused = chunks(billing)
+    assert before <= paused <= before + len(LANES)
     assert there(billing) == loaded_rows(billing)
-    pull(billing, action="throttle", rows_per_second=0)
-    pull(billing, action="resume")
-    ended(billing, lanes)
-    assert actors(billing) == ["ada"] * 4
-
-
-def test_a_rate_is_kept_from_the_next_chunk_on_and_may_be_lifted(billing: Billing) -> None:
-    """At a row per second the chunk that each lane is in is its last for minutes."""
-    lanes = start(billing)
     pull(billing, action="throttle", rows_per_second=1)
-    before = chunks(billing)
-    until(lambda: chunks(billing) >= before + len(LANES) or not waiting(lanes), "the chunks under way")
+    pull(billing, action="resume")
+    until(lambda: chunks(billing) >= paused + len(LANES) or not waiting(lanes), "a chunk of each lane")
     assert waiting(lanes)
-    assert chunks(billing) <= before + 2 * len(LANES)
+    assert chunks(billing) <= paused + 2 * len(LANES)  # the first may have been a small one
     pull(billing, action="throttle", rows_per_second=0)
     ended(billing, lanes)
+    assert actors(billing) == ["ada"] * 5
 
 
 def waiting(lanes: list[subprocess.Popen[bytes]]) -> bool:
@@ -178,7 +172,7 @@ def test_a_replica_is_waited_for(replica: Replica, billing: Billing) -> None:
 def test_doubts_are_put_right_while_customers_are_at_work(loaded: Billing) -> None:
     ((customer,),) = loaded.rows("source", "SELECT min(id) FROM customer")
     items = f"SELECT id FROM invoice WHERE customer_id = {customer}"
-    with loaded.traffic():
+    with loaded.traffic(rate=15):
         loaded.damage("UPDATE plan SET name = 'damaged'")
         plans = [f"plan,{key}" for (key,) in loaded.rows("source", "SELECT id FROM plan")]
         assert pull(loaded, action="mark keys dirty", keys=tuple(plans)) == {"keys": len(plans)}

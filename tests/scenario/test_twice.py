@@ -24,7 +24,7 @@ def restart(billing: Billing) -> None:
 def test_the_same_load_twice_at_once(loaded: Billing) -> None:
     """Two runs of all lanes, with customers at work."""
     restart(loaded)
-    with loaded.traffic():
+    with loaded.traffic(rate=15):
         lanes = [loaded.worker("lane", lane) for lane in ("1", "2", "1", "2")]
         for lane in lanes:
             assert lane.wait(DEADLINE) == 0, loaded.worker_log()

@@ -61,11 +61,20 @@ def download(package: str, *, suite: str, cache: Path) -> Path:
     return archives
 
 
-def unpack(archives: Path, root: Path, *, without: tuple[str, ...] = ()) -> None:
-    """``without`` names packages that are left out."""
+def unpack(archives: Path, *, without: tuple[str, ...] = ()) -> Path:
+    """Unpack what was downloaded, once, for every server that runs it; return the folder, beside the archives.
+
+    ``without`` names packages that are left out.
+    """
+    root, begun = archives.with_name("root"), archives.with_name("root.new")
+    if root.exists():
+        return root
+    shutil.rmtree(begun, ignore_errors=True)  # what an interrupted one left
+    begun.mkdir()
     for archive in sorted(archives.glob("*.deb")):
         if archive.name.partition("_")[0] not in without:
-            subprocess.run(["dpkg", "-x", archive, root], check=True, capture_output=True)
+            subprocess.run(["dpkg", "-x", archive, begun], check=True, capture_output=True)
+    return begun.rename(root)
 
 
 def program(root: Path, path: str, *libraries: str) -> list[str]:

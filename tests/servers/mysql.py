@@ -1,6 +1,6 @@
 """MySQL of Debian sid, and MariaDB of this Debian, as private servers on a free port of 127.0.0.1.
 
-Each server keeps everything in ``.stores/<name>``; its packages stay in ``.stores/cache/<name>`` when it is stopped.
+Each server keeps its data in ``.stores/<name>``; its programs stay in ``.stores/cache/<name>`` when it is stopped.
 ``MYSQL_DSN`` or ``MARIADB_DSN`` (``mysql://user:password@host:port/``, an account that may create others) name a
 server that is there already; nothing is started then.
 """
@@ -55,9 +55,8 @@ class MysqlServer(PrivateServer):
 
     def create(self) -> State:
         archives = debian.download(self.package, suite=self._suite(), cache=self.cache / self.name)
-        self.root.mkdir(parents=True)
-        (self.home / "tmp").mkdir()
-        debian.unpack(archives, self.root)
+        (self.home / "tmp").mkdir(parents=True)
+        debian.unpack(archives)
         version = subprocess.run([*self._program(), "--version"], capture_output=True, text=True, check=False)
         if version.returncode != 0:
             raise debian.NoPackage(f"{self.package} of Debian {self._suite()} does not run: {version.stderr.strip()}")

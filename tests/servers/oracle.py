@@ -60,9 +60,8 @@ class OracleEmulator(PrivateServer):
 
         # The system's C library stays: another one of the same release, under its loader, gains nothing.
         archives = debian.download(self.package, suite="bookworm", cache=self.cache / self.name)
-        self.root.mkdir(parents=True)
-        debian.unpack(archives, self.root, without=("libc6",))
-        self.data.mkdir(mode=0o700)
+        debian.unpack(archives, without=("libc6",))
+        self.data.mkdir(mode=0o700, parents=True)
         if os.geteuid() == 0:
             shutil.chown(self.data, "nobody", "nogroup")
         done = subprocess.run(
@@ -83,7 +82,8 @@ class OracleEmulator(PrivateServer):
         return State(version="wire emulator", port=free_port(), password=secrets.token_hex(16))
 
     def command(self, state: State) -> list[str]:
-        return ["env", "-C", str(ROOT), sys.executable, "-m", "tests.servers.oracle_emulator", self.mark()]
+        program = [sys.executable, "-m", "tests.servers.oracle_emulator", self.mark(), f"--root={self.root}"]
+        return ["env", "-C", str(ROOT), *program]
 
     def log_in(self, state: State) -> Exception | None:
         import oracledb

@@ -1,7 +1,8 @@
 """The Oracle wire emulator: seerdb's server, which speaks Oracle's protocol, in front of a PostgreSQL with orafce.
 
-A process of its own: ``python -m tests.servers.oracle_emulator --home=FOLDER``, the folder that tests/servers/oracle.py
-made, where the port and the password of its accounts are too. It ends, and PostgreSQL with it, on SIGTERM.
+A process of its own: ``python -m tests.servers.oracle_emulator --home=FOLDER --root=FOLDER``: the folder that
+tests/servers/oracle.py made, where the port and the password of its accounts are too, and that of PostgreSQL's
+programs. It ends, and PostgreSQL with it, on SIGTERM.
 
 It is not Oracle: its translation of Oracle's SQL is what the tests run on where no Oracle is.
 """
@@ -21,6 +22,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,8 @@ _SETTINGS = {
     "max_connections": "200",
     "shared_buffers": "128MB",
     "jit": "off",
+    "join_collapse_limit": "4",  # a view of the dictionary takes longer to plan than to read
+    "from_collapse_limit": "4",
     "track_commit_timestamp": "on",
     "log_min_messages": "fatal",  # what a statement fails with, its client is told
 }
@@ -78,6 +82,7 @@ class Backend(postgres.PostgresBackend):
     """One session of a client, with a few of Oracle's words that seerdb does not translate."""
 
     def __init__(self, credentials: dict[str, str]) -> None:
+        self._schema: Any = None
         super().__init__(_CONNECTION, presents="23ai", credentials=credentials)
 
     def execute(self, sql: str, binds: Sequence[Any] = ()) -> Result:
@@ -86,6 +91,8 @@ class Backend(postgres.PostgresBackend):
 
     def _execute(self, sql: str, binds: Sequence[Any]) -> Result:
         self._written, sql = sql, _unquoted(sql)
+        if _SESSION.match(sql):
+            self._schema = None
         if _ROUTINE.match(sql):
             # PostgreSQL knows an error's state, and only inside its handler; and no transaction inside another.
             sql = re.sub(r"\bSQLCODE\b", _SQLCODE, sql, flags=re.I)
@@ -103,6 +110,35 @@ class Backend(postgres.PostgresBackend):
 
     def _record_source(self, statement: str) -> None:
         """Nobody here reads ALL_SOURCE, and keeping it takes half the time of every trigger."""
+
+    def _read_schema_facts(self) -> None:
+        """After anybody's DDL, a quarter of all that PostgreSQL did here: types, domains and annotations, of which
+        nobody makes any. Only columns of RAW come and go."""
+        if not _TYPES:
+            super()._read_schema_facts()
+            _TYPES.append((self._collection_name_cache, self._has_sql_domains_cache, self._raw_constructor_cache))
+        ((self._collection_name_cache, self._has_sql_domains_cache, self._raw_constructor_cache),) = _TYPES
+        raw = "SELECT EXISTS (SELECT 1 FROM sys.ora_columns WHERE data_type = 'RAW')"
+        self._has_raw_targets_cache = self._catalog_read(raw).fetchone() == (True,)
+
+    def _catalog_read(self, statement: Any, params: Any = None) -> Any:
+        """The columns of a statement's tables, asked for by every statement, are kept until somebody changes a
+        table."""
+        if not str(statement).startswith(_COLUMNS) or self._ddl_generation is None:
+            return super()._catalog_read(statement, params)
+        if self._schema is None:
+            self._schema = self._catalog_read("SELECT current_schema()").fetchone()
+        known = (self._ddl_generation, self._schema, *params)
+        if (found := _KEPT.get(known)) is None:
+            if len(_KEPT) > _MANY:
+                _KEPT.clear()
+            found = _KEPT[known] = _Kept(super()._catalog_read(statement, params).fetchall())
+        return found
+
+    def _prune_records(self) -> None:
+        """Only what is dropped leaves records behind, and looking through all of them takes long."""
+        if _DROP.search(self._written):
+            super()._prune_records()
 
     def execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> int | Result:
         if any(isinstance(value, datetime) and value.tzinfo for row in rows for value in row):
@@ -155,6 +191,24 @@ def _unquoted(sql: str) -> str:
 
 _WORDS = {name.upper() for name in postgres._PG_RESERVED_NAMES} | postgres._ORACLE_RESERVED_WORDS | {"RAW"}
 _QUOTED = re.compile(r"""'(?:[^']|'')*'|"(?P<name>[A-Z][A-Z0-9_$]*)"|"[^"]*"|--[^\n]*""")
+_SESSION = re.compile(r"\s*ALTER\s+SESSION\b", re.I)
+_DROP = re.compile(r"\bDROP\b", re.I)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    rows: list[Any]
+
+    def fetchall(self) -> list[Any]:
+        return self.rows
+
+
+_COLUMNS = "SELECT column_name, data_type, data_length FROM all_tab_columns WHERE owner = coalesce(upper("
+_KEPT: dict[tuple[Any, ...], _Kept] = {}
+"""By the state of the database, the session's schema, and the table."""
+_MANY = 1_000
+_TYPES: list[tuple[Any, Any, Any]] = []
+"""What the first session found of types that have names."""
 _BUSY, _DEADLOCK, _WAITED = 54, 60, 30006
 _LOCK = re.compile(r"\s*LOCK\s+TABLE\b", re.I)
 _WAIT = re.compile(r"(?P<asked>\b(?:UPDATE|MODE))\s+WAIT\s+(?P<seconds>\d+)\s*\Z", re.I)
@@ -223,7 +277,9 @@ def _add() -> None:
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description="The Oracle wire emulator.")
     parser.add_argument("--home", type=Path, required=True)
-    home = parser.parse_args(arguments).home
+    parser.add_argument("--root", type=Path, required=True)
+    given = parser.parse_args(arguments)
+    home, root = given.home, given.root
     state = State(**json.loads((home / "state.json").read_text(encoding="utf-8")))
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     stopping = threading.Event()
@@ -232,7 +288,6 @@ def main(arguments: list[str]) -> int:
     settings = [f"-c{name}={value}" for name, value in _SETTINGS.items()]
     os.chdir(home / "data")
     Path("postmaster.pid").unlink(missing_ok=True)  # of one that was killed: nobody else starts it here
-    root = home / "root"
     database = subprocess.Popen(
         postgres_command(root, "postgres", "-D", ".", *settings), env=postgres_environment(root)
     )

@@ -1,6 +1,7 @@
 """A private server of the tests: a process of its own that outlives who started it, and is found again.
 
-It keeps everything in ``.stores/<name>``; its packages stay in ``.stores/cache/<name>`` when it is stopped.
+It keeps everything in ``.stores/<name>``, but for its programs: those stay in ``.stores/cache/<name>`` when it is
+stopped.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class PrivateServer(ABC):
     def __init__(self, home: Path | None = None, cache: Path | None = None) -> None:
         self.home = home or STORES / self.name
         self.cache = cache or STORES / "cache"
-        self.root = self.home / "root"
+        self.root = self.cache / self.name / "root"  # shared by all servers of the kind
         self.data = self.home / "data"
         self.log = self.home / "server.log"
         self.busy = self.cache / f"{self.name}.busy"  # locked by who starts or stops the server

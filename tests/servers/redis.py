@@ -28,9 +28,8 @@ class RedisServer(PrivateServer):
 
     def create(self) -> State:
         archives = debian.download(self.package, suite=debian.codename(), cache=self.cache / self.name)
-        self.root.mkdir(parents=True)
-        self.data.mkdir()
-        debian.unpack(archives, self.root)
+        self.data.mkdir(parents=True)
+        debian.unpack(archives)
         program = debian.program(self.root, self.binary)
         version = subprocess.run([*program, "--version"], capture_output=True, text=True, check=False)
         if version.returncode != 0:

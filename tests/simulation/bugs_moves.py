@@ -335,7 +335,7 @@ ELSEWHERE: dict[str, str] = {
         _ATTACKS + "a_call_that_is_refused_because_it_has_just_been_done_is_answered"
     ),
     "a row without a home is nobody's once a cohort has moved": (
-        "unit/test_homeless.py::test_a_customer_born_in_the_target_gets_no_rows_in_the_source_before_coming_back"
+        "unit/test_homeless.py::test_who_was_born_in_the_target_gets_no_rows_in_the_source"
     ),
     "all cohorts of a request or none": _ATTACKS + "all_cohorts_of_a_request_or_none",
 }

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from fishladder.apply import Dirty, _Batch, apply_batch, read_dirty
+from fishladder.apply import Dirty, _Batch, apply_batch, follow, read_dirty
 from fishladder.clock import SystemClock
 from fishladder.errors import CoverageError, FishladderError, TransientError
 from fishladder.fence import set_fence
@@ -145,7 +145,7 @@ def test_changed_coverage_stops_the_applier_and_names_the_table(loaded: Small) -
 def test_a_pause_is_honoured(loaded: Small) -> None:
     loaded.ledger.set_control(paused=True, actor="operator")
     loaded.application("UPDATE item SET amount = 100")
-    loaded.follow()
+    follow(loaded.plan, [loaded.ends], loaded.ledger, SystemClock(), seconds=1, until_idle=True)
     assert not _equal(loaded)
     loaded.ledger.set_control(paused=False, actor="operator")
     loaded.follow()

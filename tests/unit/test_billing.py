@@ -31,6 +31,7 @@ from tests.servers import mysql, oracle
 
 INCLUDE = Path(__file__).parents[2] / "include"
 CUSTOMERS = 600
+FEW_CUSTOMERS = 100  # to be changed on the Oracle wire emulator, which takes a second for 300
 AT = datetime(2026, 1, 31, 12, 0, 0, 123456)
 SERVERS = [pytest.param("mysql", marks=pytest.mark.mysql), "oracle"]
 
@@ -56,7 +57,7 @@ def url(request: pytest.FixtureRequest) -> str:
         return str(request.getfixturevalue("sqlite_url"))
     admin = str(request.getfixturevalue(f"{request.param}_database").admin)
     schema.create(admin)
-    seed(admin, customers=CUSTOMERS, seed=7)
+    seed(admin, customers=FEW_CUSTOMERS if request.param == "oracle" else CUSTOMERS, seed=7)
     return admin
 
 
@@ -179,9 +180,10 @@ class TestService:
         assert invariants.totals(url) == before
 
     def test_operations_join_the_open_transaction(self, db: Database) -> None:
+        ((before,),) = db.rows("SELECT count(*) FROM customer")
         with pytest.raises(Declined), db.transaction():
             service.swap_emails(db, first=a_new_customer(db), second=999999, at=AT)
-        assert db.rows("SELECT count(*) FROM customer") == [(CUSTOMERS,)]
+        assert db.rows("SELECT count(*) FROM customer") == [(before,)]
 
     def test_a_deleted_customer_can_come_back_under_the_same_id(self, db: Database, url: str) -> None:
         customer_id = customer_with(db, "gift_card")
@@ -258,10 +260,10 @@ def _deadlock(db: Database, other: Database) -> Exception:
 class TestTraffic:
     def test_invariants_hold_and_the_log_is_what_the_database_holds(self, url: str, tmp_path: Path) -> None:
         log = tmp_path / "log"
-        summary = drive(url, 500, log=log)
+        summary = drive(url, 400, log=log)
         assert set(summary.acknowledged) == set(Billing.weights)
         assert not (summary.failed or summary.refused or summary.unknown), summary.as_json()
-        assert summary.acknowledged.total() + summary.declined.total() == 500
+        assert summary.acknowledged.total() + summary.declined.total() == 400
         assert len(log.read_text().splitlines()) == summary.acknowledged.total()
         assert invariants.check(url) == []
         assert acknowledged(url, [log]) == []
@@ -568,7 +570,7 @@ class TestChinook:
         assert compare(sample, url) == []
 
         rng = random.Random(1)
-        summary = Traffic(url, Shop(rng), rng=rng, rate=None).run(operations=300)
+        summary = Traffic(url, Shop(rng), rng=rng, rate=None).run(operations=100)
         assert set(summary.acknowledged) == set(Shop.weights) and not summary.failed, summary.as_json()
         changed = {problem.split(":")[0] for problem in compare(sample, url)}
         assert changed == {"Customer", "Invoice", "InvoiceLine", "Playlist", "PlaylistTrack", "Track"}
