@@ -280,7 +280,7 @@ class Company:
             connection.execute("COMMIT")
             self.seam.say(f"DROP TRIGGER {trigger}")
             self.auditor.dropped = trigger, table
-            self.seam.sleep(random.choice((0.0, 0.2, 1.0)))
+            self.seam.sleep(random.choice((0.2, 1.0, 3.0)))
             while True:
                 try:
                     connection.execute(statement)
@@ -288,7 +288,7 @@ class Company:
                 except sqlite3.OperationalError:
                     self.seam.sleep(0.01)
             self.seam.say(statement)
-        self.seam.sleep(random.choice((0.0, 0.2, 1.0)))
+        self.seam.sleep(random.choice((0.2, 1.0, 3.0)))
         install.install(
             self.spec, self.plan, self.store("source"), self.store("target"), self.watched_ledger(), actor="operator"
         )
