@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -43,6 +44,8 @@ PAUSED_POLL = 2.0
 """Seconds between looks whether a pause is over."""
 COLLECT_AFTER = 100_000
 """Objects more than there were: so often Python looks for cycles while rows are moved."""
+_moving: list[tuple[int, int, int]] = []
+_moving_lock = threading.Lock()
 _LEVELS = ("fail", "warn", "pass")
 
 
@@ -56,13 +59,21 @@ def _no_application(connection: str) -> Application:
 
 @contextmanager
 def _rarely_collecting() -> Iterator[None]:
-    """Rows are freed when nobody has them any more: to look for cycles among every 700 takes a fifth of the time."""
-    before = gc.get_threshold()
-    gc.set_threshold(COLLECT_AFTER, *before[1:])
+    """Rows are freed when nobody has them any more: to look for cycles among every 700 takes a fifth of the time.
+
+    The threshold is the whole process's: of the threads that move rows the last one puts it back.
+    """
+    with _moving_lock:
+        _moving.append(gc.get_threshold())
+        gc.set_threshold(COLLECT_AFTER, *_moving[0][1:])
     try:
         yield
     finally:
-        gc.set_threshold(*before)
+        with _moving_lock:
+            before = _moving[0]
+            _moving.pop()
+            if not _moving:
+                gc.set_threshold(*before)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import gc
 import json
 import os
 import sqlite3
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -62,7 +62,10 @@ def test_a_broken_file_says_where(file: Path, capsys: pytest.CaptureFixture[str]
 def test_cycles_are_looked_for_rarely_while_rows_are_moved(file: Path) -> None:
     at, before = desk(file), gc.get_threshold()
     tasks.prepare(at, actor="somebody")
-    with at.ends():
+    with ExitStack() as first, ExitStack() as second:
+        first.enter_context(at.ends())
+        second.enter_context(desk(file).ends())
+        first.close()  # of two threads, whichever ends last
         assert gc.get_threshold()[0] > before[0]
     assert gc.get_threshold() == before
 
