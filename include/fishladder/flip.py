@@ -74,6 +74,17 @@ def check_homeless(source: Store, target: Store) -> Fence:
     return ours[HOMELESS]
 
 
+def check_loads(plan: Plan, target: Store) -> None:
+    """Raises InputError while a table is being loaded: its rows cannot be compared, and nothing of it is copied."""
+    assert isinstance(target, Fenced)
+    states = target.load_states()
+    loading = [table.name for table in plan.tables if table.name not in states or states[table.name].open]
+    if loading:
+        raise InputError(
+            f"nothing can move while {', '.join(loading)} is being loaded: see that the load ends, then ask again"
+        )
+
+
 def _wave(spec: Migration, cohort: str) -> int:
     waves = spec.cohort.waves
     named = (number for number, wave in enumerate(waves) if cohort in wave)

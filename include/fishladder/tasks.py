@@ -330,6 +330,7 @@ def ask(desk: Desk, kind: Kind, cohorts: Sequence[str], *, actor: str, reason: s
         flip.check_ids(desk.spec, plan, ends.origin, ends.destination)
         if kind == "flip":
             flip.check_homeless(ends.origin, ends.destination)
+        flip.check_loads(plan, ends.destination)
     known = desk.ledger.routes()
     return desk.ledger.begin_attempts(
         {cohort: flip.wave_needs(desk.spec, cohort, kind, known) for cohort in cohorts},

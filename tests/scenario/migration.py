@@ -15,6 +15,7 @@ from threading import Thread
 from typing import Any, TypeVar
 
 from billing import invariants, schema
+from billing.database import connect
 from billing.seed import seed
 from billing.traffic import Billing as Customers
 from billing.traffic import Summary, Traffic
@@ -22,6 +23,7 @@ from fishladder import tasks
 from fishladder.errors import AmbiguousError, TransientError
 from fishladder.ledger import upgrade, verify
 from tests import independent
+from tests.contract.stores import Place
 from tests.scenario.worker import desk
 from tests.servers import mysql
 
@@ -37,7 +39,15 @@ T = TypeVar("T")
 class Billing:
     """Customers in the source, an empty target, a ledger; chunks are small, so that there are many of them."""
 
-    def __init__(self, folder: Path, source: mysql.Database, target: mysql.Database) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        source: mysql.Database | Place,
+        target: mysql.Database | Place,
+        *,
+        ledger: str | None = None,
+        customers: int = CUSTOMERS,
+    ) -> None:
         self.folder, self.source, self.target = folder, source, target
         self.file = folder / "billing.yaml"
         self.file.write_text(f"{FILE.read_text()}chunk_rows: {CHUNK_ROWS}\n")
@@ -45,9 +55,9 @@ class Billing:
         self.environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(str(ROOT / name) for name in ("include", "plugins", ".")),
-            "FISHLADDER_LEDGER": f"sqlite:///{folder / 'ledger.db'}",
-            "BILLING_SOURCE_KIND": "mysql",
-            "BILLING_TARGET_KIND": "mysql",
+            "FISHLADDER_LEDGER": ledger or f"sqlite:///{folder / 'ledger.db'}",
+            "BILLING_SOURCE_KIND": source.copier.partition(":")[0],
+            "BILLING_TARGET_KIND": target.copier.partition(":")[0],
             "FISHLADDER_BILLING_SOURCE_APP": source.application,
             "FISHLADDER_BILLING_TARGET_APP": target.application,
         }
@@ -55,7 +65,7 @@ class Billing:
         self.processes = ExitStack()
         upgrade(self.environment["FISHLADDER_LEDGER"])
         schema.create(source.admin)
-        seed(source.admin, customers=CUSTOMERS, seed=7)
+        seed(source.admin, customers=customers, seed=7)
 
     def by_way_of(self, **urls: str) -> None:
         """From now on copiers reach the ``source`` or the ``target`` under this URL."""
@@ -106,10 +116,14 @@ class Billing:
     # Processes
 
     def worker(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """A process of the copier, which is killed at the end of the test if it still runs."""
+        """A process of the copier."""
+        return self.process("tests.scenario.worker", str(self.file), *arguments)
+
+    def process(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
+        """Any process, which is killed at the end of the migration if it still runs."""
         log = (self.folder / "worker.log").open("ab")
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.scenario.worker", str(self.file), *arguments],
+            [sys.executable, "-m", module, *arguments],
             cwd=ROOT,
             env=self.environment,
             stdout=log,
@@ -162,17 +176,15 @@ class Billing:
 
     def rows(self, side: str, sql: str) -> list[tuple[Any, ...]]:
         """Ask the ``source`` or the ``target``, as its administrator."""
-        with closing(mysql.connect(getattr(self, side).admin)) as connection, closing(connection.cursor()) as cursor:
-            cursor.execute(sql)
-            connection.commit()
-            return list(cursor.fetchall())
+        with closing(connect(getattr(self, side).admin)) as db:
+            return db.rows(sql)
 
 
 @contextmanager
-def migration(folder: Path, source_server: str, target_server: str) -> Iterator[Billing]:
+def migration(folder: Path, source_server: str, target_server: str, *, ledger: str | None = None) -> Iterator[Billing]:
     """In fresh databases; nothing is prepared yet."""
     with mysql.database(source_server) as source, mysql.database(target_server) as target:
-        made = Billing(folder, source, target)
+        made = Billing(folder, source, target, ledger=ledger)
         with made.processes:
             yield made
 

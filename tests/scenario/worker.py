@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fishladder import tasks
+from fishladder import apply, tasks
 from fishladder.flip import Cutover
-from fishladder.ledger import Attempt, open_ledger
+from fishladder.ledger import Attempt, Ledger, open_ledger
 from fishladder.spec import load
 from fishladder.stores import connect_environment, open_application, open_store
 from fishladder.stores.base import Store
@@ -39,7 +39,10 @@ def main(file: str, role: str, *arguments: str) -> None:
         for table in tasks.cut(at):
             tasks.load_table(at, table, arguments[0])
     elif role == "applier":
-        tasks.replicate(at, seconds=float(arguments[0]))
+        seconds, *where = arguments
+        if where:
+            _die_copying(*where)
+        tasks.replicate(at, seconds=float(seconds))
     elif role == "cutover":
         number, *where = arguments
         if where:
@@ -68,6 +71,19 @@ def _die(step: str, when: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     Cutover._step, Cutover._order = stepping, ordering  # type: ignore[method-assign]
+
+
+def _die_copying(when: str, side: str) -> None:
+    """Die as by ``kill -9`` with rows of this owner in hand: ``uncommitted``, or committed and ``unforgotten``."""
+    name = {"uncommitted": "record", "unforgotten": "forget"}[when]
+    real = getattr(apply._Batch, name)
+
+    def dying(batch: apply._Batch, ledger: Ledger, *arguments: Any) -> None:
+        if batch.ends.owner == side and batch.applied.written:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(batch, ledger, *arguments)
+
+    setattr(apply._Batch, name, dying)
 
 
 if __name__ == "__main__":

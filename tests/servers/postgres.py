@@ -26,53 +26,74 @@ from tests.servers import Unavailable
 _SETTINGS = "-c listen_addresses='' -c fsync=off -c max_connections=100"
 
 
-@functools.cache
-def dsn() -> str:
-    """The DSN of a PostgreSQL for this process, which stops at its end. Raises Unavailable."""
-    if importlib.util.find_spec("psycopg") is None:
-        raise Unavailable("no driver: pip install 'psycopg[binary]'")
-    if given := os.environ.get("POSTGRES_DSN"):
-        return given
-    binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
-    if not binaries:
-        raise Unavailable("no PostgreSQL: apt-get install postgresql, or set POSTGRES_DSN")
-    return _start(binaries[-1].parent)
+class PostgresServer:
+    """A server in a folder of its own. Raises Unavailable where there is none to start."""
 
+    def __init__(self) -> None:
+        found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
+        if not found:
+            raise Unavailable("no PostgreSQL: apt-get install postgresql, or set POSTGRES_DSN")
+        self._binaries = found[-1].parent
+        self._account: str | None = None
+        self.home = Path(tempfile.mkdtemp(prefix="fishladder-postgres-"))
+        if os.geteuid() == 0:  # which PostgreSQL refuses to run as
+            self._account = "postgres"
+            os.chown(self.home, pwd.getpwnam(self._account).pw_uid, -1)
+        try:
+            self._run("initdb", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync")
+        except Unavailable:
+            shutil.rmtree(self.home)
+            raise
 
-def _start(binaries: Path) -> str:
-    home = Path(tempfile.mkdtemp(prefix="fishladder-postgres-"))
-    account: str | None = None
-    if os.geteuid() == 0:  # which PostgreSQL refuses to run as
-        account = "postgres"
-        os.chown(home, pwd.getpwnam(account).pw_uid, -1)
+    @property
+    def dsn(self) -> str:
+        return f"postgresql://postgres@/postgres?host={self.home}"
 
-    def run(*command: str) -> None:
+    def start(self) -> str:
+        """Serve the data, also after a crash. Returns the DSN."""
+        self._run("pg_ctl", "-w", "-l", str(self.home / "server.log"), "-o", f"-k {self.home} {_SETTINGS}", "start")
+        return self.dsn
+
+    def crash(self) -> None:
+        """End all its processes at once: nothing is finished, and the next start recovers."""
+        self._run("pg_ctl", "-w", "-m", "immediate", "stop")
+
+    def remove(self) -> None:
+        if (self.home / "data" / "postmaster.pid").exists():
+            self.crash()
+        shutil.rmtree(self.home)
+
+    def _run(self, program: str, *arguments: str) -> None:
         # Into a file: a pipe would stay open as long as the server lives.
-        with (home / "setup.log").open("a+b") as log:
+        with (self.home / "setup.log").open("a+b") as log:
             done = subprocess.run(
-                [binaries / command[0], "-D", home / "data", *command[1:]],
+                [self._binaries / program, "-D", self.home / "data", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                cwd=home,
-                user=account,
+                cwd=self.home,
+                user=self._account,
                 check=False,
             )
         if done.returncode != 0:
-            raise Unavailable(f"{command[0]} failed: {(home / 'setup.log').read_text()[-2000:]}")
+            raise Unavailable(f"{program} failed: {(self.home / 'setup.log').read_text()[-2000:]}")
 
-    def stop() -> None:
-        run("pg_ctl", "-w", "-m", "immediate", "stop")
-        shutil.rmtree(home)
 
-    try:
-        run("initdb", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync")
-        run("pg_ctl", "-w", "-l", str(home / "server.log"), "-o", f"-k {home} {_SETTINGS}", "start")
-    except Unavailable:
-        shutil.rmtree(home)
-        raise
-    atexit.register(stop)
-    return f"postgresql://postgres@/postgres?host={home}"
+@functools.cache
+def dsn() -> str:
+    """The DSN of a PostgreSQL for this process, which stops at its end. Raises Unavailable."""
+    needs_driver()
+    if given := os.environ.get("POSTGRES_DSN"):
+        return given
+    server = PostgresServer()
+    atexit.register(server.remove)
+    return server.start()
+
+
+def needs_driver() -> None:
+    """Raises Unavailable where there is no driver."""
+    if importlib.util.find_spec("psycopg") is None:
+        raise Unavailable("no driver: pip install 'psycopg[binary]'")
 
 
 @contextmanager

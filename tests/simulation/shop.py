@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fishladder.errors import InputError
+from fishladder.errors import InputError, TransientError
 from fishladder.serving import Operations, Refused
 from fishladder.serving.router import Router
 from fishladder.stores.sqlite import SqliteApplication
@@ -177,6 +177,8 @@ def look(router: Router, book: Book, customer: int, refused: Callable[[], set[st
     """Read a customer's payments: each that was acknowledged is there, or is said to be pending."""
     known = {call.number for call in book.payments(customer) if call.answer in ("done", "queued")}
     answer = router.read("payments", {"customer": customer}, entity=customer)
+    if not answer.pending_known:
+        raise TransientError("nobody knows what is pending: repeat")
     seen = set(answer.value) | {int(pending.key[1:]) for pending in answer.pending}
     unseen = {number for number in known - seen if f"k{number}" not in refused()}
     if unseen:

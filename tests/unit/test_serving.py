@@ -52,6 +52,46 @@ def test_an_outage_of_the_ledger_stops_no_cohort_that_is_not_moving(flips: Flips
     assert router.read("amount", {"item": 10}, entity=1).value == 7
 
 
+def test_an_outage_of_the_ledger_stops_no_cohort_that_was_not_asked_for_before(flips: Flips) -> None:
+    router = flips.router()
+    router.ledger = away = Away(flips.small.ledger)  # type: ignore[assignment]
+    router.write("pay", PAY, key="a", entity=1)
+    away.away = True
+    assert router.write("pay", {"item": 20, "amount": 1}, key="b", entity=2).state == "done"
+
+
+def test_a_moving_cohort_is_read_while_the_ledger_is_away(flips: Flips) -> None:
+    """Nobody knows what is pending then, and the answer says so; a write waits."""
+    number = flips.verified()
+    flips.until(number, "drain")
+    router = flips.router()
+    router._patience = 0.2
+    router.ledger = away = Away(flips.small.ledger)  # type: ignore[assignment]
+    assert router.write("pay", PAY, key="a", entity=1).state == "queued"
+    away.away = True
+    answer = router.read("amount", {"item": 10}, entity=1)
+    assert (answer.value, answer.pending, answer.pending_known) == (5, (), False)
+    with pytest.raises(TransientError, match="repeat it with the same key"):
+        router.write("pay", PAY, key="b", entity=1)
+    away.away = False
+    answer = router.read("amount", {"item": 10}, entity=1)
+    assert ([pending.key for pending in answer.pending], answer.pending_known) == (["a"], True)
+
+
+def test_a_write_waits_for_the_ledger_while_its_cohorts_queue_is_replayed(flips: Flips) -> None:
+    number = flips.verified()
+    flips.until(number, "replay")
+    router = flips.router()
+    router.ledger = away = Away(flips.small.ledger)  # type: ignore[assignment]
+    router.read("amount", {"item": 10}, entity=1)
+    away.away = True
+    router._patience = 0.2
+    with pytest.raises(TransientError, match="repeat it with the same key"):
+        router.write("pay", PAY, key="a", entity=1)
+    away.away = False
+    assert router.write("pay", PAY, key="a", entity=1).state == "done"
+
+
 def test_a_moved_cohort_is_not_served_from_its_copy_even_without_the_ledger(flips: Flips) -> None:
     router = flips.router()
     router._patience = 0.2

@@ -185,6 +185,8 @@ _MYSQL_NO_TABLE = {1146}
 _POSTGRES_TRANSIENT = {"40001", "40P01", "53300", "55P03"}
 _POSTGRES_LOST = {"40003", "57014", "57P01", "57P02", "57P03"}
 _POSTGRES_NO_TABLE = {"42P01"}
+_POSTGRES_LATER = ("the database system is ", "too many clients", "connection slots")
+"""What it says when it lets nobody in for now: it is starting up, shutting down, in recovery mode, or full."""
 
 
 def _where(engine: Engine) -> str:
@@ -223,7 +225,7 @@ def _meaning(cause: Any) -> tuple[bool, bool, bool]:
         state: str | None = cause.sqlstate
         if state is None:  # libpq did not get as far as a session: the server answers FATAL, or there was no answer
             refused = "FATAL" in str(cause)
-            starting = any(words in str(cause) for words in ("starting up", "shutting down", "too many clients"))
+            starting = any(words in str(cause) for words in _POSTGRES_LATER)
             return starting or not refused, False, False
         lost = state in _POSTGRES_LOST or state.startswith("08")
         return state in _POSTGRES_TRANSIENT, lost, state in _POSTGRES_NO_TABLE

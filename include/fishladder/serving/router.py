@@ -57,8 +57,11 @@ class Pending:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
+    """``pending_known``: False when the ledger was away, so that nobody could tell what is pending."""
+
     value: Any
     pending: tuple[Pending, ...] = ()
+    pending_known: bool = True
 
 
 class Refused(FatalError):
@@ -156,9 +159,20 @@ class Router:
         """None: the route was old, or something passing was in the way."""
         if route.stage == "queue":
             return self._queue(wanted, route)
-        if route.stage == "replay" and self.ledger.waiting_of(wanted.entity):
-            return self._queue(wanted, route)
+        if route.stage == "replay":
+            waiting = self._waiting(wanted.entity)
+            if waiting is None:
+                return None
+            if waiting:
+                return self._queue(wanted, route)
         return self._do(wanted, route)
+
+    def _waiting(self, entity: bytes) -> list[Queued] | None:
+        """Its writes that wait; None while the ledger is away."""
+        try:
+            return self.ledger.waiting_of(entity)
+        except (TransientError, AmbiguousError):
+            return None
 
     def _queue(self, wanted: _Write, route: Route) -> Written | None:
         operation = wanted.operation
@@ -237,13 +251,16 @@ class Router:
     def read(
         self, operation: str, payload: Payload, *, entity: Entity | None = None, cohort: str | None = None
     ) -> Answer:
-        """Ask the owner. The answer names the writes of the entity that are accepted and may not be in it yet."""
+        """Ask the owner. The answer names the writes of the entity that are accepted and may not be in it yet.
+
+        While a cohort moves, only the ledger knows those; without it, the answer says that they are not known.
+        """
         found, began, pause = self.operations[operation], time.monotonic(), FIRST_PAUSE
         where, whose = self._place(entity, cohort)
         route = self._route(where)
         while True:
             # Before the value: what is replayed meanwhile may be in both, never in neither.
-            pending = self.ledger.waiting_of(whose) if route.stage in MOVING else []
+            pending = self._waiting(whose) if route.stage in MOVING else []
             value, done = self._ask(found, payload, where, route)
             if done:
                 break
@@ -258,7 +275,10 @@ class Router:
             self._shadow.compare(found, payload, value, self.stores["target"], self.metrics)
         return Answer(
             value=value,
-            pending=tuple(Pending(operation=p.operation, key=p.key, payload=json.loads(p.payload)) for p in pending),
+            pending=tuple(
+                Pending(operation=p.operation, key=p.key, payload=json.loads(p.payload)) for p in pending or ()
+            ),
+            pending_known=pending is not None,
         )
 
     def _ask(self, operation: Operation, payload: Payload, cohort: str, route: Route) -> tuple[Any, bool]:
@@ -317,6 +337,9 @@ class Router:
         if known is not None and not fresh and time.monotonic() - known[1] < ROUTE_SECONDS:
             return known[0]
         try:
+            if known is None:  # of all cohorts at once: the ledger may be away when the next one is asked for
+                for other, found in self.ledger.routes().items():
+                    self._remember(other, found)
             route = self.ledger.route(cohort)
         except (TransientError, AmbiguousError):
             if known is None:

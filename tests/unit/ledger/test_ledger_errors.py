@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -163,3 +165,50 @@ def test_what_is_no_database_is_refused(tmp_path: Path, path: str) -> None:
         pytest.raises(FatalError, match="refused"),
     ):
         ledger.routes()
+
+
+@contextmanager
+def saying(words: str) -> Iterator[str]:
+    """The URL of what speaks PostgreSQL's protocol, and lets nobody in: as a server of which a process has crashed."""
+    fields = b"SFATAL\0VFATAL\0C57P03\0M" + words.encode() + b"\0\0"
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            while True:
+                try:
+                    visitor, _ = listening.accept()
+                except OSError:
+                    return
+                with visitor:
+                    if visitor.recv(8) == struct.pack("!II", 8, 80877103):  # does it speak TLS?
+                        visitor.sendall(b"N")
+                        visitor.recv(1000)
+                    visitor.sendall(b"E" + struct.pack("!I", len(fields) + 4) + fields)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"postgresql://me:secret@127.0.0.1:{listening.getsockname()[1]}/ledger"
+        listening.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "the database system is starting up",
+        "the database system is not yet accepting connections",
+        "the database system is in recovery mode",
+        "sorry, too many clients already",
+        "remaining connection slots are reserved for non-replication superuser connections",
+    ],
+)
+def test_a_server_that_lets_nobody_in_for_now_means_repeat(words: str) -> None:
+    pytest.importorskip("psycopg")
+    with saying(words) as url, pytest.raises(TransientError, match=words):
+        open_ledger(url, migration="billing").routes()
+
+
+def test_a_server_that_lets_this_account_never_in_is_no_reason_to_repeat() -> None:
+    pytest.importorskip("psycopg")
+    with saying('role "me" does not exist') as url, pytest.raises(FatalError, match="does not exist"):
+        open_ledger(url, migration="billing").routes()
