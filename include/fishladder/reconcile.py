@@ -152,6 +152,10 @@ def judge(plan: Plan, table: PlanTable, ends: Ends, ledger: Ledger, keys: Sequen
         theirs = copy.rows_by_key(other, keys)
         different = [key for key in keys if _row(ours, key) != _row(theirs, key)]
         entities = {key: found.entity for key in different if (found := ours.get(key) or theirs.get(key))}
+        # Only one store has it, and its parents are gone there: the entries about it say whose it was.
+        lost = [key for key in different if entities[key] is None and not (key in ours and key in theirs)]
+        for store in (hold, copy) if lost and not table.shared else ():
+            entities |= {entry.key: entry.entity for entry in store.entries_of(table.name, lost) if entry.entity}
         known = [entity for entity in set(entities.values()) if entity is not None]
         homes = copy.homes(known) | hold.homes(known)  # one that was born a moment ago is only in its owner yet
         writers = {key: _writer(fences, table.cohort(entities[key], homes)) for key in different}

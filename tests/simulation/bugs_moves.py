@@ -324,6 +324,9 @@ ELSEWHERE: dict[str, str] = {
     "a row whose parents are gone in the copy is whose they were": (
         _ATTACKS + "rows_whose_parents_are_gone_in_the_copy_follow_them"
     ),
+    "a pass asks the entries whose such a row was": (
+        _ATTACKS + "a_pass_knows_whose_rows_are_whose_parents_are_gone_in_the_copy"
+    ),
     "a write is given up in its owner": _FLIP + "a_write_that_took_effect_before_it_was_given_up_is_done",
     "who is refused because it has just been done is answered": (
         _ATTACKS + "a_call_that_is_refused_because_it_has_just_been_done_is_answered"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fishladder import apply, operate
+from fishladder import apply, operate, reconcile
 from fishladder.apply import Ends
 from fishladder.clock import SystemClock
 from fishladder.errors import InputError
@@ -232,6 +232,20 @@ def test_rows_whose_parents_are_gone_in_the_copy_follow_them(flips: Flips) -> No
     apply.apply_round(small.plan, [back], small.ledger)
     assert small.rows("source", "SELECT no FROM line WHERE item_id = 10") == []
     assert apply.read_dirty(small.plan, back, small.ledger) == []
+
+
+def test_a_pass_knows_whose_rows_are_whose_parents_are_gone_in_the_copy(flips: Flips) -> None:
+    """Taken for nobody's they would be the source's, be missing in the target, and come back to life there."""
+    flips.move()
+    small = flips.small
+    small.application("DELETE FROM customer WHERE id = 1", store="target")
+    back = Ends(owner="target", origin=small.target, destination=small.source)
+    dirty = apply.read_dirty(small.plan, back, small.ledger)
+    apply.apply_batch(small.plan, back, small.ledger, [line for line in dirty if line.table in ("customer", "item")])
+    found = reconcile.reconcile_table(small.plan, small.plan.table("line"), small.ends, small.ledger)
+    assert (found.missing, found.extra, found.differs, found.deferred) == (0, 0, 0, 0)
+    assert small.rows("source", "SELECT no FROM line WHERE item_id = 10") == []
+    assert small.rows("target", "SELECT no FROM line WHERE item_id = 10") == []
 
 
 def test_who_is_born_into_a_completed_cohort_is_journaled_no_more(flips: Flips) -> None:
