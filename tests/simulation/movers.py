@@ -24,6 +24,7 @@ from tests.simulation.company import (
 )
 from tests.simulation.shop import CUSTOMERS, Call, look, make
 
+FENCED = ("fence", "drain", "compare")
 WHOM = ("NZ", "NZ", "NZ", "AU", "AU", "IE", "shared", "shared")
 
 
@@ -109,7 +110,6 @@ def meddler(company: Company) -> Once:
         seam.sleep(random.choice((0.05, 0.2, 0.4)))
         if company.finishing or company.moving.restored:
             return True
-        attempts = ledger.attempts(only_open=True)
         what = random.choice((*["abort"] * 2, *["switch"] * 8, *["order"] * 4, *["prepare"] * company.kind.appliers))
         seam.say(f"meddles: {what}")
         if what == "order" and company.moving.orders:
@@ -117,12 +117,19 @@ def meddler(company: Company) -> Once:
             set_fence(stores[store], clock, cohort, writer, epoch, deadline=1)
         elif what == "prepare":
             install.install(company.spec, company.plan, stores["source"], stores["target"], ledger, actor="meddler")
-        for attempt in attempts:
+        elif what in ("abort", "switch"):
+            for _ in range(40 if what == "abort" else 1):  # it lies in wait for one that is fenced
+                attempts = ledger.attempts(only_open=True)
+                mine = [attempt for attempt in attempts if what == "switch" or attempt.step in FENCED]
+                if mine:
+                    break
+                seam.sleep(0.02)
             try:
-                if what == "switch" and attempt.step in flip.BEFORE_SWITCH:
-                    ledger.switch(attempt)
-                elif what == "abort" and attempt.step in ("fence", "drain", "compare"):
-                    ledger.abort(attempt, "somebody changed their mind")
+                for attempt in mine:
+                    if what == "switch" and attempt.step in flip.BEFORE_SWITCH:
+                        ledger.switch(attempt)
+                    elif what == "abort":
+                        ledger.abort(attempt, "somebody changed their mind")
             except (LedgerError, StaleError) as error:
                 seam.say(str(error))
         return False
