@@ -9,7 +9,7 @@ import pytest
 
 from fishladder.errors import TransientError
 from fishladder.stores.base import Relation
-from tests.contract.stores import Place
+from tests.contract.stores import MySqlPlace, Place
 from tests.contract.tables import column, read, relation, row, table, write
 
 ROWS = 20_000
@@ -69,18 +69,14 @@ def test_a_stream_that_is_left_early(long: tuple[Any, Relation]) -> None:
     assert len(read(store, found)) == ROWS + 1
 
 
-def test_a_stream_whose_connection_ends(place: Place, long: tuple[Any, Relation]) -> None:
+def test_a_stream_whose_connection_ends(place: MySqlPlace, long: tuple[Any, Relation]) -> None:
     """It is not taken for a shorter table."""
     place.needs("connection")
     store, found = long
-    admin = place.administrator()
     with store.read() as reader, closing(reader.stream(found, None, None)) as batches:
         next(batches)
-        ((session,),) = admin.rows(
-            "SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND info LIKE 'SELECT%ORDER BY%'"
-            " AND info NOT LIKE '%processlist%'"
-        )
-        admin.execute(f"KILL {session}")
+        (session,) = place.running("SELECT%ORDER BY%")
+        place.administrator().execute(f"KILL {session}")
         with pytest.raises(TransientError):
             list(batches)
     assert len(read(store, found)) == ROWS

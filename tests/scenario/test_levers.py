@@ -89,7 +89,7 @@ def waiting(lanes: list[subprocess.Popen[bytes]]) -> bool:
 @contextmanager
 def busy(billing: Billing, threads: int) -> Iterator[None]:
     """So many sessions of the target that run something."""
-    running = "SELECT id FROM information_schema.processlist WHERE info = 'DO SLEEP(600)'"
+    running = "SELECT processlist_id FROM performance_schema.threads WHERE processlist_info = 'DO SLEEP(600)'"
     with ExitStack() as kept, ThreadPoolExecutor(threads) as pool:
         for _ in range(threads):
             connection = kept.enter_context(closing(mysql.connect(billing.target.admin)))

@@ -122,8 +122,8 @@ def test_it_sleeps_in_a_chunk_and_is_cut_off(loaded: Billing, proxy: Proxy) -> N
     sleeper = Sleeper(loaded, proxy, in_a_chunk())
     ((session,),) = loaded.rows(
         "target",
-        "SELECT trx_mysql_thread_id FROM information_schema.innodb_trx t JOIN information_schema.processlist p"
-        f" ON p.id = t.trx_mysql_thread_id WHERE p.db = '{loaded.target.name}'",
+        "SELECT trx_mysql_thread_id FROM information_schema.innodb_trx JOIN performance_schema.threads"
+        f" ON processlist_id = trx_mysql_thread_id WHERE processlist_db = '{loaded.target.name}'",
     )
     loaded.rows("target", f"KILL {session}")
     loaded.load("payment")
