@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from fishladder.cells import HOMELESS, NO_HOME, OWN_COHORTS, SHARED, cohort_entity, key_text
+from fishladder.cells import HOMELESS, NO_HOME, OWN_COHORTS, SHARDS, SHARED, cohort_entity, key_text
 from fishladder.coverage import note_changed_coverage, record_coverage
 from fishladder.errors import InputError
 from fishladder.ledger import DirtyKey, Ledger
@@ -119,7 +119,7 @@ def install(spec: Migration, plan: Plan, source: Store, target: Store, ledger: L
     after = source.backfill_homes(plan.root.source, None, BACKFILL_ROWS)
     while after is not None:
         after = source.backfill_homes(plan.root.source, after, BACKFILL_ROWS)
-    _install_cohort_homes(plan, source, ledger, everyone)
+    _install_cohort_homes(plan, source, target, ledger, everyone)
     if spec.ids is not None and spec.ids.target_from is not None:
         for table in plan.tables:
             if not table.internal and target.generated_from(table.target) is not None:
@@ -134,19 +134,22 @@ def install(spec: Migration, plan: Plan, source: Store, target: Store, ledger: L
     return Installed(cohorts=tuple(cohorts), homeless=found.get(None, 0))
 
 
-def _install_cohort_homes(plan: Plan, source: Store, ledger: Ledger, cohorts: Iterable[str]) -> None:
+def _install_cohort_homes(plan: Plan, source: Store, target: Store, ledger: Ledger, cohorts: Iterable[str]) -> None:
     """Each cohort is the home of one entity more, under which keys of writes are kept that have none of their own."""
     table = plan.table(HOME_TABLE)
     wanted = {cohort_entity(cohort): cohort for cohort in cohorts}
-    with source.begin() as transaction:
+    with target.begin() as copy, source.begin() as transaction:
         known = transaction.homes(wanted)
         new = {entity: cohort for entity, cohort in wanted.items() if entity not in known}
+        if not new:
+            return
+        copy.lock_shards(range(SHARDS))  # an applier between the doubt and the row would find none, and forget it
         # The copier's own writes are not journaled. First, so that whoever dies in between leaves a doubt too many.
         ledger.mark_dirty(
             [
                 DirtyKey(table=HOME_TABLE, key=key_text([entity]), entity=entity, cohort=cohort, origin="prepare")
                 for entity, cohort in new.items()
-                if ledger.table_state(HOME_TABLE).phase == "closed"
+                if ledger.table_state(HOME_TABLE).phase != "new"
             ]
         )
         transaction.insert(table.source, [(entity, cohort.encode(), entity) for entity, cohort in new.items()])

@@ -255,6 +255,7 @@ def closing(company: Company, others: Callable[[], bool]) -> Callable[[], None]:
             quiet()
         with company.transaction() as source:
             source.execute("UPDATE price SET after = NULL WHERE after = 999")
+            auditor.written_again("price", "2:91")
         quiet()
         for table in company.plan.tables:
             for _ in range(4):

@@ -237,6 +237,11 @@ class Auditor:
         if invented and not self._unrecorded(table) and self.loads()[table] == (generation, 0):
             raise Violation(f"{table}: a pass found what nobody damaged: {sorted(invented)}")
 
+    def written_again(self, table: str, key: str) -> None:
+        """The application has written a damaged row: that copies it, and no pass has to find the damage any more."""
+        for wanted in (wanted for name, wanted, _ in self._passes.values() if name == table):
+            wanted.discard((table, key))
+
     def covered_again(self) -> None:
         """Prepare was run: whatever changed meanwhile is for the next pass to find, and no old pass counts."""
         assert self.dropped is not None

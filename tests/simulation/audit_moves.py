@@ -131,9 +131,11 @@ class MovingAuditor(Auditor):
         return open_[0] if open_ else self.routes()[cohort][1]
 
     def refused(self) -> set[str]:
-        return {
-            key for (key,) in self.ask("ledger", "SELECT idempotency_key FROM ledger_queue WHERE state = 'refused'")
-        }
+        """Keys of refused calls. A ledger of yesterday may not know them; the owner at that time does."""
+        found = self.ask("ledger", "SELECT idempotency_key FROM ledger_queue WHERE state = 'refused'")
+        for name in STORES:
+            found += self.ask(name, "SELECT idempotency_key FROM fishladder_applied WHERE digest LIKE 'refused %'")
+        return {key for (key,) in found}
 
     def check_calls(self, only: str | None = None) -> None:
         """What was acknowledged is in the owner once, or waits; in its order; what was refused is not there."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from fishladder import install
 from fishladder.apply import Dirty, _Batch, apply_batch, follow, read_dirty
 from fishladder.clock import SystemClock
 from fishladder.errors import CoverageError, FishladderError, TransientError
@@ -202,6 +203,27 @@ def test_a_batch_that_lost_its_locks_closes_no_reject_of_the_next_for_good(
 
 def _again(store: SqliteStore) -> SqliteStore:
     return SqliteStore(store._connect)
+
+
+def test_the_home_of_a_new_cohort_is_copied_however_quick_the_applier_is(
+    loaded: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prepare doubts the key before the row can be seen; whoever looks in between must wait, or the doubt is lost."""
+    mark = loaded.ledger.mark_dirty
+    ends = replace(loaded.ends, origin=_again(loaded.source), destination=_again(loaded.target))
+    ends.destination.lock_wait = 0.05  # type: ignore[attr-defined]
+
+    def hasten(keys: Sequence[DirtyKey]) -> None:
+        mark(keys)
+        with pytest.raises(TransientError, match="locked"):
+            apply_batch(loaded.plan, ends, loaded.ledger, read_dirty(loaded.plan, ends, loaded.ledger))
+
+    monkeypatch.setattr(loaded.ledger, "mark_dirty", hasten)
+    loaded.application("INSERT INTO customer VALUES (9, 'FR', 'z')")
+    install.install(loaded.spec, loaded.plan, loaded.source, loaded.target, loaded.ledger, actor="test")
+    loaded.follow()
+    home = "SELECT count(*) FROM fishladder_home WHERE CAST(entity AS TEXT) = '@FR'"
+    assert [loaded.rows(store, home) for store in ("source", "target")] == [[(1,)], [(1,)]]
 
 
 @pytest.mark.parametrize(("store", "call"), [("source", "lag"), ("target", "hear"), ("target", "heard")])
