@@ -53,6 +53,8 @@ class Auditor:
         self._homes: dict[str, tuple[Any, ...]] = {}
         self._epochs: dict[tuple[str, str], int] = {}
         self._known: tuple[Any, ...] = ()
+        self._compared: tuple[Any, ...] = ()
+        self._differences: Keys = set()
         self._databases = {
             name: sqlite3.connect(folder / f"{name}.db", timeout=0, isolation_level=None)
             for name in ("source", "target", "ledger")
@@ -65,6 +67,10 @@ class Auditor:
     def ask(self, database: str, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
         return self._databases[database].execute(sql, parameters).fetchall()
 
+    def _versions(self, *databases: str) -> tuple[Any, ...]:
+        """Other ones whenever somebody has committed."""
+        return tuple(self.ask(name, "PRAGMA data_version")[0][0] for name in databases)
+
     def homes(self, database: str) -> dict[str, tuple[Any, ...]]:
         return {home[0]: home for home in self.ask(database, TABLES["fishladder_home"])}
 
@@ -72,7 +78,7 @@ class Auditor:
 
     def look(self) -> None:
         """Every difference is known, homes never change, and no fence goes back."""
-        versions = tuple(self.ask(name, "PRAGMA data_version")[0][0] for name in self._databases)
+        versions = self._versions(*self._databases)
         if not self.prepared or versions == self._known:
             return
         self._known = versions
@@ -143,6 +149,12 @@ class Auditor:
 
     def different(self) -> Keys:
         """Keys whose two copies differ, of the tables whose load is closed."""
+        versions = self._versions("source", "target")
+        if versions != self._compared:
+            self._compared, self._differences = versions, self._compare()
+        return set(self._differences)
+
+    def _compare(self) -> Keys:
         found: Keys = set()
         for table, (_, is_open) in self.loads().items():
             if is_open or table not in self.tables:
