@@ -28,18 +28,22 @@ class DemoError(Exception):
     """The demo cannot go on; the message says why."""
 
 
+USERS = {"admin": "admin", "approver": "user"}
+"""Who asks for a flip, and who approves it, by Airflow's roles."""
+
+
 class Airflow:
-    """``airflow standalone`` on SQLite with its home in ``home``, one user ``admin``.
+    """``airflow standalone`` on SQLite with its home in ``home``, and users ``admin`` and ``approver``.
 
     Another port is taken if ``port`` is in use.
     """
 
     def __init__(self, home: Path, dags: Path, environment: Mapping[str, str], *, port: int = 8080) -> None:
         self.home = home
-        self.password = secrets.token_urlsafe(9)
+        self.passwords = {name: secrets.token_urlsafe(9) for name in USERS}
         self.port = _free_port(port)
         self.url = f"http://127.0.0.1:{self.port}"
-        self._token = ""
+        self._tokens: dict[str, str] = {}
         self._processes: list[subprocess.Popen[bytes]] = []
         self.environment = {
             **os.environ,
@@ -52,7 +56,7 @@ class Airflow:
             "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
             "AIRFLOW__CORE__PARALLELISM": "6",
             "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.url}/execution/",
-            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin",
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": ",".join(f"{name}:{role}" for name, role in USERS.items()),
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(home / "passwords.json"),
             "AIRFLOW__API__HOST": "127.0.0.1",
             "AIRFLOW__API__PORT": str(self.port),
@@ -64,7 +68,7 @@ class Airflow:
     def start(self) -> None:
         """Start it and wait until a user can log in. Raises DemoError with the end of its log."""
         self.home.mkdir(parents=True, exist_ok=True)
-        (self.home / "passwords.json").write_text(json.dumps({"admin": self.password}))
+        (self.home / "passwords.json").write_text(json.dumps(self.passwords))
         self.launch("standalone", "standalone")
         self.wait("a login", self._log_in)
 
@@ -95,20 +99,21 @@ class Airflow:
 
     def _log_in(self) -> bool:
         try:
-            answer = self.call("POST", "/auth/token", {"username": "admin", "password": self.password})
+            for name, password in self.passwords.items():
+                answer = self.call("POST", "/auth/token", {"username": name, "password": password})
+                self._tokens[name] = answer["access_token"]
         except (urllib.error.URLError, ConnectionError, DemoError):
             return False
-        self._token = answer["access_token"]
         return True
 
-    def call(self, method: str, path: str, body: object = None) -> Any:
+    def call(self, method: str, path: str, body: object = None, *, user: str = "admin") -> Any:
         """One call of the REST API; what only asks is asked again when the answer is late.
 
         Raises ``urllib.error.HTTPError`` and its kin, and DemoError without an answer.
         """
         headers = {"Content-Type": "application/json"}
-        if self._token:
-            headers["Authorization"] = f"Bearer {self._token}"
+        if user in self._tokens:
+            headers["Authorization"] = f"Bearer {self._tokens[user]}"
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data=data, headers=headers, method=method)
         for _ in range(TRIES if method == "GET" else 1):
@@ -174,11 +179,12 @@ class Airflow:
         return found
 
     def approve(self, dag: str, run: str, task: str, patience: float, seconds: float = 600.0) -> None:
-        """Wait until a person has answered all instances of an approval; after ``patience`` seconds answer yes.
+        """Wait until a person has answered all instances of an approval; after ``patience`` seconds the second user
+        says yes, and again if the question is asked again.
 
         The first ten belong to Airflow, which fails an answer that comes sooner.
         """
-        asked: dict[int, float] = {}
+        asked: dict[tuple[int, int], float] = {}
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             found = [one for one in self.tasks(dag, run) if one["task_id"] == task]
@@ -186,13 +192,14 @@ class Airflow:
                 return
             for one in found:
                 number = int(one["map_index"])
+                question = number, int(one["try_number"])
                 if one["state"] not in ("deferred", "awaiting_input"):
                     continue
-                asked.setdefault(number, time.monotonic())
-                if time.monotonic() - asked[number] > max(patience, SETTLE_SECONDS):
+                asked.setdefault(question, time.monotonic())
+                if time.monotonic() - asked[question] > max(patience, SETTLE_SECONDS):
                     path = f"/api/v2/dags/{dag}/dagRuns/{run}/taskInstances/{task}/{number}/hitlDetails"
-                    self.call("PATCH", path, {"chosen_options": ["Approve"], "params_input": {}})
-                    asked[number] = end
+                    self.call("PATCH", path, {"chosen_options": ["Approve"], "params_input": {}}, user="approver")
+                    asked[question] = end
             if any(one["state"] == "failed" for one in self.tasks(dag, run)):
                 return
             time.sleep(POLL_SECONDS)

@@ -205,10 +205,10 @@ class Demo:
     def start_airflow(self) -> None:
         self.airflow = Airflow(HOME / "airflow", ROOT / "dags", self._environment())
         self.airflow.start()
-        for step in ("prepare", "load", "replicate", "reconcile", "flip", "rollback"):
+        for step in ("prepare", "load", "replicate", "reconcile", "monitor", "flip", "rollback"):
             self.airflow.wait_for_dag(f"billing_{step}")
         self.airflow.pool("fishladder_billing_target", 8)
-        say(f"Airflow is at {self.airflow.url} (user admin, password {self.airflow.password})")
+        say(f"Airflow is at {self.airflow.url} (user admin, password {self.airflow.passwords['admin']})")
 
     def migrate(self) -> None:
         """Prepare, load and follow, with traffic on."""
@@ -270,6 +270,7 @@ class Demo:
         command += ["--seconds", str(TRAFFIC_SECONDS), "--log", str(HOME / "routed.jsonl")]
         environment = {**os.environ, **self._environment()}
         self.traffic = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        self._expect("billing_monitor", "success")
         moved = []
         for kind, stage in (("flip", "live"), ("rollback", "off")):
             began = time.monotonic()
@@ -296,7 +297,10 @@ class Demo:
         patience = 0.0 if self.automatic else PERSON_SECONDS
         run = self.airflow.trigger(dag, form)
         if patience:
-            say(f"{dag} waits for you: approve it at {self.airflow.url}/required_actions, or in {patience:.0f} s I do")
+            say(
+                f"{dag} waits for somebody else than admin, who asked: log in at {self.airflow.url}/required_actions as"
+                f" approver (password {self.airflow.passwords['approver']}) and approve it, or in {patience:.0f} s I do"
+            )
         else:
             say(f"{dag} …")
         self.airflow.approve(dag, run, "country.approve", patience)
@@ -482,7 +486,7 @@ def _play(demo: Demo, automatic: bool) -> int:
             demo.write_environment()
             say(
                 f"\nAirflow stays up at {demo.airflow.url}"
-                f" (user admin, password {demo.airflow.password}). Ctrl-C ends it.\n"
+                f" (user admin, password {demo.airflow.passwords['admin']}). Ctrl-C ends it.\n"
                 "In another shell: . .demo/environment; python -m fishladder status include/migrations/billing.yaml"
             )
             signal.pause()

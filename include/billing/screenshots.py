@@ -42,7 +42,7 @@ class Camera:
         self.times = True  # are shown in logs
         page.goto(airflow.url)
         page.fill('input[name="username"]', "admin")
-        page.fill('input[name="password"]', airflow.password)
+        page.fill('input[name="password"]', airflow.passwords["admin"])
         page.click('button[type="submit"]')
         page.get_by_text("Pool Slots").first.wait_for()
 
@@ -149,10 +149,11 @@ class Tour(Demo):
     def flip(self, airflow: Airflow, camera: Camera) -> None:
         """A person is asked, answers, and two countries have moved."""
         airflow.wait_for_dag("billing_flip")
+        self._expect("billing_monitor", "success")
         run = airflow.trigger("billing_flip", {"cohorts": ["NZ"], "reason": "the first wave"})
         self._wait("somebody to be asked", lambda: self._asked(airflow, run))
         task = f"/dags/billing_flip/runs/{run}/tasks/country.approve/mapped/0"
-        camera.look(f"{task}/required_actions", "Asked for by", "clean passes")
+        camera.look(f"{task}/required_actions", "Asked for by", "audit chain")
         camera.shoot("approve", 980)
         airflow.approve("billing_flip", run, "country.approve", 0.0)
         if airflow.ended("billing_flip", run) != "success":

@@ -8,11 +8,13 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from fishladder import tasks
 from fishladder.draft import End, draft
 from fishladder.errors import FishladderError, InputError, SpecError
+from fishladder.export import export
 from fishladder.ledger import Ledger, open_ledger, upgrade, verify
 from fishladder.spec import Migration, json_schema, load
 from fishladder.stores import connect_environment, open_application, open_store
@@ -81,6 +83,16 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--migration", help="only this one; otherwise all")
     added.add_argument("--json", action="store_true", help="for machines")
     added.set_defaults(run=_verify)
+    added = audit.add_parser("show", help="list the newest events")
+    added.add_argument("--migration", required=True)
+    added.add_argument("--limit", type=int, default=100, help="so many at most; 100 otherwise")
+    added.add_argument("--json", action="store_true", help="for machines")
+    added.set_defaults(run=_show)
+    added = audit.add_parser("export", help="write a flip, with all that decided it, into a folder of its own")
+    added.add_argument("attempt", type=int, help="its number, as status shows it")
+    added.add_argument("--migration", required=True)
+    added.add_argument("--into", type=Path, required=True, help="a folder that is not there yet")
+    added.set_defaults(run=_export)
     return parser
 
 
@@ -264,3 +276,22 @@ def _verify(options: argparse.Namespace) -> int:
         print(problem)
     print("the audit chain is broken" if problems else "the audit chain is whole")
     return int(bool(problems))
+
+
+def _show(options: argparse.Namespace) -> int:
+    with _ledger(options.migration) as ledger:
+        events = ledger.events(limit=options.limit)
+    if options.json:
+        print(json.dumps([asdict(event) | {"at": event.at.isoformat()} for event in events], indent=2))
+        return 0
+    for event in events:
+        said = ", ".join(f"{name} {value}" for name, value in event.body.items())
+        print(f"{event.sequence:>7}  {event.at:%Y-%m-%d %H:%M:%S}  {event.actor:<16}  {event.event}: {said}")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    with _ledger(options.migration) as ledger:
+        digest = export(ledger, options.attempt, options.into, actor=getpass.getuser())
+    print(f"{options.into}: check it with python {options.into / 'verify.py'} {digest}")
+    return 0

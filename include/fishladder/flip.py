@@ -8,12 +8,12 @@ same path to where it came from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from fishladder import apply, reconcile
 from fishladder.apply import Ends
-from fishladder.cells import HOMELESS, NO_HOME, SHARED, Row
+from fishladder.cells import HOMELESS, NO_HOME, SHARDS, SHARED, Row
 from fishladder.clock import Clock
 from fishladder.coverage import check_coverage
 from fishladder.errors import AmbiguousError, FishladderError, InputError, LedgerError, StaleError, TransientError
@@ -23,14 +23,18 @@ from fishladder.plan import Plan, PlanTable, Side, other_side
 from fishladder.reports import run_cutover_reports
 from fishladder.spec import Migration
 from fishladder.spec_parts import OTHERS
-from fishladder.stores.base import Fence, Fenced, Found, Store, Writer
+from fishladder.stores.base import Fence, Fenced, Found, Reader, Store, Writer
 
 POLL = 0.05
 """Seconds between looks at what others have to finish."""
 TRIES = 3
+SLICE, SLICES = 500, 200
+"""Of the keys that were copied during a pass so many are compared while copiers wait, and so often."""
 STEP_PATIENCE = 10.0
 """Seconds that one step may wait for a fence; then the attempt is looked at again."""
 
+Gatekeeper = Callable[[Attempt, bool], Sequence[str]]
+"""What keeps an attempt from going on, which is fenced already or not."""
 Replay = Callable[[str], object]
 """Replays what is queued of a cohort into its owner, as far as it can."""
 
@@ -94,7 +98,7 @@ def _wave(spec: Migration, cohort: str) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cutover:
-    """What moving a cohort needs. ``stores`` are the copier's connections."""
+    """What moving a cohort needs. ``stores`` are the copier's connections, ``code`` the digest of what runs."""
 
     spec: Migration
     plan: Plan
@@ -102,12 +106,15 @@ class Cutover:
     ledger: Ledger
     clock: Clock
     replay: Replay
+    code: str = ""
+    gates: Gatekeeper = lambda attempt, fenced: ()
     say: Callable[[str], None] = lambda line: None
 
     def verify(self, attempt: Attempt) -> bool:
         """A full pass over every table while traffic is on; whether nothing of the cohort was found.
 
-        Keys that are copied from here on are noted as touched, and are all that is compared under the fence.
+        Keys that are copied from here on are noted as touched; those of them that are compared again in the end, and
+        are right, need not be compared under the fence.
         """
         self._forget_touched()
         coverage, loads = self._coverage(), self._loads()  # before the passes: what changes while they run shows
@@ -117,8 +124,38 @@ class Cutover:
         if wrong:
             self.say(f"{attempt.cohort}: {'; '.join(wrong)}; nothing is fenced")
         else:
+            self._settle_touched(attempt)
             self.ledger.prove(attempt, "verified", {"coverage": coverage, "loads": loads})
         return not wrong
+
+    def _settle_touched(self, attempt: Attempt) -> None:
+        """Compare what was copied during the pass, a slice at a time, until little is left for the fence.
+
+        Copiers are held back for each slice: so what is forgotten here is as it was compared, or will be noted again.
+        """
+        ends, number = self._ends(attempt.loser), str(attempt.id)
+        for _ in range(SLICES):
+            with ends.destination.begin() as copy, ends.origin.read() as origin:
+                copy.lock_shards(range(SHARDS))
+                keys = _by_table(copy.touched(number)[:SLICE])
+                wrong = self._differing(ends, origin, copy, keys)
+                right = {name: sorted({*some} - {*wrong.get(name, ())}) for name, some in keys.items()}
+                copy.forget_touched(number, right)
+                copy.commit()
+            if sum(map(len, keys.values())) < SLICE:
+                return
+
+    def _differing(
+        self, ends: Ends, origin: Reader, destination: Reader, keys: Mapping[str, list[bytes]]
+    ) -> dict[str, list[bytes]]:
+        """Of these keys by table, those whose rows are not the same on both sides."""
+        found = {}
+        for name, some in keys.items():
+            table = self.plan.table(name)
+            ours = origin.rows_by_key(table.at(ends.owner), some)
+            theirs = destination.rows_by_key(table.at(other_side(ends.owner)), some)
+            found[name] = [key for key in some if _cells(ours, key) != _cells(theirs, key)]
+        return {name: some for name, some in found.items() if some}
 
     def _pass(self, table: PlanTable, cohort: str) -> str | None:
         """What a pass over a table says against the cohort. One that met keys too busy to judge is made again."""
@@ -189,7 +226,9 @@ class Cutover:
     def _step(self, attempt: Attempt) -> Attempt:
         match attempt.step:
             case "verify":
-                return self.ledger.fence_attempt(attempt)
+                self._pass_gates(attempt, fenced=False)
+                go = self.ledger.complete_attempt if attempt.kind == "complete" else self.ledger.fence_attempt
+                return go(attempt, self.code)
             case "fence":
                 if attempt.kind == "flip":
                     self._close_homeless(attempt)
@@ -199,7 +238,8 @@ class Cutover:
                 return self.ledger.drained(attempt) if self._drained(attempt) else attempt
             case "compare":
                 self._compare(attempt)
-                return self.ledger.switch(attempt)
+                self._pass_gates(attempt, fenced=True)
+                return self.ledger.switch(attempt, self.code)
             case "open":
                 self._order(attempt, self.ledger.route(attempt.cohort).owner, "application")
                 return self.ledger.advance(attempt, "close")
@@ -221,6 +261,11 @@ class Cutover:
                     there.commit()
                 return self.ledger.end_attempt(attempt)
         raise AssertionError(attempt.step)
+
+    def _pass_gates(self, attempt: Attempt, *, fenced: bool) -> None:
+        """They were open when somebody approved; are they still? Raises LedgerError."""
+        if problems := self.gates(attempt, fenced):
+            raise LedgerError(f"{attempt.cohort}: its gates are closed: {'; '.join(problems)}")
 
     def _order(self, attempt: Attempt, side: Side, writer: Writer) -> None:
         """Set a fence, and believe only what is read back."""
@@ -285,17 +330,11 @@ class Cutover:
             raise LedgerError(f"{attempt.cohort}: triggers were installed again since its rows were compared")
         if verified["loads"] != self._loads():
             raise LedgerError(f"{attempt.cohort}: a table was loaded again since its rows were compared")
-        ends, keys = self._ends(attempt.loser), dict[str, list[bytes]]()
+        ends = self._ends(attempt.loser)
         with ends.destination.read() as there, ends.origin.read() as here:
-            for name, key in there.touched(str(attempt.id)):
-                keys.setdefault(name, []).append(key)
-            for name, some in keys.items():
-                table = self.plan.table(name)
-                ours = here.rows_by_key(table.at(attempt.loser), some)
-                theirs = there.rows_by_key(table.at(other_side(ends.owner)), some)
-                wrong = [key for key in some if _cells(ours, key) != _cells(theirs, key)]
-                if wrong:
-                    raise LedgerError(f"{attempt.cohort}: {len(wrong)} rows of {name} differ under the fence")
+            keys = _by_table(there.touched(str(attempt.id)))
+            for name, wrong in self._differing(ends, here, there, keys).items():
+                raise LedgerError(f"{attempt.cohort}: {len(wrong)} rows of {name} differ under the fence")
         unequal = [
             f"{result.name}: {difference}"
             for result in run_cutover_reports(self.spec, self.stores, cohort=attempt.cohort, now=self.clock.now())
@@ -315,6 +354,13 @@ class Cutover:
                 for number in over:
                     transaction.forget_touched(number)
                 transaction.commit()
+
+
+def _by_table(noted: Sequence[tuple[str, bytes]]) -> dict[str, list[bytes]]:
+    keys: dict[str, list[bytes]] = {}
+    for name, key in noted:
+        keys.setdefault(name, []).append(key)
+    return keys
 
 
 def _cells(found: Mapping[bytes, Found], key: bytes) -> Row | None:

@@ -239,8 +239,16 @@ class Gates(SpecModel):
     max_lag: Duration = timedelta(seconds=5)
     rehearsal_days: int = Field(default=0, ge=0)
     """Clean days of rehearsal."""
+    monitor_age: Duration = timedelta(minutes=15)
+    """Every monitor was quiet at most so long ago."""
     approvals: int = Field(default=1, ge=1)
-    """Different people who must approve."""
+    """Different people who must approve, none of them who asked."""
+    approval_expires: Duration = timedelta(hours=8)
+    """How long an approval holds."""
+    people: Mapping[Word, tuple[Word, ...]] = {}
+    """Person: other accounts of theirs. All together have one say."""
+    service_accounts: tuple[Word, ...] = ()
+    """Accounts that are nobody's, and approve nothing."""
     deadline: Duration = timedelta(seconds=60)
     """From the fence to the switch; past it the attempt is aborted, and nothing has moved."""
 

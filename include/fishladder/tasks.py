@@ -16,12 +16,13 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from fishladder import apply, flip, install, load, reconcile, reports, verdict
+from fishladder import apply, flip, gates, install, load, monitors, reconcile, reports, verdict
 from fishladder.capacity import measure
 from fishladder.cells import NO_HOME
 from fishladder.clock import Clock, SystemClock
 from fishladder.errors import FatalError, InputError
-from fishladder.ledger import Attempt, CheckResult, Kind, Ledger
+from fishladder.ledger import MACHINE, Attempt, CheckResult, Kind, Ledger, identity
+from fishladder.ledger.approvals import GATES, subject
 from fishladder.names import settle
 from fishladder.operate import Order, adopt, mark_keys, restart, rewrite_entities
 from fishladder.pace import Pace
@@ -31,6 +32,7 @@ from fishladder.restored import check_ledger, tell_target
 from fishladder.serving import Replayer
 from fishladder.serving.operations import load_operations
 from fishladder.spec import Migration, digest, nearest
+from fishladder.spec_parts import duration_text
 from fishladder.stores.application import Application
 from fishladder.stores.base import Fenced, Finding, Store
 
@@ -42,6 +44,8 @@ UNPREPARED_POLL = 5.0
 """Seconds between looks whether somebody has prepared the migration."""
 PAUSED_POLL = 2.0
 """Seconds between looks whether a pause is over."""
+NOBODY = "airflow"
+"""In whose name a run is that nobody triggered."""
 COLLECT_AFTER = 100_000
 """Objects more than there were: so often Python looks for cycles while rows are moved."""
 _moving: list[tuple[int, int, int]] = []
@@ -149,8 +153,14 @@ class Desk:
                 ledger=self.ledger,
                 clock=self.clock,
                 replay=partial(self._replay, kept),
+                code=code_digest(),
+                gates=lambda attempt, fenced: gates.closed(self.evaluate(attempt, fenced=fenced)),
                 say=self.say,
             )
+
+    def evaluate(self, attempt: Attempt, *, fenced: bool = False) -> list[gates.Gate]:
+        """An attempt's gates, as they are now."""
+        return gates.evaluate(self.spec, self.ledger, attempt, self.clock.now(), fenced=fenced)
 
     def _replay(self, kept: ExitStack, cohort: str) -> None:
         """What is queued of a cohort; the operations and the application's connections are wanted only then."""
@@ -324,6 +334,8 @@ def ask(desk: Desk, kind: Kind, cohorts: Sequence[str], *, actor: str, reason: s
 
     Raises InputError, and then none of them is open.
     """
+    if identity(actor) in ("", NOBODY):
+        raise InputError("nobody is known to ask for this, so nobody else could approve it: trigger it as a person")
     if desk.ledger.control().paused:
         raise InputError(f"{desk.spec.migration} is paused, and a flip has to copy: resume it first")
     with desk.ends() as (plan, (ends,)):
@@ -339,6 +351,7 @@ def ask(desk: Desk, kind: Kind, cohorts: Sequence[str], *, actor: str, reason: s
         reason=reason,
         request=request,
         deadline=int(desk.spec.gates.deadline.total_seconds()),
+        approvals=desk.spec.gates.approvals,
     )
 
 
@@ -352,10 +365,28 @@ def verify_cohort(desk: Desk, attempt: int) -> Attempt:
     return desk.ledger.attempt(attempt)
 
 
-def what_will_happen(desk: Desk, attempt: int) -> str:
-    """What a person is asked to approve, in Markdown: who asked, why, and what the ledger knows of the cohort."""
+def open_gates(desk: Desk, attempt: int) -> list[gates.Gate]:
+    """Evaluate the gates of an attempt, and keep what was found: an approval is for exactly that."""
+    began = desk.clock.now()
+    found = desk.ledger.attempt(attempt)
+    evaluated = desk.evaluate(found)
+    body = {"cohort": found.cohort, "kind": found.kind, "epoch": found.epoch, "gates": [asdict(g) for g in evaluated]}
+    desk.keep(GATES, subject(attempt), body, not gates.closed(evaluated), began)
+    return evaluated
+
+
+def what_will_happen(desk: Desk, attempt: int) -> tuple[str, str]:
+    """What a person is asked to approve, in Markdown, and the digest of the evidence that it shows.
+
+    Raises InputError when the attempt waits for nobody any more, or its gates were not evaluated yet, or were closed.
+    """
     found = desk.ledger.attempt(attempt)
     spec, cohort = desk.spec, found.cohort
+    if found.outcome is not None or found.step != "verify":
+        raise InputError(f"{cohort}: attempt no. {attempt} is {found.outcome or found.step} already")
+    shown = desk.ledger.latest_evidence(GATES, subject(attempt))
+    if shown is None or not shown.genuine or not shown.passed:
+        raise InputError(f"{cohort}: the gates of attempt no. {attempt} are not open: evaluate them, then ask again")
     way = (found.loser, found.winner) if found.kind != "complete" else ("target", "target")
     here, there = (getattr(spec, side).connection for side in way)
     story = {
@@ -364,20 +395,74 @@ def what_will_happen(desk: Desk, attempt: int) -> str:
         "complete": f"**{cohort}** stays in {here} for good: nothing is copied back, and there is no way back.",
     }[found.kind]
     lines = [story, "", f"Asked for by {found.actor}: {found.reason or '(no reason given)'}", ""]
+    lines += ["| gate | found |", "|---|---|"]
+    lines += [f"| {gate['name']} | {gate['found']} |" for gate in shown.body["gates"]]
     facts = {
         "stage": desk.ledger.route(cohort).stage,
-        "dirty keys": desk.ledger.count_dirty(cohort),
-        "open rejects": desk.ledger.count_rejects(cohort=cohort),
-        "open mismatches": desk.ledger.count_mismatches(cohort),
         "deadline": f"{found.deadline} s from fence to switch; past it, it goes back by itself",
+        "approvals": f"{found.approvals}, of different people, each for {duration_text(spec.gates.approval_expires)}",
+        "evidence": f"as of {shown.began:%Y-%m-%d %H:%M:%S} UTC, digest {shown.digest}",
     }
-    lines += ["| fact | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())]
-    lines += ["", "| table | clean passes | newest began |", "|---|---|---|"]
-    for table in verdict.tables_of(spec):
-        newest = desk.ledger.checks(table, limit=1)
-        began = newest[0].started_at.isoformat(sep=" ", timespec="seconds") if newest else "never"
-        lines.append(f"| {table} | {desk.ledger.clean_passes(table)} | {began} |")
-    return "\n".join(lines)
+    lines += ["", "| fact | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())]
+    lines += _figures(desk, cohort)
+    return "\n".join(lines), shown.digest
+
+
+def _figures(desk: Desk, cohort: str) -> list[str]:
+    """The reports of a cohort, and the newest pass over each table."""
+    lines = ["", "| report | source | target |", "|---|---|---|"]
+    for report in desk.spec.reports:
+        newest = desk.ledger.latest_evidence("report", f"{report} {cohort}")
+        sides = [_total(newest.body[side]) if newest else "-" for side in ("source", "target")]
+        lines.append(f"| {report} | {sides[0]} | {sides[1]} |")
+    lines += ["", "| table | clean passes | newest began | rows compared |", "|---|---|---|---|"]
+    for table in verdict.tables_of(desk.spec):
+        newest_pass = next(iter(desk.ledger.checks(table, limit=1)), None)
+        began = newest_pass.started_at.isoformat(sep=" ", timespec="seconds") if newest_pass else "never"
+        compared = newest_pass.result.compared if newest_pass and newest_pass.result else "-"
+        lines.append(f"| {table} | {desk.ledger.clean_passes(table)} | {began} | {compared} |")
+    return lines
+
+
+def _total(lines: Sequence[Sequence[str | None]]) -> str:
+    """A report's newest line, and how many there are."""
+    return f"{' / '.join(cell or 'NULL' for cell in lines[-1])} ({len(lines)} lines)" if lines else "no lines"
+
+
+def approve(desk: Desk, attempt: int, *, account: str, shown: str, request: str = "") -> None:
+    """Record a person's yes to an attempt, for the evidence with the digest that the person was ``shown``.
+
+    ``request``: which question was answered; its task may be repeated. Raises InputError: a service account, who asked
+    for it, the same person again, or gates that have closed since.
+    """
+    found = desk.ledger.attempt(attempt)
+    policy = desk.spec.gates
+    if identity(account) in {identity(name) for name in (*policy.service_accounts, MACHINE, NOBODY)}:
+        raise InputError(f"{found.cohort}: {account} is a service account, and a person has to approve it")
+    person = gates.person_of(policy, account)
+    if identity(person) == identity(gates.person_of(policy, found.actor)):
+        raise InputError(f"{found.cohort}: {account} asked for it, and somebody else has to approve it")
+    if problems := gates.closed(desk.evaluate(found)):
+        raise InputError(f"{found.cohort}: its gates have closed since it was shown: {'; '.join(problems)}")
+    desk.ledger.approve(
+        attempt,
+        person=person,
+        account=account,
+        request=request,
+        shown=shown,
+        code=code_digest(),
+        expires_at=desk.clock.now() + policy.approval_expires,
+    )
+
+
+def observe(desk: Desk) -> list[monitors.Observed]:
+    """Ask every monitor, and keep what was found."""
+    began = desk.clock.now()
+    with desk.stores() as (source, target):
+        found = list(monitors.observe(desk.spec, {"source": source, "target": target}))
+    for one in found:
+        desk.keep("monitor", one.name, {"must_be": one.must_be, "values": dict(one.values)}, one.quiet, began)
+    return found
 
 
 def abort(desk: Desk, attempt: int, why: str, *, actor: str) -> Attempt:

@@ -12,7 +12,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import DAG, CronTriggerTimetable, Param, TaskGroup, task_group
 
 from fishladder.cells import SHARED
@@ -23,20 +22,22 @@ from fishladder.verdict import tables_of
 from fishladder_airflow import texts
 from fishladder_airflow.operators import (
     ApplyChanges,
+    ApproveFlip,
     AskFor,
     CloseLoad,
     CutChunks,
     Cutover,
+    EvaluateGates,
     Finish,
     GiveUp,
     Install,
     LoadTable,
+    Monitor,
     Operate,
     Outcome,
     Preflight,
     Reconcile,
     Report,
-    ShowAttempt,
     Totals,
     VerifyCohort,
 )
@@ -59,7 +60,7 @@ def build(path: str | Path, *, default_args: Mapping[str, Any] | None = None) ->
     """
     made = _Factory(Path(path).resolve(), default_args or {})
     dags = (
-        *(made.prepare(), made.load(), made.replicate(), made.reconcile(), made.operate()),
+        *(made.prepare(), made.load(), made.replicate(), made.reconcile(), made.monitor(), made.operate()),
         *(made.move("flip"), made.move("rollback"), made.finish()),
     )
     return {dag.dag_id: dag for dag in dags}
@@ -139,6 +140,12 @@ class _Factory:
             self._check(totals=True)
         return dag
 
+    def monitor(self) -> DAG:
+        schedule = CronTriggerTimetable("*/5 * * * *", timezone="UTC", run_immediately=False)
+        with self._dag("monitor", texts.MONITOR, schedule=schedule) as dag:
+            Monitor(**self._alone("monitor"))
+        return dag
+
     def operate(self) -> DAG:
         with self._dag("operate", texts.OPERATE, params=self._form(), max_active_runs=16) as dag:
             # Not in the target's pool: a pause must not wait for the lanes that it is to stop. No retries: a person
@@ -164,26 +171,21 @@ class _Factory:
 
         @task_group(group_id=self.spec.cohort.label)
         def cohort(attempt: Any) -> None:
-            shown = ShowAttempt(attempt=attempt, **self._alone("show"))
-            path = f"{self.spec.cohort.label}.show"
-            cohort_name = "ti.xcom_pull(task_ids='ask')[ti.map_index]['cohort']"
-            approve = ApprovalOperator(
-                task_id="approve",
-                doc_md=texts.TASKS["approve"],
-                subject=f"{self.spec.migration}: {{{{ {cohort_name} }}}}: may it go?",
-                map_index_template=f"{{{{ {cohort_name} }}}}",
-                body=f"{{{{ ti.xcom_pull(task_ids='{path}', map_indexes=ti.map_index) }}}}",
-                fail_on_reject=True,
-                # Answered within seconds, Airflow may fail it: cleared, it asks again.
-                retries=0,
-            )
+            gates = EvaluateGates(attempt=attempt, **self._alone("gates"))
+            # One question for each of the people: nobody has to wait for the answer of another.
+            approvals = [
+                ApproveFlip(attempt=attempt, **self._alone("approve") | {"task_id": f"approve{suffix}"})
+                for suffix in ("", *(f"_{number}" for number in range(2, self.spec.gates.approvals + 1)))
+            ]
             moved = Cutover(attempt=attempt, **self._alone("cutover"))
+            before: list[Any] = [gates, *approvals]
             if compared:
                 verified = VerifyCohort(attempt=attempt, **self._task("verify"))
-                shown >> approve >> verified >> moved
-                [approve, verified] >> GiveUp(attempt=attempt, trigger_rule="one_failed", **self._alone("give_up"))
+                gates >> approvals >> verified >> moved
+                before.append(verified)
             else:
-                shown >> approve >> moved
+                gates >> approvals >> moved
+            before >> GiveUp(attempt=attempt, trigger_rule="one_failed", **self._alone("give_up"))
 
         return cohort.expand(attempt=asked.output)
 

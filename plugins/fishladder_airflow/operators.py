@@ -9,19 +9,25 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import BaseOperator, Context
-from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException, TaskAwaitingInput
 
 from fishladder import tasks
 from fishladder.errors import InputError
+from fishladder.gates import closed
 from fishladder.ledger import Kind
 from fishladder.operate import Order
 from fishladder.spec import nearest
 from fishladder_airflow.connections import accounts, open_desk
 from fishladder_airflow.links import EvidenceLink
+
+ASKED_AGAIN = 50
+"""How often at most a question is asked again after an answer that did not count."""
 
 
 class MigrationOperator(BaseOperator):
@@ -166,12 +172,65 @@ class AttemptOperator(MigrationOperator):
         self.attempt = attempt
 
 
-class ShowAttempt(AttemptOperator):
-    """What is to be approved, for the person who is asked."""
+class EvaluateGates(AttemptOperator, EvidenceOperator):
+    """Judge what the attempt has behind it, and keep that as evidence. Fails while a gate is closed."""
 
-    def execute(self, context: Context) -> str:
+    def execute(self, context: Context) -> dict[str, str]:
+        with self.desk() as desk:
+            found = tasks.open_gates(desk, self.attempt["attempt"])
+        for gate in found:
+            self.log.info("%s: %s: %s", "open" if gate.open else "closed", gate.name, gate.found)
+        if problems := closed(found):
+            raise AirflowFailException("closed:\n" + "\n".join(problems))
+        return {gate.name: gate.found for gate in found}
+
+
+class ApproveFlip(ApprovalOperator):
+    """Ask a person, and record a yes in the ledger, for exactly the evidence that was shown.
+
+    Who may not approve, or answers too soon for Airflow, is asked again: that is what the retries are for.
+    """
+
+    template_fields = (*ApprovalOperator.template_fields, "attempt")
+
+    def __init__(self, *, migration_file: str, attempt: Any, **kwargs: Any) -> None:
+        super().__init__(
+            subject="may it go?",
+            fail_on_reject=True,
+            map_index_template="{{ task.attempt['cohort'] }}",
+            retries=ASKED_AGAIN,
+            retry_delay=timedelta(seconds=1),
+            retry_exponential_backoff=0,
+            **kwargs,
+        )
+        self.migration_file = migration_file
+        self.attempt = attempt
+
+    def execute(self, context: Context) -> None:
         with open_desk(self.migration_file, self.log.info) as desk:
-            return tasks.what_will_happen(desk, self.attempt["attempt"])
+            self.body, shown = tasks.what_will_happen(desk, self.attempt["attempt"])
+            self.subject = f"{desk.spec.migration}: {self.attempt['cohort']}: may it go?"
+        try:
+            super().execute(context)
+        except TaskAwaitingInput as waiting:
+            # What was shown stays with Airflow's server until the answer comes: no XCom, which others may edit.
+            kwargs = {"shown": shown}
+            raise TaskAwaitingInput(method_name="answered", kwargs=kwargs, timeout=waiting.timeout) from None
+
+    def answered(self, context: Context, event: dict[str, Any], shown: str) -> None:
+        """A person has, or Airflow says why nobody did. ``shown``: the digest of the evidence."""
+        account = (event.get("responded_by_user") or {}).get("name") or ""
+        number, ti = self.attempt["attempt"], context["ti"]
+        request = f"{ti.dag_id} {ti.run_id} {ti.task_id} {ti.map_index}"
+        try:
+            with open_desk(self.migration_file, self.log.info) as desk:
+                if event.get("chosen_options") == [self.APPROVE]:
+                    tasks.approve(desk, number, account=account, shown=shown, request=request)
+                elif "error" not in event:
+                    tasks.abort(desk, number, f"rejected by {account}", actor=account)
+        except AirflowFailException as error:
+            raise AirflowException(str(error)) from error  # the next try asks again
+        self.execute_complete(context, event)
 
 
 class VerifyCohort(AttemptOperator):
@@ -197,11 +256,12 @@ class Cutover(AttemptOperator):
 
 
 class GiveUp(AttemptOperator):
-    """End an attempt that was not approved, or whose rows differ, before anything was fenced."""
+    """End an attempt whose gates are closed, that was not approved, or whose rows differ; nothing was fenced yet."""
 
     def execute(self, context: Context) -> str:
+        why = "its gates were closed, it was not approved, or its rows differ"
         with open_desk(self.migration_file, self.log.info) as desk:
-            attempt = tasks.abort(desk, self.attempt["attempt"], "not approved, or not equal", actor="airflow")
+            attempt = tasks.abort(desk, self.attempt["attempt"], why, actor="airflow")
         return attempt.outcome or attempt.step
 
 
@@ -299,6 +359,21 @@ class Totals(EvidenceOperator):
                 self.log.info("%s %s: %d rows in the source, %d in the target", table, cohort, source, target)
         equal = sum(source == target for counts in found.values() for source, target in counts.values())
         return {"equal": equal, "different": sum(map(len, found.values())) - equal}
+
+
+class Monitor(EvidenceOperator):
+    """Ask every monitor. Fails unless all are quiet; no data is not."""
+
+    def execute(self, context: Context) -> dict[str, int]:
+        with self.desk() as desk:
+            found = tasks.observe(desk)
+        for one in found:
+            said = ", ".join(f"{side} {value}" for side, value in one.values.items())
+            self.log.info("%s must be %s: %s: %s", one.name, one.must_be, said, "quiet" if one.quiet else "not quiet")
+        loud = [f"{one.name} must be {one.must_be}: {dict(one.values)}" for one in found if not one.quiet]
+        if loud:
+            raise AirflowFailException("not quiet:\n" + "\n".join(loud))
+        return {"quiet": len(found)}
 
 
 class Outcome(EvidenceOperator):

@@ -9,6 +9,7 @@ from typing import Any
 from airflow.sdk import BaseSensorOperator, Context
 
 from fishladder import verdict
+from fishladder.gates import closed
 from fishladder_airflow.connections import open_desk
 
 
@@ -51,3 +52,21 @@ class CaughtUp(BaseSensorOperator):
         with open_desk(self.migration_file, self.log.info) as desk:
             max_lag = desk.spec.gates.max_lag if self.max_lag is None else self.max_lag
             return verdict.caught_up(desk.ledger, desk.clock.now(), max_lag)
+
+
+class GatesOpen(BaseSensorOperator):
+    """Waits until every gate of an attempt is open; its log says which ones are not, and what opens them."""
+
+    template_fields: Sequence[str] = ("attempt",)
+
+    def __init__(self, *, migration_file: str, attempt: int | str, mode: str = "reschedule", **kwargs: Any) -> None:
+        super().__init__(mode=mode, **kwargs)
+        self.migration_file = migration_file
+        self.attempt = attempt
+
+    def poke(self, context: Context) -> bool:
+        with open_desk(self.migration_file, self.log.info) as desk:
+            problems = closed(desk.evaluate(desk.ledger.attempt(int(self.attempt))))
+        for problem in problems:
+            self.log.info(problem)
+        return not problems

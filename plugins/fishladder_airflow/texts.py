@@ -7,6 +7,7 @@ SUMMARIES = {
     "load": "2. Copy all tables from {source} to {target}",
     "replicate": "3. Follow the changes, all the time",
     "reconcile": "4. Compare every row and the reports, every night",
+    "monitor": "Look for what must not be there, and for what must, every five minutes",
     "flip": "5. Move a {cohort} to {target}, once somebody has approved it",
     "rollback": "Move a {cohort} back to {source}, once somebody has approved it",
     "finish": "6. End: no way back any more, and nothing of fishladder left",
@@ -68,6 +69,18 @@ Compares every row of **{migration}** in {source} with its copy in {target}, wit
 clean. What it finds again after that has a cause that goes on: somebody writes to the target.
 """
 
+MONITOR = """\
+Asks the monitors of **{migration}**: presence of the unexpected, absence of the expected. No data is a failure.
+
+- **monitor** asks each on the sides that it names, and keeps the answers as evidence, for which the gates of a flip
+  ask.
+
+*When to run it:* switch it on well before the first flip, and leave it on; it runs every five minutes.
+
+*When it is red:* the log of its task says which monitor found what. Nothing was changed. Find the cause; no {cohort}
+flips until all are quiet again.
+"""
+
 OPERATE = """\
 What an operator does to **{migration}** under way, by the task **operate**. Every action is an event of the audit trail
 under your name, and is obeyed within a batch.
@@ -92,13 +105,16 @@ Moves cohorts (a {cohort} each) of **{migration}** from {source} to {target}. Re
 the router wait for seconds in a durable queue, are replayed in order, and none is lost or done twice.
 
 - **ask** opens an attempt for each {cohort} of the form; waves go in the file's order, shared tables last.
-- **show** says what will happen, and **approve** waits for a person. Answer after ten seconds or later: Airflow fails
-  an answer that comes sooner, and the task has to be cleared.
+- **gates** judges what is behind it: clean passes, reports, monitors, rejects, lag, the audit chain. It keeps that as
+  evidence, and says what is missing.
+- **approve** shows the evidence to a person and waits for a yes or a no; there are as many as the file asks for, for
+  different people, and whoever asked is none of them. Answer after ten seconds or later: Airflow fails an answer that
+  comes sooner, and asks again, as it does when somebody answers who may not.
 - **verify** compares every row with traffic on; **cutover** fences the {cohort}, drains and compares what was touched
   meanwhile, switches, and replays what was queued. **give_up** ends an attempt that was not approved or not equal.
 
-*When to run it:* when the last reconciliations were clean and nothing is rejected. `{migration}_replicate` must be on:
-it also takes an attempt to its end whose task has died.
+*When to run it:* when the last reconciliations were clean and nothing is rejected. `{migration}_replicate` and
+`{migration}_monitor` must be on; the former also takes an attempt to its end whose task has died.
 
 *When it is red:* the {cohort} is where it was, and its customers are served: the log of the red task says why. Trigger
 the DAG again when that is mended. A **cutover** that is cleared goes on where the attempt is.
@@ -108,8 +124,8 @@ ROLLBACK = """\
 Moves cohorts (a {cohort} each) of **{migration}** back from {target} to {source}, with all that was written since: the
 applier has kept the source up to date.
 
-- The tasks are those of `{migration}_flip`, the stores swapped: **ask**, **show**, **approve**, **verify**,
-  **cutover**, **give_up**.
+- The tasks are those of `{migration}_flip`, the stores swapped: **ask**, **gates**, **approve**, **verify**,
+  **cutover**, **give_up**. Its gates ask only that the copies have caught up and nothing is rejected or different.
 
 *When to run it:* when a flip was a mistake, minutes or months after it, until `{migration}_finish` has ended the way
 back. Shared tables go back first.
@@ -122,8 +138,8 @@ MOVES = {"flip": FLIP, "rollback": ROLLBACK}
 FINISH = """\
 Ends the way back for cohorts (a {cohort} each) of **{migration}** that live in {target}.
 
-- **ask** opens an attempt for each {cohort} of the form, **show** says what will happen, **approve** waits for a
-  person.
+- **ask** opens an attempt for each {cohort} of the form, **gates** judges what is behind it, **approve** waits for a
+  person; **give_up** ends an attempt that was not approved.
 - **cutover** ends the recording of their changes. When the last one is complete, **uninstall** removes fishladder's
   triggers and tables from both stores; the ledger stays, for auditors.
 
@@ -135,13 +151,17 @@ Ends the way back for cohorts (a {cohort} each) of **{migration}** that live in 
 TASKS = {
     "ask": "Opens an attempt for each cohort of the form, under the name of whoever triggered the run. Red: one of "
     "them cannot go now, the message says why, and none was opened.",
-    "show": "What is to be approved: who asked, what will happen, and what the ledger knows about the cohort.",
-    "approve": "Waits for a person's yes or no. Airflow fails an answer within some six seconds: clear the task then.",
+    "gates": "What the attempt has behind it, judged and kept as evidence. Red: the message says which gate is closed, "
+    "what is missing and which DAG to run; nothing was fenced.",
+    "approve": "Waits for a person's yes or no to exactly the evidence that it shows, and records it in the ledger. "
+    "Who may not approve, or answers within some six seconds, is asked again.",
+    "monitor": "Asks every monitor. Red: one is not quiet, or gave no data; the message says which.",
     "verify": "A pass over every table, with traffic on. Red: rows of the cohort differ or are rejected; nothing was "
     "fenced.",
     "cutover": "From the fence to the end of the replay. Red: aborted, and the cohort is where it was; or a store is "
     "ahead of the ledger, and a person has to look.",
-    "give_up": "Ends an attempt that was not approved or whose rows differ. Otherwise it is skipped.",
+    "give_up": "Ends an attempt whose gates are closed, that was not approved, or whose rows differ. Otherwise it is "
+    "skipped.",
     "uninstall": "Removes fishladder's triggers and tables from both stores once every cohort is complete.",
     "operate": "Does what the form says. Red: the message says which field does not fit; nothing was done.",
     "preflight": "Tables, columns, keys, settings, privileges, accounts and cohorts of both stores, each with pass, "

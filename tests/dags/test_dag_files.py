@@ -17,6 +17,7 @@ from airflow.sdk import DAG, CronTriggerTimetable
 from fishladder.errors import SpecError
 from fishladder.spec import load
 from fishladder_airflow.dags import build
+from fishladder_airflow.operators import ASKED_AGAIN
 from fishladder_airflow.pools import pools
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +46,7 @@ def dags(request: pytest.FixtureRequest) -> dict[str, DAG]:
 
 
 def test_every_file_makes_its_dags(parsed: dict[str, Any]) -> None:
-    steps = ("finish", "flip", "load", "operate", "prepare", "reconcile", "replicate", "rollback")
+    steps = ("finish", "flip", "load", "monitor", "operate", "prepare", "reconcile", "replicate", "rollback")
     assert parsed["errors"] == {}
     assert sorted(parsed["dags"]) == [f"{name}_{step}" for name in FILES for step in steps]
 
@@ -70,7 +71,7 @@ def test_a_broken_file_is_an_import_error_with_its_line_and_leaves_the_others_al
         source = f"from fishladder_airflow.dags import build\nglobals().update(build({str(path)!r}))\n"
         (tmp_path / f"{name}.py").write_text(source)
     found = parse(tmp_path)
-    assert set(found["errors"]) == {"broken.py"} and len(found["dags"]) == 8
+    assert set(found["errors"]) == {"broken.py"} and len(found["dags"]) == 9
     message = f"broken.yaml:{line}: tables.payment.entitty: unknown word; did you mean 'entity'?"
     assert message in found["errors"]["broken.py"]
     with pytest.raises(SpecError):
@@ -136,8 +137,11 @@ def test_everything_is_explained(dags: dict[str, DAG]) -> None:
         assert not dag.catchup and dag.max_active_runs == (16 if step in ("operate", "flip", "rollback") else 1)
         for task in dag.tasks:
             assert task.doc_md and f"`{task.label}`" in page, task.task_id
-            asks_a_person = task.label in ("operate", "approve")
-            assert task.retries in ((0,) if asks_a_person else (3, 12)) and task.retry_exponential_backoff == 2.0
+            if task.label == "approve":  # asked again at once, after an answer that did not count
+                assert (task.retries, task.retry_exponential_backoff) == (ASKED_AGAIN, 0)
+                continue
+            assert task.retries in ((0,) if task.label == "operate" else (3, 12))
+            assert task.retry_exponential_backoff == 2.0
         for name in dag.params:
             param = dag.params.get_param(name)
             assert param.schema["title"] and param.description and f"`{name}`" in page
@@ -161,15 +165,14 @@ def test_each_dag_has_a_page_that_names_its_tasks_when_to_run_it_and_what_to_do_
 @pytest.mark.parametrize("kind", ["flip", "rollback"])
 def test_nothing_moves_before_somebody_approved_it(dags: dict[str, DAG], kind: str) -> None:
     dag = dags[kind]
-    assert dag.task_dict["ask"].downstream_task_ids == {"country.show", "country.verify", "country.cutover"} | {
-        "country.give_up"
-    }
-    order = ["show", "approve", "verify", "cutover"]
+    steps = ("gates", "approve", "verify", "cutover", "give_up")
+    assert dag.task_dict["ask"].downstream_task_ids == {f"country.{step}" for step in steps}
+    order = ["gates", "approve", "verify", "cutover"]
     for before, after in pairwise(order):
         assert f"country.{after}" in dag.task_dict[f"country.{before}"].downstream_task_ids
     approve: Any = dag.task_dict["country.approve"]
     assert approve.fail_on_reject and approve.defaults is None
-    for name in ("show", "verify", "cutover"):
+    for name in ("gates", "approve", "verify", "cutover"):
         assert dag.task_dict[f"country.{name}"].map_index_template == "{{ task.attempt['cohort'] }}"
 
 

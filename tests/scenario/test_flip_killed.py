@@ -18,6 +18,7 @@ from fishladder.ledger import open_ledger
 from fishladder.serving import Router
 from fishladder.stores import connect_url, open_application
 from tests import independent
+from tests.approving import approve
 from tests.scenario.migration import Billing, until
 
 STEPS = ("fence", "drain", "compare", "open", "close", "replay")
@@ -57,6 +58,7 @@ def test_a_cutover_is_killed(loaded: Billing, step: str, when: str) -> None:
     with customers(loaded, f"{step}-{when}") as crowd:
         loaded.follow()
         (asked,) = tasks.ask(at, kind, ["NZ"], actor="test", reason=f"killed {when} {step}")
+        approve(at, asked)
         assert tasks.verify_cohort(at, asked.id).outcome is None
         worker = loaded.worker("cutover", str(asked.id), step, when)
         assert worker.wait() == -signal.SIGKILL, loaded.worker_log()

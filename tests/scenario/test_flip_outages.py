@@ -27,6 +27,7 @@ from fishladder.operate import Order
 from fishladder.serving import Router
 from fishladder.stores import connect_url, open_application
 from tests import independent
+from tests.approving import approve
 from tests.conftest import not_tested
 from tests.scenario.migration import DEADLINE, Billing, migration, until
 from tests.scenario.routed import Known, Logs
@@ -112,6 +113,7 @@ def ask(billing: Billing) -> Attempt:
     at = replace(at, spec=at.spec.model_copy(update={"gates": gates}))
     kind = "flip" if at.ledger.route("NZ").stage == "off" else "rollback"
     (asked,) = tasks.ask(at, kind, ["NZ"], actor="test", reason="an outage")
+    approve(at, asked)
     verified = tasks.verify_cohort(at, asked.id)
     assert verified.outcome is None, verified.error
     return verified
@@ -486,7 +488,9 @@ def is_refused(billing: Billing, table: str) -> None:
         tasks.ask(at, "flip", ["NZ"], actor="test", reason="too early")
     assert at.ledger.attempts(only_open=True) == []
     # One that was asked for a moment before the load began.
-    (asked,) = at.ledger.begin_attempts({"NZ": {}}, "flip", actor="test", reason="too early", deadline=LONG)
+    (asked,) = at.ledger.begin_attempts(
+        {"NZ": {}}, "flip", actor="test", reason="too early", deadline=LONG, approvals=0
+    )
     with pytest.raises(InputError, match=f"{table}: its load is not closed yet"):
         tasks.verify_cohort(at, asked.id)
     assert tasks.abort(at, asked.id, "not equal", actor="test").outcome == "aborted"

@@ -63,7 +63,7 @@ class CeleryAirflow(Airflow):
 
     def start(self) -> None:
         self.home.mkdir(parents=True, exist_ok=True)
-        (self.home / "passwords.json").write_text(json.dumps({"admin": self.password}))
+        (self.home / "passwords.json").write_text(json.dumps(self.passwords))
         self._migrate()
         for part in ("api-server", "scheduler", "dag-processor"):
             self.launch(part, part)

@@ -72,9 +72,12 @@ def test_every_step_may_be_repeated_by_another_at_any_time(flips: Flips) -> None
         seen.append(before.step)
         if flips.small.ledger.attempt(number) != before:
             ledger = flips.small.ledger
-            for late in (ledger.fence_attempt, ledger.queue_attempt, ledger.switch, ledger.end_replay):
+            for late in (ledger.queue_attempt, ledger.end_replay):
                 with pytest.raises((StaleError, LedgerError)):
                     late(before)
+            for late in (ledger.complete_attempt, ledger.fence_attempt, ledger.switch):
+                with pytest.raises((StaleError, LedgerError)):
+                    late(before, "")
             with pytest.raises(StaleError):
                 ledger.advance(before, "replay")
             with pytest.raises(StaleError):
@@ -131,12 +134,12 @@ def test_past_its_deadline_it_is_aborted(flips: Flips) -> None:
 def test_the_switch_itself_asks_for_proofs(flips: Flips) -> None:
     attempt = flips.ask()
     with pytest.raises(LedgerError, match="has not compared its rows yet"):
-        flips.small.ledger.fence_attempt(attempt)
+        flips.small.ledger.fence_attempt(attempt, "")
     number = flips.verified(cohort="AU")
     at = flips.until(number, "drain")
     at = flips.small.ledger.drained(at)
     with pytest.raises(LedgerError, match="no switch without proof: compared"):
-        flips.small.ledger.switch(at)
+        flips.small.ledger.switch(at, "")
 
 
 def test_a_difference_stops_it_before_anything_is_fenced(flips: Flips) -> None:

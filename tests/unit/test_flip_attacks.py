@@ -294,7 +294,7 @@ def test_all_cohorts_of_a_request_or_none(flips: Flips) -> None:
     flips.move()
     ledger = flips.small.ledger
     with pytest.raises(InputError, match="AU: a complete starts from live"):
-        ledger.begin_attempts({"NZ": {}, "AU": {}}, "complete", actor="ann", reason="", deadline=60)
+        ledger.begin_attempts({"NZ": {}, "AU": {}}, "complete", actor="ann", reason="", deadline=60, approvals=0)
     assert ledger.attempts(only_open=True) == []
     assert (ledger.route("NZ").stage, flips.fences()[1][0]) == ("live", "application")
 

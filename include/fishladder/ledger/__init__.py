@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fishladder.ledger.approvals import identity
 from fishladder.ledger.attempts import BEFORE_SWITCH, Attempt, Kind
 from fishladder.ledger.audit import MACHINE, Event, Head, canonical, verify
 from fishladder.ledger.checks import Check, CheckResult, Mismatch
@@ -45,6 +46,7 @@ __all__ = [
     "TableState",
     "Told",
     "canonical",
+    "identity",
     "open_engine",
     "open_ledger",
     "upgrade",

@@ -16,7 +16,7 @@ from sqlalchemy import Row, func, insert, select, update
 
 from fishladder.cells import NO_HOME
 from fishladder.errors import InputError, LedgerError, StaleError
-from fishladder.ledger import audit, tables
+from fishladder.ledger import approvals, audit, tables
 from fishladder.ledger.database import Transaction
 from fishladder.ledger.routes import Route, StoreName, read, route_of, set_route
 
@@ -36,7 +36,7 @@ STABLE = {"source": "off", "target": "live"}
 class Attempt:
     """``epoch``: the route's, which only this attempt changes. ``deadline``: seconds from fence to switch.
 
-    ``error``: why it is being, or was, aborted.
+    ``error``: why it is being, or was, aborted. ``approvals``: how many different people have to approve it.
     """
 
     id: int
@@ -48,6 +48,7 @@ class Attempt:
     reason: str
     request: str
     deadline: int
+    approvals: int
     opened_at: datetime
     fenced_at: datetime | None = None
     switched_at: datetime | None = None
@@ -73,6 +74,7 @@ def begin(
     reason: str,
     request: str,
     deadline: int,
+    approvals_needed: int,
     needs: Mapping[str, Collection[str]],
 ) -> Attempt:
     """Open an attempt, once for each ``request``. ``needs``: stages that other cohorts must have reached.
@@ -111,21 +113,20 @@ def begin(
         "migration": tx.migration,
         "cohort": cohort,
         "kind": kind,
-        "step": "free" if kind == "complete" else "verify",
+        "step": "verify",
         "epoch": route.epoch,
         "open": 1,
         "actor": actor,
         "reason": reason,
         "request": request,
         "deadline": deadline,
+        "approvals": approvals_needed,
         "opened_at": tx.now,
     }
     made = tx.connection.execute(insert(tables.attempt).values(values))
     assert made.inserted_primary_key is not None
     number = int(made.inserted_primary_key[0])
     audit.append(tx, actor, f"{kind} asked for", {"attempt": number, "cohort": cohort, "reason": reason})
-    if kind == "complete":
-        return _move(tx, get(tx, number), "free", stage="complete", raised=True, actor=actor, event="completing")
     return get(tx, number)
 
 
@@ -196,10 +197,20 @@ def proof(tx: Transaction, attempt: int, kind: ProofKind) -> dict[str, Any] | No
 # Steps --------------------------------------------------------------------------------------------------------------
 
 
-def fence(tx: Transaction, attempt: Attempt) -> Attempt:
-    """From ``verify`` to ``fence``: the stage is ``fencing``. Raises LedgerError without the proof of a full pass."""
+def complete(tx: Transaction, attempt: Attempt, code: str) -> Attempt:
+    """From ``verify`` to ``free``: the stage is ``complete``. Raises LedgerError without approval."""
+    approvals.check(tx, attempt, code, attempt.epoch)
+    return _move(tx, attempt, "free", stage="complete", raised=True, event="completing")
+
+
+def fence(tx: Transaction, attempt: Attempt, code: str) -> Attempt:
+    """From ``verify`` to ``fence``: the stage is ``fencing``.
+
+    Raises LedgerError without the proof of a full pass or without approval.
+    """
     if "verified" not in proofs(tx, attempt.id):
         raise LedgerError(f"{attempt.cohort}: attempt no. {attempt.id} has not compared its rows yet")
+    approvals.check(tx, attempt, code, attempt.epoch)
     return _move(tx, attempt, "fence", stage="fencing", raised=True, fenced_at=tx.now, event="fencing")
 
 
@@ -214,12 +225,13 @@ def drained(tx: Transaction, attempt: Attempt) -> Attempt:
     return _move(tx, attempt, "compare")
 
 
-def switch(tx: Transaction, attempt: Attempt) -> Attempt:
+def switch(tx: Transaction, attempt: Attempt, code: str) -> Attempt:
     """The point of no return, from ``compare`` to ``open``: the other store is the owner.
 
-    Believes nobody: raises LedgerError unless the proofs of this very attempt and epoch are there and the ledger
-    holds no doubt about the cohort, StaleError past the deadline.
+    Believes nobody: raises LedgerError unless the proofs of this very attempt and epoch are there, its approvals still
+    hold and the ledger holds no doubt about the cohort, StaleError past the deadline.
     """
+    approvals.check(tx, attempt, code, attempt.epoch - 1)  # fencing has raised it
     missing = {"drained", "compared"} - proofs(tx, attempt.id, attempt.epoch)
     if missing or "verified" not in proofs(tx, attempt.id):
         raise LedgerError(f"{attempt.cohort}: no switch without proof: {', '.join(sorted(missing)) or 'verified'}")

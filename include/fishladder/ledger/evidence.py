@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Row, and_, select
+from sqlalchemy import Row, and_, func, select
 
 from fishladder.ledger import audit, tables
 from fishladder.ledger.database import Transaction, upsert
@@ -17,7 +17,10 @@ from fishladder.ledger.database import Transaction, upsert
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """One finding: of which ``kind``, about what, whether it passed, as of when (``began``), stored when (``at``)."""
+    """One finding: of which ``kind``, about what, whether it passed, as of when (``began``), stored when (``at``).
+
+    ``genuine``: it is what was recorded; of one that is not even JSON any more, the body is empty.
+    """
 
     kind: str
     subject: str
@@ -26,21 +29,27 @@ class Evidence:
     began: datetime
     at: datetime
     digest: str
+    genuine: bool
 
 
 def record(tx: Transaction, kind: str, subject: str, body: Mapping[str, Any], passed: bool, began: datetime) -> str:
+    digest = _digest(tx.migration, kind, subject, body, passed, began)
+    fields = {"migration": tx.migration, "kind": kind, "subject": subject, "passed": passed}
+    row = {**fields, "body": audit.canonical(body), "began": began, "at": tx.now, "digest": digest}
+    upsert(tx.connection, tables.evidence, [row])
+    return digest
+
+
+def _digest(migration: str, kind: str, subject: str, body: Any, passed: bool, began: datetime) -> str:
     fields = {
-        "migration": tx.migration,
+        "migration": migration,
         "kind": kind,
         "subject": subject,
         "body": body,
         "passed": passed,
         "began": began.astimezone(UTC).isoformat(timespec="microseconds"),
     }
-    digest = hashlib.sha256(audit.canonical(fields).encode()).hexdigest()
-    row = {**fields, "body": audit.canonical(body), "began": began, "at": tx.now, "digest": digest}
-    upsert(tx.connection, tables.evidence, [row])
-    return digest
+    return hashlib.sha256(audit.canonical(fields).encode()).hexdigest()
 
 
 def latest(tx: Transaction, kind: str, subject: str | None) -> Evidence | None:
@@ -61,15 +70,32 @@ def together_with(tx: Transaction, digest: str) -> list[Evidence]:
     return [_read(row) for row in tx.connection.execute(query.order_by(columns.id))]
 
 
+def as_of(tx: Transaction, moment: datetime) -> list[Evidence]:
+    columns = tables.evidence.c
+    newest = (
+        select(func.max(columns.id))
+        .where(columns.migration == tx.migration, columns.at <= moment)
+        .group_by(columns.kind, columns.subject)
+    )
+    query = select(tables.evidence).where(columns.id.in_(newest)).order_by(columns.id)
+    return [_read(row) for row in tx.connection.execute(query)]
+
+
 def _read(row: Row[Any]) -> Evidence:
+    try:
+        body = json.loads(row.body)
+        genuine = row.digest == _digest(row.migration, row.kind, row.subject, body, row.passed, row.began)
+    except ValueError:  # somebody wrote into the ledger
+        body, genuine = {}, False
     return Evidence(
         kind=row.kind,
         subject=row.subject,
-        body=json.loads(row.body),
+        body=body,
         passed=row.passed,
         began=row.began,
         at=row.at,
         digest=row.digest,
+        genuine=genuine,
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal, Self
 from sqlalchemy import Engine
 
 from fishladder.ledger import (
+    approvals,
     attempts,
     audit,
     checks,
@@ -74,6 +75,10 @@ class Ledger:
         """Close all connections; the next call opens new ones."""
         self.engine.dispose()
 
+    def now(self) -> datetime:
+        """What its clock says."""
+        return self._clock()
+
     def check_version(self) -> None:
         """Raises LedgerError unless the tables are those of this code."""
         version.check_version(self.engine)
@@ -130,11 +135,18 @@ class Ledger:
         reason: str,
         deadline: int,
         request: str = "",
+        approvals: int = 0,
         needs: Mapping[str, Collection[str]] | None = None,
     ) -> Attempt:
         """``begin_attempts`` for one cohort."""
         (attempt,) = self.begin_attempts(
-            {cohort: needs or {}}, kind, actor=actor, reason=reason, deadline=deadline, request=request
+            {cohort: needs or {}},
+            kind,
+            actor=actor,
+            reason=reason,
+            deadline=deadline,
+            approvals=approvals,
+            request=request,
         )
         return attempt
 
@@ -146,10 +158,11 @@ class Ledger:
         actor: str,
         reason: str,
         deadline: int,
+        approvals: int,
         request: str = "",
     ) -> list[Attempt]:
         """Ask for a flip, a rollback or a completion of each cohort, or of none. ``deadline``: seconds from fence to
-        switch.
+        switch. ``approvals``: how many different people have to approve each.
 
         ``wanted``: cohorts, with the stages that other cohorts must have reached before each. ``request``: who asks
         again under the same one gets the attempts that are open. Raises InputError: no such cohort, one that is not at
@@ -157,7 +170,7 @@ class Ledger:
         """
         with self._write() as tx:
             return [
-                attempts.begin(tx, cohort, kind, actor, reason, request, deadline, needs)
+                attempts.begin(tx, cohort, kind, actor, reason, request, deadline, approvals, needs)
                 for cohort, needs in wanted.items()
             ]
 
@@ -181,10 +194,48 @@ class Ledger:
         with self._read() as tx:
             return attempts.proof(tx, attempt, kind)
 
-    def fence_attempt(self, attempt: Attempt) -> Attempt:
-        """The stage is ``fencing``, the epoch one higher. Raises LedgerError (not verified), StaleError."""
+    def approve(
+        self,
+        number: int,
+        *,
+        person: str,
+        account: str,
+        request: str,
+        shown: str,
+        code: str,
+        expires_at: datetime,
+    ) -> None:
+        """Record a person's yes to an attempt and to the evidence with the digest ``shown``.
+
+        ``person``: whose ``account`` it is; one person has one say. ``request``: which question was answered; the same
+        answer to it again changes nothing. Raises InputError (it is the requester, or the same person again),
+        StaleError (the attempt has moved on, or its evidence is another one), LedgerError (its evidence is missing,
+        was changed, or does not pass).
+        """
         with self._write() as tx:
-            return attempts.fence(tx, attempt)
+            approvals.approve(
+                tx,
+                attempts.get(tx, number),
+                person=person,
+                account=account,
+                request=request,
+                shown=shown,
+                code=code,
+                expires_at=expires_at,
+            )
+
+    def complete_attempt(self, attempt: Attempt, code: str) -> Attempt:
+        """The stage is ``complete``, the epoch one higher. Raises LedgerError (not approved), StaleError."""
+        with self._write() as tx:
+            return attempts.complete(tx, attempt, code)
+
+    def fence_attempt(self, attempt: Attempt, code: str) -> Attempt:
+        """The stage is ``fencing``, the epoch one higher. ``code``: the digest of what runs.
+
+        Raises LedgerError (not verified, or not approved), StaleError.
+        """
+        with self._write() as tx:
+            return attempts.fence(tx, attempt, code)
 
     def queue_attempt(self, attempt: Attempt) -> Attempt:
         """The owner's fence says nobody: the stage is ``queue``. Raises StaleError."""
@@ -196,14 +247,14 @@ class Ledger:
         with self._write() as tx:
             return attempts.drained(tx, attempt)
 
-    def switch(self, attempt: Attempt) -> Attempt:
+    def switch(self, attempt: Attempt, code: str) -> Attempt:
         """The other store owns the cohort, in a new epoch; from here it only goes forward.
 
-        Raises LedgerError without the proofs of this attempt and epoch or with doubts left, StaleError (somebody took
-        it further, or its deadline has passed).
+        Raises LedgerError without the proofs of this attempt and epoch, without approvals that hold or with doubts
+        left, StaleError (somebody took it further, or its deadline has passed).
         """
         with self._write() as tx:
-            return attempts.switch(tx, attempt)
+            return attempts.switch(tx, attempt, code)
 
     def abort(self, attempt: Attempt, error: str, *, actor: str = audit.MACHINE) -> Attempt:
         """The cohort stays where it is. Raises StaleError after the switch."""
@@ -579,6 +630,11 @@ class Ledger:
         """
         with self._read() as tx:
             return evidence.together_with(tx, digest)
+
+    def evidence_as_of(self, moment: datetime) -> list[Evidence]:
+        """The newest of each kind about each subject that was there at that moment."""
+        with self._read() as tx:
+            return evidence.as_of(tx, moment)
 
     # Control and status --------------------------------------------------------------------------------
 

@@ -260,6 +260,7 @@ attempt = _table(
     Column("reason", LONG, nullable=False),
     Column("request", ACTOR, nullable=False),
     Column("deadline", NUMBER, nullable=False),
+    Column("approvals", NUMBER, nullable=False),
     Column("opened_at", Moment, nullable=False),
     Column("fenced_at", Moment),
     Column("switched_at", Moment),

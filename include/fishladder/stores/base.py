@@ -321,7 +321,9 @@ class Transaction(Reader, Protocol):
         """Delete exactly these journal entries."""
         ...
 
-    def forget_touched(self, attempt: str) -> None: ...
+    def forget_touched(self, attempt: str, keys: Mapping[str, Sequence[bytes]] | None = None) -> None:
+        """All that was noted for an attempt, or these keys of these tables."""
+        ...
 
     def forget_cohort(self, cohort: str) -> None:
         """Delete all journal entries of a cohort that will never be copied again."""

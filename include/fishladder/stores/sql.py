@@ -482,8 +482,14 @@ class Session:
         found = self.run("SELECT table_name, row_key FROM fishladder_touched WHERE attempt = ?", [attempt])
         return [(table.decode(), key) for table, key in found]
 
-    def forget_touched(self, attempt: str) -> None:
-        self.run("DELETE FROM fishladder_touched WHERE attempt = ?", [attempt])
+    def forget_touched(self, attempt: str, keys: Mapping[str, Sequence[bytes]] | None = None) -> None:
+        sql = "DELETE FROM fishladder_touched WHERE attempt = ?"
+        if keys is None:
+            self.run(sql, [attempt])
+            return
+        for table, some in keys.items():
+            for key in some:
+                self.run(f"{sql} AND table_name = ? AND row_key = ?", [attempt, table, self.key(key)])
 
     def forget_cohort(self, cohort: str) -> None:
         self.run("DELETE FROM fishladder_journal WHERE cohort = ?", [cohort])

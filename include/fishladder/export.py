@@ -1,0 +1,97 @@
+"""What an auditor takes along: one attempt with all that decided it, to be read by people and checked by machines."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from html import escape
+from pathlib import Path
+
+from fishladder import export_verify
+from fishladder.errors import InputError
+from fishladder.ledger import Attempt, Event, Evidence, Ledger, canonical
+from fishladder.ledger.approvals import APPROVED, GATES, subject
+
+STYLE = "body{font:15px/1.5 sans-serif;margin:2rem}td,th{border:1px solid #ccc;padding:.2rem .6rem;text-align:left}"
+
+
+def export(ledger: Ledger, number: int, folder: Path, *, actor: str) -> str:
+    """Write the folder, which must not be there yet. Returns the digest with which it can be checked.
+
+    The digest is an event of the audit, too. Raises InputError.
+    """
+    attempt = ledger.attempt(number)
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made ({error}); choose a folder that is not there yet") from error
+    events = sorted(ledger.events(limit=10**9), key=lambda event: event.sequence)
+    evidence = ledger.evidence_as_of(attempt.switched_at or attempt.ended_at or ledger.now())
+    evidence = [one for one in evidence if one.kind != GATES or one.subject == subject(number)]
+    head = events[-1].digest if events else "0" * 64
+    facts = {name: _plain(value) for name, value in asdict(attempt).items()} | {"head": head}
+    files = {
+        "attempt.json": json.dumps(facts, indent=2, ensure_ascii=False),
+        "events.jsonl": "".join(_event(ledger.migration, event) for event in events),
+        "evidence.jsonl": "".join(_evidence(ledger.migration, one) for one in evidence),
+        "page.html": _page(ledger.migration, attempt, events, evidence),
+        "verify.py": Path(export_verify.__file__).read_text("utf-8"),
+    }
+    for name, text in files.items():
+        (folder / name).write_text(text, "utf-8")
+    listed = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files}
+    (folder / "manifest.json").write_text(json.dumps(listed, indent=2), "utf-8")
+    digest = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
+    ledger.record_event("exported", {"attempt": number, "digest": digest}, actor=actor)
+    return digest
+
+
+def _plain(value: object) -> object:
+    return value.isoformat() if isinstance(value, datetime) else value
+
+
+def _event(migration: str, event: Event) -> str:
+    """As it was digested: the body is text."""
+    at = event.at.astimezone(UTC).isoformat(timespec="microseconds")
+    fields = asdict(event) | {"migration": migration, "at": at, "body": canonical(event.body)}
+    return canonical(fields) + "\n"
+
+
+def _evidence(migration: str, one: Evidence) -> str:
+    began = one.began.astimezone(UTC).isoformat(timespec="microseconds")
+    names = ("kind", "subject", "body", "passed", "digest")
+    return canonical({name: getattr(one, name) for name in names} | {"migration": migration, "began": began}) + "\n"
+
+
+def _page(migration: str, attempt: Attempt, events: Sequence[Event], evidence: Sequence[Evidence]) -> str:
+    own = [event for event in events if event.body.get("attempt") == attempt.id]
+    gates = [gate for one in evidence if one.kind == GATES for gate in one.body.get("gates", ())]
+    title = f"{migration}: {attempt.kind} of {attempt.cohort}, no. {attempt.id}: {attempt.outcome or attempt.step}"
+    asked = f"Asked for by {attempt.actor}: {attempt.reason or '(no reason given)'}"
+    approvals = [(event.actor, _when(event.at), event.body["evidence"]) for event in own if event.event == APPROVED]
+    steps = [(event.sequence, _when(event.at), event.actor, event.event, event.body.get("error", "")) for event in own]
+    seen = [(one.kind, one.subject, "passed" if one.passed else "failed", _when(one.began)) for one in evidence]
+    return "\n".join(
+        [
+            f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>",
+            f"<h1>{escape(title)}</h1><p>{escape(asked)}</p>",
+            _table("Who approved", ("account", "when", "evidence"), approvals),
+            _table("Gates, as they were shown", ("gate", "found"), [(gate["name"], gate["found"]) for gate in gates]),
+            _table("What happened", ("event", "when", "who", "what", "why"), steps),
+            _table("Evidence at that time", ("kind", "about", "result", "as of"), seen),
+            "<p>Check it with <code>python verify.py DIGEST</code>.</p></html>",
+        ]
+    )
+
+
+def _when(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _table(title: str, names: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in names)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows)
+    return f"<h2>{escape(title)}</h2><table><tr>{head}</tr>{body}</table>"

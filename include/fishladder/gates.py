@@ -1,0 +1,142 @@
+"""Gates: what an attempt must have behind it, judged from the ledger alone (design §12).
+
+They fail closed: evidence that is missing, older than allowed or not what was recorded opens nothing, and each gate
+says what is missing and what to run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from fishladder.cells import HOMELESS, NO_HOME, SHARED
+from fishladder.ledger import Attempt, Ledger, identity, verify
+from fishladder.spec import Migration
+from fishladder.spec_parts import Gates, duration_text
+from fishladder.verdict import SILENT, tables_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """``found``, in words; ``remedy``: what would open it."""
+
+    name: str
+    open: bool
+    found: str
+    remedy: str
+
+
+def evaluate(spec: Migration, ledger: Ledger, attempt: Attempt, now: datetime, *, fenced: bool = False) -> list[Gate]:
+    """Every gate of an attempt. ``fenced``: writes wait by now, and the drain asks what is still to be copied."""
+    asked = _Asked(spec, ledger, attempt, now)
+    found = [asked.rejects(), asked.mismatches(), asked.audit()]
+    if not fenced:
+        found.append(asked.applier())
+    if attempt.kind != "rollback":
+        found += [asked.passes(), asked.reports(), asked.monitors()]
+    if attempt.kind == "flip":
+        found.append(asked.rehearsals())
+    return found
+
+
+def closed(gates: Sequence[Gate]) -> list[str]:
+    """What keeps an attempt from going on, and what to do about it, a line each."""
+    return [f"{gate.name}: {gate.found}; {gate.remedy}" for gate in gates if not gate.open]
+
+
+def person_of(gates: Gates, account: str) -> str:
+    """Whose account it is: a person's of the migration file, or else one of its own."""
+    people = {identity(name): person for person, names in gates.people.items() for name in (person, *names)}
+    return people.get(identity(account), account)
+
+
+class _Asked:
+    """The gates, one by one."""
+
+    def __init__(self, spec: Migration, ledger: Ledger, attempt: Attempt, now: datetime) -> None:
+        self.spec = spec
+        self.ledger = ledger
+        self.attempt = attempt
+        self.now = now
+
+    def rejects(self) -> Gate:
+        count = sum(self.ledger.count_rejects(cohort=cohort) for cohort in (self.attempt.cohort, HOMELESS))
+        remedy = "see python -m fishladder rejects, mend why, and retry them"
+        return Gate(name="no rejects", open=not count, found=f"{count} open", remedy=remedy)
+
+    def mismatches(self) -> Gate:
+        count = self.ledger.count_mismatches(self.attempt.cohort)
+        remedy = f"leave {self.spec.migration}_replicate on, then run {self.spec.migration}_reconcile"
+        return Gate(name="no mismatches", open=not count, found=f"{count} open", remedy=remedy)
+
+    def audit(self) -> Gate:
+        problems = verify(self.ledger.engine, self.spec.migration)
+        found = f"{len(problems)} problems: {problems[0]}" if problems else "intact"
+        remedy = "somebody wrote into the ledger: see python -m fishladder audit verify"
+        return Gate(name="audit chain", open=not problems, found=found, remedy=remedy)
+
+    def applier(self) -> Gate:
+        last, most = self.ledger.status("applier"), self.spec.gates.max_lag
+        remedy = f"switch {self.spec.migration}_replicate on and wait until it has caught up"
+        if last is None or self.now - last.at > SILENT:
+            return Gate(name="caught up", open=False, found="no applier is at work", remedy=remedy)
+        lag = float(last.data["lag"] or 0)
+        found = f"{lag:.1f} s behind, at most {duration_text(most)} are allowed"
+        return Gate(name="caught up", open=timedelta(seconds=lag) <= most, found=found, remedy=remedy)
+
+    def passes(self) -> Gate:
+        wanted, oldest = self.spec.gates.clean_passes, self.now - self.spec.gates.max_age
+        wrong = []
+        for table in tables_of(self.spec):
+            count, newest = self.ledger.clean_passes(table), self.ledger.checks(table, limit=1)
+            if count < wanted:
+                wrong.append(f"{table} has {count} in a row")
+            elif not oldest <= newest[0].started_at <= self.now:
+                wrong.append(f"the newest of {table} began at {newest[0].started_at:%Y-%m-%d %H:%M} UTC")
+        found = "; ".join(wrong) or f"every table has {wanted}, the newest within {duration_text(self._max_age)}"
+        remedy = f"run {self.spec.migration}_reconcile until it has found nothing {wanted} times in a row"
+        return Gate(name="clean passes", open=not wrong, found=found, remedy=remedy)
+
+    def reports(self) -> Gate:
+        # Tables that belong to no cohort are in every cohort's reports, and go last.
+        cohort = self.attempt.cohort
+        cohorts = sorted(self.ledger.routes().keys() - {NO_HOME, SHARED}) if cohort == SHARED else [cohort]
+        wrong = [
+            line
+            for report in self.spec.reports
+            for one in cohorts
+            if (line := self._doubt("report", f"{report} {one}", self._max_age, "differs"))
+        ]
+        found = "; ".join(wrong) or f"{len(self.spec.reports)} equal"
+        remedy = f"run {self.spec.migration}_reconcile and see what its task report says"
+        return Gate(name="reports", open=not wrong, found=found, remedy=remedy)
+
+    def monitors(self) -> Gate:
+        age = self.spec.gates.monitor_age
+        wrong = [line for name in self.spec.monitors if (line := self._doubt("monitor", name, age, "is not quiet"))]
+        found = "; ".join(wrong) or f"{len(self.spec.monitors)} quiet"
+        remedy = f"switch {self.spec.migration}_monitor on and see what its task says"
+        return Gate(name="monitors", open=not wrong, found=found, remedy=remedy)
+
+    def rehearsals(self) -> Gate:
+        wanted = self.spec.gates.rehearsal_days
+        remedy = "rehearsals cannot be run yet: only rehearsal_days: 0 opens this gate"
+        return Gate(name="rehearsals", open=not wanted, found=f"{wanted} clean days are asked for", remedy=remedy)
+
+    @property
+    def _max_age(self) -> timedelta:
+        return self.spec.gates.max_age
+
+    def _doubt(self, kind: str, subject: str, age: timedelta, failed: str) -> str | None:
+        """What is wrong with the newest evidence about something."""
+        newest = self.ledger.latest_evidence(kind, subject)
+        if newest is None:
+            return f"{subject}: nothing is known"
+        if not newest.genuine:
+            return f"{subject}: its evidence is not what was recorded"
+        if not newest.passed:
+            return f"{subject} {failed}"
+        if not self.now - age <= newest.began <= self.now:
+            return f"{subject}: as of {newest.began:%Y-%m-%d %H:%M} UTC, which is not within {duration_text(age)}"
+        return None

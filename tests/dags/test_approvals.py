@@ -1,0 +1,214 @@
+"""The tasks of a flip in Airflow: who is asked what, and what an answer does."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.providers.standard.exceptions import HITLTimeoutError
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskAwaitingInput
+
+from billing import schema
+from billing.seed import seed
+from fishladder import tasks
+from fishladder.tasks import Desk
+from fishladder_airflow import operators
+from fishladder_airflow.sensors import GatesOpen
+from tests.approving import make_evidence
+from tests.scenario.worker import desk
+
+FILE = Path(__file__).parents[2] / "include/migrations/billing.yaml"
+
+
+@pytest.fixture
+def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    """The billing migration, loaded and followed, with nothing behind it yet."""
+    from fishladder.ledger import upgrade
+
+    environment = {"FISHLADDER_LEDGER": f"sqlite:///{tmp_path}/ledger.db"}
+    for name in ("billing_source", "billing_target", "billing_source_app", "billing_target_app"):
+        url = f"sqlite:///{tmp_path}/{name.removesuffix('_app')}.db"
+        environment |= {f"FISHLADDER_{name.upper()}": url, f"AIRFLOW_CONN_{name.upper()}": url}
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+    upgrade(environment["FISHLADDER_LEDGER"])
+    schema.create(environment["FISHLADDER_BILLING_SOURCE"])
+    seed(environment["FISHLADDER_BILLING_SOURCE"], customers=40, seed=7)
+    made = desk(FILE, environment)
+    tasks.prepare(made, actor="test")
+    for table in tasks.cut(made):
+        tasks.load_table(made, table, "1")
+        tasks.close_table(made, table)
+    tasks.replicate(made, seconds=30, until_idle=True)
+    return made
+
+
+def run(by: str | None = "ann") -> SimpleNamespace:
+    return SimpleNamespace(triggering_user_name=by, dag_id="billing_flip", run_id="manual")
+
+
+def ask(by: str | None = "ann", run_id: str = "manual") -> list[dict[str, Any]]:
+    operator = operators.AskFor(task_id="ask", migration_file=str(FILE), kind="flip")
+    form = {"cohorts": ["NZ"], "reason": "it is time"}
+    return operator.execute({"dag_run": run(by), "params": form})  # type: ignore[typeddict-item]
+
+
+def gates(attempt: dict[str, Any]) -> dict[str, str]:
+    return operators.EvaluateGates(task_id="gates", migration_file=str(FILE), attempt=attempt).execute({})
+
+
+class Question:
+    """The task that asks a person, through its two halves."""
+
+    def __init__(self, attempt: dict[str, Any]) -> None:
+        self.task = operators.ApproveFlip(task_id="approve", migration_file=str(FILE), attempt=attempt)
+        self.kept: dict[str, Any] = {}
+
+    def ask(self, monkeypatch: pytest.MonkeyPatch) -> str:
+        """What is shown. What Airflow's server would keep until the answer is kept here."""
+        shown: dict[str, Any] = {}
+        monkeypatch.setattr(
+            "airflow.providers.standard.operators.hitl.upsert_hitl_detail", lambda **words: shown.update(words)
+        )
+        with pytest.raises(TaskAwaitingInput) as waiting:
+            self.task.execute(self.context)
+        assert waiting.value.method_name == "answered" and shown["defaults"] is None
+        self.kept = waiting.value.kwargs or {}
+        return f"{shown['subject']}\n{shown['body']}"
+
+    @property
+    def context(self) -> Any:
+        ti = SimpleNamespace(id="1", dag_id="billing_flip", run_id="manual", task_id="country.approve", map_index=0)
+        return {"ti": ti, "task_instance": ti, "task": self.task, "dag_run": run()}
+
+    def answer(self, account: str, option: str = "Approve") -> None:
+        event = {
+            "chosen_options": [option],
+            "params_input": {},
+            "responded_at": datetime.now(UTC),
+            "responded_by_user": {"id": account, "name": account},
+        }
+        self.task.answered(self.context, event, **self.kept)
+
+
+def approved(made: Desk) -> list[str]:
+    return [event.actor for event in made.ledger.events() if event.event == "approved"]
+
+
+def test_closed_gates_are_red_and_say_what_to_run(prepared: Desk) -> None:
+    (attempt,) = ask()
+    with pytest.raises(AirflowFailException, match=r"clean passes: .* has 0 in a row; run billing_reconcile") as closed:
+        gates(attempt)
+    for words in ("revenue_by_month NZ: nothing is known", "switch billing_monitor on"):
+        assert words in str(closed.value)
+    with pytest.raises(AirflowFailException, match="are not open: evaluate them, then ask again"):
+        Question(attempt).task.execute({})
+    sensor = GatesOpen(task_id="wait", migration_file=str(FILE), attempt=attempt["attempt"])
+    assert not sensor.poke({})
+    make_evidence(prepared)
+    assert sensor.poke({})
+
+
+def test_a_person_sees_the_evidence_and_says_yes(prepared: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_evidence(prepared)
+    (attempt,) = ask()
+    assert gates(attempt)["audit chain"] == "intact"
+    question = Question(attempt)
+    shown = question.ask(monkeypatch)
+    wanted = ["billing: NZ: may it go?", "Asked for by ann: it is time", "| clean passes |", "| monitors | 3 quiet |"]
+    for words in (*wanted, "| revenue_by_month |", "| customer | 1 |", question.kept["shown"]):
+        assert words in shown, words
+    question.answer("ben")
+    assert approved(prepared) == ["ben"]
+    question.answer("ben")  # it had died before Airflow heard of it
+    assert approved(prepared) == ["ben"]
+
+
+@pytest.mark.parametrize("account", ["ann", "Ann ", "airflow", "fishladder", ""])
+def test_who_may_not_is_refused_and_somebody_is_asked_again(
+    prepared: Desk, monkeypatch: pytest.MonkeyPatch, account: str
+) -> None:
+    make_evidence(prepared)
+    (attempt,) = ask()
+    gates(attempt)
+    question = Question(attempt)
+    question.ask(monkeypatch)
+    with pytest.raises(AirflowException, match="has to approve it") as refused:
+        question.answer(account)
+    assert not isinstance(refused.value, AirflowFailException)  # so it is retried, and asks again
+    assert approved(prepared) == []
+    question.ask(monkeypatch)
+    question.answer("ben")
+    assert approved(prepared) == ["ben"]
+
+
+def test_a_yes_to_evidence_that_is_not_the_newest_does_not_count(
+    prepared: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_evidence(prepared)
+    (attempt,) = ask()
+    gates(attempt)
+    question = Question(attempt)
+    question.ask(monkeypatch)
+    gates(attempt)
+    with pytest.raises(AirflowException, match="the evidence is not what ben was shown; look at it again"):
+        question.answer("ben")
+    assert approved(prepared) == []
+
+
+def test_a_no_ends_the_attempt(prepared: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_evidence(prepared)
+    (attempt,) = ask()
+    gates(attempt)
+    question = Question(attempt)
+    question.ask(monkeypatch)
+    with pytest.raises(AirflowException, match="Reject"):
+        question.answer("ben", "Reject")
+    ended = prepared.ledger.attempt(attempt["attempt"])
+    assert (ended.outcome, ended.error) == ("aborted", "rejected by ben")
+    with pytest.raises(AirflowFailException, match="is aborted already"):
+        question.task.execute({})
+
+
+def test_an_answer_that_never_came_decides_nothing(prepared: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_evidence(prepared)
+    (attempt,) = ask()
+    gates(attempt)
+    question = Question(attempt)
+    question.ask(monkeypatch)
+    with pytest.raises(HITLTimeoutError):
+        question.task.answered(question.context, {"error": "late", "error_type": "timeout"}, **question.kept)
+    assert approved(prepared) == [] and prepared.ledger.attempt(attempt["attempt"]).outcome is None
+
+
+def test_nobody_asks_for_a_flip(prepared: Desk) -> None:
+    with pytest.raises(AirflowFailException, match="trigger it as a person"):
+        ask(by=None)
+
+
+def test_tasks_marked_green_open_nothing(prepared: Desk) -> None:
+    """Every task before cutover was skipped by hand."""
+    make_evidence(prepared)
+    (attempt,) = ask()
+    with pytest.raises(AirflowFailException, match="has not compared its rows yet"):
+        operators.Cutover(task_id="cutover", migration_file=str(FILE), attempt=attempt).execute({})
+    (attempt,) = ask()
+    gates(attempt)
+    operators.VerifyCohort(task_id="verify", migration_file=str(FILE), attempt=attempt).execute({})
+    with pytest.raises(AirflowFailException, match="0 of 1 approvals hold"):
+        operators.Cutover(task_id="cutover", migration_file=str(FILE), attempt=attempt).execute({})
+    assert prepared.ledger.route("NZ").owner == "source"
+
+
+def test_a_monitor_that_is_not_quiet_is_red(prepared: Desk) -> None:
+    monitor = operators.Monitor(task_id="monitor", migration_file=str(FILE))
+    assert monitor.execute({}) == {"quiet": 3}
+    with prepared.stores() as (_, target):
+        target.run("INSERT INTO fishladder_copying VALUES (1)")  # type: ignore[attr-defined]
+        target.run("UPDATE customer SET balance = '-1.00' WHERE id = (SELECT min(id) FROM customer)")  # type: ignore[attr-defined]
+        target.run("DELETE FROM fishladder_copying")  # type: ignore[attr-defined]
+    with pytest.raises(AirflowFailException, match=r"negative_balance must be zero: \{'target': '1'\}"):
+        monitor.execute({})

@@ -1,0 +1,433 @@
+"""Nothing moves but what other people have approved, for what it was when they looked at it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import text
+
+from fishladder import tasks
+from fishladder.errors import InputError, LedgerError, StaleError
+from fishladder.flip import Cutover
+from fishladder.gates import closed
+from fishladder.ledger import Attempt
+from fishladder.serving import Replayer
+from fishladder.spec import digest
+from fishladder.stores import connect_url, open_store
+from fishladder.tasks import Desk, code_digest
+from tests.approving import approve, make_evidence
+from tests.unit import flips as moving
+from tests.unit.flips import Flips
+from tests.unit.small import SPEC, Small
+
+GATES = """
+ids: {interleaved: true}
+gates: {approvals: 2, approval_expires: 1h, people: {ben: [ben.admin]}, service_accounts: [ci]}
+monitors:
+  free_items: {must_be: zero, target: "select count(*) from item where amount < 0"}
+  items: {must_be: positive, source: "select count(*) from item"}
+reports:
+  amounts:
+    source: select sum(amount) from item join fishladder_home on root_key = customer_id where cohort = :cohort
+    target: select sum(amount) from item join fishladder_home on root_key = customer_id where cohort = :cohort
+"""
+
+
+class Watch:
+    """A clock that the test sets."""
+
+    def __init__(self) -> None:
+        self.later = timedelta()
+
+    def now(self) -> datetime:
+        return datetime.now(UTC) + self.later
+
+    def monotonic(self) -> float:
+        return self.now().timestamp()
+
+    def sleep(self, seconds: float) -> None:
+        self.later += timedelta(seconds=seconds)
+
+
+class Case:
+    """A loaded migration with gates, all evidence there, and a flip of NZ that ann has asked for."""
+
+    def __init__(self, flips: Flips, small: Small) -> None:
+        self.flips, self.small, self.clock = flips, small, Watch()
+        small.ledger._clock = self.clock.now
+        self.desk = Desk(
+            spec=small.spec,
+            ledger=small.ledger,
+            open=lambda connection: open_store(*connect_url(small.url(connection))),
+            clock=self.clock,
+        )
+        self.record(small.spec.to_json())
+        make_evidence(self.desk)
+        small.follow()
+        (self.attempt,) = tasks.ask(self.desk, "flip", ["NZ"], actor="ann", reason="it is time")
+
+    def record(self, spec: str, code: str = "") -> None:
+        self.small.ledger.record_spec(spec, digest(self.small.spec.data_part()), code or code_digest(), "test")
+
+    def shown(self) -> str:
+        return tasks.what_will_happen(self.desk, self.attempt.id)[1]
+
+    def say_yes(self, account: str, shown: str | None = None) -> None:
+        tasks.approve(self.desk, self.attempt.id, account=account, shown=shown or self.shown(), request=account)
+
+    def cutover(self) -> Cutover:
+        small = self.small
+        return Cutover(
+            spec=small.spec,
+            plan=small.plan,
+            stores={"source": small.source, "target": small.target},
+            ledger=small.ledger,
+            clock=self.clock,
+            replay=Replayer(small.ledger, self.flips.operations, self.flips.stores).replay,
+            code=code_digest(),
+            gates=lambda attempt, fenced: closed(self.desk.evaluate(attempt, fenced=fenced)),
+        )
+
+    def verify(self) -> None:
+        assert self.cutover().verify(self.small.ledger.attempt(self.attempt.id))
+        make_evidence(self.desk)
+
+    def ends(self) -> Attempt:
+        return self.cutover().run(self.attempt.id)
+
+    def aborts(self, why: str) -> None:
+        ended = self.ends()
+        assert ended.outcome == "aborted" and why in str(ended.error), ended.error
+        assert self.flips.fences()[0][0] == "application"
+        assert self.small.ledger.route("NZ").owner == "source"
+
+    def sql(self, statement: str) -> None:
+        with self.small.ledger.engine.begin() as connection:
+            assert connection.execute(text(statement)).rowcount
+
+
+@pytest.fixture
+def case(make_small: Callable[..., Small]) -> Iterator[Case]:
+    small = make_small(spec=SPEC + GATES)
+    small.load()
+    small.follow()
+    with moving.flips(small) as flips:
+        yield Case(flips, small)
+
+
+def test_two_people_approve_and_it_moves(case: Case) -> None:
+    approve(case.desk, case.attempt, "ben", "cleo")
+    case.verify()
+    assert case.ends().outcome == "done"
+    said = [(event.actor, event.body["person"]) for event in case.small.ledger.events() if event.event == "approved"]
+    assert said == [("cleo", "cleo"), ("ben", "ben")]
+
+
+@pytest.mark.parametrize("accounts", [(), ("ben",)])
+def test_without_enough_people_nothing_is_fenced(case: Case, accounts: tuple[str, ...]) -> None:
+    """Whoever marks tasks green, clears them or runs the DAG twice: the ledger has no approval."""
+    tasks.open_gates(case.desk, case.attempt.id)
+    for account in accounts:
+        case.say_yes(account)
+    case.verify()
+    case.aborts(f"{len(accounts)} of 2 approvals hold")
+    assert case.flips.fences() == [("application", 1), ("copier", 1)]
+
+
+def test_without_evidence_nobody_can_approve(case: Case) -> None:
+    with pytest.raises(InputError, match="evaluate them, then ask again"):
+        case.shown()
+    with pytest.raises(LedgerError, match=r"there is no evidence for attempt no\. 1: evaluate its gates"):
+        case.say_yes("ben", "0" * 64)
+
+
+@pytest.mark.parametrize("account", ["ann", "ANN", " Ann ", "ａｎｎ"])
+def test_who_asked_cannot_approve(case: Case, account: str) -> None:
+    tasks.open_gates(case.desk, case.attempt.id)
+    with pytest.raises(InputError, match="asked for it, and somebody else has to approve it"):
+        case.say_yes(account)
+    with pytest.raises(InputError, match="asked for it, and somebody else has to approve it"):
+        case.small.ledger.approve(
+            case.attempt.id,
+            person=account,
+            account=account,
+            request="1",
+            shown=case.shown(),
+            code=code_digest(),
+            expires_at=case.clock.now() + timedelta(hours=1),
+        )
+
+
+def test_who_asked_under_another_account_cannot_approve(case: Case) -> None:
+    tasks.abort(case.desk, case.attempt.id, "again", actor="test")
+    (case.attempt,) = tasks.ask(case.desk, "flip", ["NZ"], actor="Ben.Admin", reason="")
+    tasks.open_gates(case.desk, case.attempt.id)
+    with pytest.raises(InputError, match="ben asked for it, and somebody else"):
+        case.say_yes("ben")
+
+
+@pytest.mark.parametrize("account", ["Ben", "BEN.admin"])
+def test_a_person_has_one_say(case: Case, account: str) -> None:
+    tasks.open_gates(case.desk, case.attempt.id)
+    case.say_yes("ben")
+    with pytest.raises(InputError, match="has approved it already; it takes different people"):
+        case.say_yes(account)
+
+
+def test_a_task_that_died_after_it_had_recorded_may_be_repeated(case: Case) -> None:
+    tasks.open_gates(case.desk, case.attempt.id)
+    case.say_yes("ben")
+    case.say_yes("ben")
+    assert [event.event for event in case.small.ledger.events()].count("approved") == 1
+
+
+def test_nobody_is_asked_about_an_attempt_that_is_over(case: Case) -> None:
+    tasks.open_gates(case.desk, case.attempt.id)
+    tasks.abort(case.desk, case.attempt.id, "rejected by ben", actor="ben")
+    with pytest.raises(InputError, match=r"attempt no\. 1 is aborted already"):
+        case.shown()
+
+
+@pytest.mark.parametrize("actor", ["airflow", ""])
+def test_somebody_has_to_ask(case: Case, actor: str) -> None:
+    with pytest.raises(InputError, match="so nobody else could approve it: trigger it as a person"):
+        tasks.ask(case.desk, "flip", ["AU"], actor=actor, reason="")
+
+
+@pytest.mark.parametrize("account", ["ci", "CI", "airflow", "fishladder"])
+def test_a_service_account_approves_nothing(case: Case, account: str) -> None:
+    tasks.open_gates(case.desk, case.attempt.id)
+    with pytest.raises(InputError, match="is a service account, and a person has to approve it"):
+        case.say_yes(account)
+
+
+def test_nobody_in_particular_approves_nothing(case: Case) -> None:
+    tasks.open_gates(case.desk, case.attempt.id)
+    with pytest.raises(InputError, match="somebody else has to approve it"):
+        case.say_yes(" ")
+
+
+# What makes an approval void -----------------------------------------------------------------------------------------
+
+
+def test_another_migration_file(case: Case) -> None:
+    approve(case.desk, case.attempt, "ben", "cleo")
+    case.verify()
+    case.small.ledger.record_spec(case.small.spec.to_json(), "f" * 64, code_digest(), "test")
+    case.aborts("0 of 2 approvals hold")
+
+
+def test_another_code(case: Case) -> None:
+    approve(case.desk, case.attempt, "ben", "cleo")
+    case.verify()
+    ended = replace(case.cutover(), code="f" * 64).run(case.attempt.id)
+    assert ended.outcome == "aborted" and "0 of 2 approvals hold" in str(ended.error)
+
+
+def test_newer_evidence(case: Case) -> None:
+    shown = tasks.open_gates(case.desk, case.attempt.id) and case.shown()
+    case.say_yes("ben")
+    tasks.open_gates(case.desk, case.attempt.id)
+    with pytest.raises(StaleError, match="the evidence is not what cleo was shown; look at it again"):
+        case.say_yes("cleo", shown)
+    case.say_yes("cleo")
+    case.verify()
+    case.aborts("1 of 2 approvals hold")
+
+
+def test_another_attempt(case: Case) -> None:
+    approve(case.desk, case.attempt, "ben", "cleo")
+    shown = case.shown()
+    tasks.abort(case.desk, case.attempt.id, "again", actor="test")
+    with pytest.raises(StaleError, match=r"attempt no\. 1 is aborted already"):
+        case.say_yes("dan", shown)
+    (case.attempt,) = tasks.ask(case.desk, "flip", ["NZ"], actor="ann", reason="")
+    tasks.open_gates(case.desk, case.attempt.id)
+    with pytest.raises(StaleError, match="the evidence is not what dan was shown"):
+        case.say_yes("dan", shown)
+    case.verify()
+    case.aborts("0 of 2 approvals hold")
+
+
+def test_time(case: Case) -> None:
+    approve(case.desk, case.attempt, "ben", "cleo")
+    case.verify()
+    case.clock.later = timedelta(minutes=61)
+    make_evidence(case.desk)
+    case.small.ledger.note("applier", {"lag": 0.0})
+    case.aborts("0 of 2 approvals hold")
+
+
+def test_a_clock_that_was_set_back(case: Case) -> None:
+    case.verify()
+    approve(case.desk, case.attempt, "ben", "cleo")
+    case.clock.later = timedelta(hours=-2)
+    with pytest.raises(LedgerError, match="0 of 2 approvals hold"):
+        case.small.ledger.fence_attempt(case.small.ledger.attempt(case.attempt.id), code_digest())
+
+
+def test_an_approval_that_expires_under_the_fence_does_not_switch(case: Case) -> None:
+    approve(case.desk, case.attempt, "ben", "cleo")
+    case.verify()
+    while case.cutover().advance(case.attempt.id).step != "compare":
+        pass
+    case.sql("UPDATE ledger_attempt SET deadline = 1000000")
+    case.clock.later = timedelta(minutes=61)
+    make_evidence(case.desk)
+    case.aborts("0 of 2 approvals hold")
+    assert case.flips.fences() == [("application", 3), ("copier", 3)]
+
+
+# Who writes into the ledger ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change", ["passed = 1 - passed", "body = 'no JSON'", "body = replace(body, '0 open', '1 open')", "subject = 'x'"]
+)
+def test_evidence_that_was_changed(case: Case, change: str) -> None:
+    approve(case.desk, case.attempt, "ben")
+    shown = case.shown()
+    case.sql(f"UPDATE ledger_evidence SET {change} WHERE kind = 'gates'")
+    with pytest.raises(LedgerError, match="evaluate its gates"):
+        case.say_yes("cleo", shown)
+    with pytest.raises(InputError, match="evaluate them, then ask again"):
+        case.shown()
+    case.verify()
+    case.aborts("evaluate its gates")
+
+
+def test_an_approval_that_was_written_by_hand(case: Case) -> None:
+    approve(case.desk, case.attempt, "ben")
+    case.verify()
+    case.sql(
+        "INSERT INTO ledger_audit SELECT migration, sequence + 1, at, 'cleo', event,"
+        " replace(body, 'ben', 'cleo'), previous, digest FROM ledger_audit WHERE event = 'approved'"
+        " AND sequence + 1 NOT IN (SELECT sequence FROM ledger_audit)"
+        " UNION SELECT migration, 9999, at, 'cleo', event, replace(body, 'ben', 'cleo'), previous, digest"
+        " FROM ledger_audit WHERE event = 'approved'"
+    )
+    case.aborts("somebody wrote into the ledger")
+
+
+def test_an_approval_for_somebody_elses_attempt_that_was_changed(case: Case) -> None:
+    approve(case.desk, case.attempt, "ben", "cleo")
+    tasks.abort(case.desk, case.attempt.id, "again", actor="test")
+    (case.attempt,) = tasks.ask(case.desk, "flip", ["NZ"], actor="ann", reason="")
+    tasks.open_gates(case.desk, case.attempt.id)
+    case.verify()
+    case.sql(
+        "UPDATE ledger_audit SET body = replace(body, '\"attempt\"\\:1', '\"attempt\"\\:2') WHERE event = 'approved'"
+    )
+    case.aborts("somebody wrote into the ledger")
+
+
+# Gates ---------------------------------------------------------------------------------------------------------------
+
+
+def test_gates_that_close_after_the_approval(case: Case) -> None:
+    approve(case.desk, case.attempt, "ben", "cleo")
+    case.small.damage("UPDATE item SET amount = -1 WHERE id = 20")
+    tasks.observe(case.desk)
+    with pytest.raises(InputError, match="its gates have closed since it was shown: monitors: free_items is not quiet"):
+        case.say_yes("dan")
+    assert case.cutover().verify(case.attempt)
+    case.aborts("monitors: free_items is not quiet; switch small_monitor on")
+
+
+def test_gates_that_close_under_the_fence(case: Case) -> None:
+    approve(case.desk, case.attempt, "ben", "cleo")
+    case.verify()
+    while case.cutover().advance(case.attempt.id).step != "compare":
+        pass
+    case.small.damage("UPDATE item SET amount = -1 WHERE id = 20")
+    tasks.observe(case.desk)
+    case.aborts("its gates are closed: monitors: free_items is not quiet")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            "DELETE FROM ledger_evidence WHERE kind = 'report'",
+            r"reports: amounts NZ: nothing is known; run small_recon",
+        ),
+        ("UPDATE ledger_evidence SET body = '{}' WHERE kind = 'report'", "amounts NZ: its evidence is not what was"),
+        ("UPDATE ledger_evidence SET passed = 0 WHERE kind = 'monitor'", "free_items: its evidence is not what was"),
+        ("DELETE FROM ledger_evidence WHERE subject = 'items'", "items: nothing is known; switch small_monitor on"),
+        ("DELETE FROM ledger_check WHERE \"table\" = 'line'", "clean passes: line has 0 in a row; run small_reconcile"),
+        ("UPDATE ledger_check SET void = 'x' WHERE \"table\" = 'line'", "line has 0 in a row"),
+        ("DELETE FROM ledger_status", "caught up: no applier is at work; switch small_replicate on"),
+        ("UPDATE ledger_status SET data = '{\"lag\": 9.0}'", r"caught up: 9\.0 s behind, at most 5s are allowed"),
+        ("UPDATE ledger_audit SET actor = 'eve' WHERE sequence = 3", "audit chain: .*event 3 is not what was written"),
+    ],
+)
+def test_a_gate_says_what_is_missing_and_what_to_run(case: Case, change: str, words: str) -> None:
+    case.sql(change)
+    assert any(re.search(words, line) for line in closed(tasks.open_gates(case.desk, case.attempt.id)))
+    with pytest.raises(InputError, match="are not open: evaluate them, then ask again"):
+        case.shown()
+
+
+@pytest.mark.parametrize(
+    ("later", "words"),
+    [
+        (timedelta(minutes=16), "monitors: free_items: as of .* which is not within 15m"),
+        (timedelta(hours=27), "reports: amounts NZ: as of .* which is not within 26h"),
+        (timedelta(hours=27), "clean passes: .*the newest of line began at "),
+        (timedelta(hours=-1), "clean passes: .*the newest of line began at "),
+    ],
+)
+def test_evidence_grows_old(case: Case, later: timedelta, words: str) -> None:
+    case.clock.later = later
+    case.small.ledger.note("applier", {"lag": 0.0})
+    assert any(re.search(words, line) for line in closed(case.desk.evaluate(case.attempt)))
+
+
+def test_a_monitor_without_data_is_not_quiet(case: Case) -> None:
+    from fishladder.monitors import observe
+    from fishladder.spec_parts import Monitor
+
+    asked = {
+        "nothing": "select amount from item where id = 99",
+        "null": "select null",
+        "words": "select 'many'",
+        "two": "select 1, 1",
+        "wrong": "select count(*) from nowhere",
+    }
+    monitors = {name: Monitor(must_be="positive", target=query) for name, query in asked.items()}
+    spec = case.small.spec.model_copy(update={"monitors": monitors})
+    found = {one.name: one for one in observe(spec, {"target": case.small.target})}
+    assert not any(one.quiet for one in found.values())
+    assert found["null"].values == {"target": "no data"} and "nowhere" in found["wrong"].values["target"]
+
+
+def test_a_rollback_asks_for_less_and_is_approved_too(case: Case) -> None:
+    approve(case.desk, case.attempt, "ben", "cleo")
+    case.verify()
+    assert case.ends().outcome == "done"
+    case.clock.later = timedelta(hours=30)
+    (case.attempt,) = tasks.ask(case.desk, "rollback", ["NZ"], actor="ann", reason="")
+    case.small.ledger.note("applier", {"lag": 0.0})
+    approve(case.desk, case.attempt, "ben", "cleo")
+    assert case.cutover().verify(case.attempt)
+    assert case.ends().outcome == "done"
+
+
+def test_a_completion_changes_nothing_before_it_is_approved(case: Case) -> None:
+    approve(case.desk, case.attempt, "ben", "cleo")
+    case.verify()
+    assert case.ends().outcome == "done"
+    (case.attempt,) = tasks.ask(case.desk, "complete", ["NZ"], actor="ann", reason="")
+    assert case.small.ledger.route("NZ").stage == "live"
+    tasks.open_gates(case.desk, case.attempt.id)
+    case.say_yes("ben")
+    ended = case.ends()
+    assert ended.outcome == "aborted" and "1 of 2 approvals hold" in str(ended.error)
+    assert case.small.ledger.route("NZ").stage == "live"
+    (case.attempt,) = tasks.ask(case.desk, "complete", ["NZ"], actor="ann", reason="")
+    approve(case.desk, case.attempt, "ben", "cleo")
+    assert case.ends().outcome == "done" and case.small.ledger.route("NZ").stage == "complete"
