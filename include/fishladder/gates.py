@@ -89,11 +89,12 @@ class _Asked:
         wanted, oldest = self.spec.gates.clean_passes, self.now - self.spec.gates.max_age
         wrong = []
         for table in tables_of(self.spec):
-            count, newest = self.ledger.clean_passes(table), self.ledger.checks(table, limit=1)
-            if count < wanted:
+            count, passes = self.ledger.clean_passes(table), self.ledger.checks(table)
+            newest = next((check.started_at for check in passes if check.clean and check.void is None), None)
+            if count < wanted or newest is None:
                 wrong.append(f"{table} has {count} in a row")
-            elif not oldest <= newest[0].started_at <= self.now:
-                wrong.append(f"the newest of {table} began at {newest[0].started_at:%Y-%m-%d %H:%M} UTC")
+            elif not oldest <= newest <= self.now:
+                wrong.append(f"the newest of {table} began at {newest:%Y-%m-%d %H:%M} UTC")
         found = "; ".join(wrong) or f"every table has {wanted}, the newest within {duration_text(self._max_age)}"
         remedy = f"run {self.spec.migration}_reconcile until it has found nothing {wanted} times in a row"
         return Gate(name="clean passes", open=not wrong, found=found, remedy=remedy)

@@ -300,6 +300,7 @@ def refusal_not_recorded() -> AbstractContextManager[Any]:
 # What shows no wrong in this world, or has a rare cause, and the test that shows it -------------------------------
 
 _FLIP, _ATTACKS = "unit/test_flip.py::test_", "unit/test_flip_attacks.py::test_"
+_APPROVALS = "unit/test_approvals.py::test_"
 ELSEWHERE: dict[str, str] = {
     "one open attempt for each cohort": _FLIP + "two_attempts_for_one_cohort",
     "a flip starts from off or shadow, a rollback from live": _FLIP + "who_cannot_go",
@@ -311,6 +312,9 @@ ELSEWHERE: dict[str, str] = {
     "a store that is ahead of the ledger freezes the cohort": _FLIP + "a_store_ahead_of_the_ledger_freezes_the_cohort",
     "keys touched since the pass are compared under the fence": (
         _FLIP + "a_touched_row_that_differs_aborts_under_the_fence"
+    ),
+    "what is forgotten before the fence was compared while copiers waited": (
+        _FLIP + "copiers_wait_while_what_they_copied_is_compared"
     ),
     "who had to give way is touched, too": _ATTACKS + "a_holder_that_is_displaced_is_compared_under_the_fence",
     "triggers are as they were when the rows were compared": (
@@ -338,6 +342,10 @@ ELSEWHERE: dict[str, str] = {
         _ATTACKS + "a_read_between_two_owners_is_of_the_one_that_is_open"
     ),
     "all cohorts of a request or none": _ATTACKS + "all_cohorts_of_a_request_or_none",
+    "nothing is fenced without approvals": _APPROVALS + "without_enough_people_nothing_is_fenced",
+    "the switch itself counts approvals": _APPROVALS + "an_approval_that_expires_under_the_fence_does_not_switch",
+    "gates are judged again under the fence": _APPROVALS + "gates_that_close_under_the_fence",
+    "a completion is approved first": _APPROVALS + "a_completion_changes_nothing_before_it_is_approved",
 }
 FOUND_AT: dict[str, int] = {
     "aborted_without_a_replay": 31,

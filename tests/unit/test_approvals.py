@@ -14,7 +14,7 @@ from fishladder import tasks
 from fishladder.errors import InputError, LedgerError, StaleError
 from fishladder.flip import Cutover
 from fishladder.gates import closed
-from fishladder.ledger import Attempt
+from fishladder.ledger import Attempt, CheckResult
 from fishladder.serving import Replayer
 from fishladder.spec import digest
 from fishladder.stores import connect_url, open_store
@@ -385,6 +385,16 @@ def test_evidence_grows_old(case: Case, later: timedelta, words: str) -> None:
     case.clock.later = later
     case.small.ledger.note("applier", {"lag": 0.0})
     assert any(re.search(words, line) for line in closed(case.desk.evaluate(case.attempt)))
+
+
+def test_a_pass_that_was_not_decided_makes_no_clean_one_younger(case: Case) -> None:
+    case.clock.later = timedelta(hours=27)
+    ledger = case.small.ledger
+    for table in tasks.cut(case.desk):
+        check = ledger.begin_check(table, "c")
+        ledger.finish_check(check, CheckResult(compared=1, deferred=1, coverage="c", by_cohort={}))
+        assert ledger.clean_passes(table) == 3
+    assert any("clean passes: the newest of" in line for line in closed(case.desk.evaluate(case.attempt)))
 
 
 def test_a_monitor_without_data_is_not_quiet(case: Case) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from fishladder import install
+from fishladder import apply, install, reconcile
+from fishladder.cells import SHARDS
 from fishladder.cli import main
 from fishladder.clock import SystemClock
 from fishladder.errors import InputError, LedgerError, StaleError
@@ -18,6 +19,7 @@ from fishladder.fence import set_fence
 from fishladder.flip import wave_needs
 from fishladder.ledger import Route
 from fishladder.serving import Refused, Replayer
+from fishladder.stores.sqlite import SqliteTransaction
 from tests.unit.flips import Flips
 from tests.unit.small import SPEC
 
@@ -157,6 +159,47 @@ def test_a_touched_row_that_differs_aborts_under_the_fence(flips: Flips) -> None
     ended = flips.cutover.run(number)
     assert ended.outcome == "aborted" and "1 rows of item differ" in str(ended.error)
     assert flips.fences() == [("application", 3), ("copier", 3)]
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_what_was_copied_during_the_pass_is_compared_before_the_fence(
+    flips: Flips, monkeypatch: pytest.MonkeyPatch, damaged: bool
+) -> None:
+    """So little is left for the fence; what is not right yet is left for it."""
+    small, real = flips.small, reconcile.reconcile_table
+    changes = iter((["UPDATE item SET amount = 50 WHERE id = 10", "UPDATE line SET text = 'new' WHERE item_id = 10"],))
+
+    def busy(plan: Any, table: Any, ends: Any, ledger: Any) -> Any:
+        found = real(plan, table, ends, ledger)
+        if table.name == "line":
+            small.application(*next(changes))
+            apply.apply_round(small.plan, [small.ends], small.ledger)
+            if damaged:
+                small.damage("UPDATE item SET amount = 1 WHERE id = 10")
+        return found
+
+    monkeypatch.setattr(reconcile, "reconcile_table", busy)
+    number = flips.verified()
+    with small.target.read() as there:
+        assert there.touched(str(number)) == ([("item", b"2:10")] if damaged else [])
+    ended = flips.cutover.run(number)
+    assert ended.outcome == ("aborted" if damaged else "done")
+    assert not damaged or "1 rows of item differ under the fence" in str(ended.error)
+
+
+def test_copiers_wait_while_what_they_copied_is_compared(flips: Flips, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a key that is copied again after it was compared would be forgotten."""
+    attempt, done = flips.ask(), list[Any]()
+    for name in ("lock_shards", "touched", "forget_touched", "commit"):
+        real = getattr(SqliteTransaction, name)
+
+        def spy(self: Any, *arguments: Any, name: str = name, real: Any = real) -> Any:
+            done.append((name, *map(list, arguments[:1])) if name == "lock_shards" else name)
+            return real(self, *arguments)
+
+        monkeypatch.setattr(SqliteTransaction, name, spy)
+    flips.cutover._settle_touched(attempt)
+    assert done == [("lock_shards", list(range(SHARDS))), "touched", "forget_touched", "commit"]
 
 
 def test_a_trigger_that_was_dropped_after_the_pass_aborts_it(flips: Flips) -> None:

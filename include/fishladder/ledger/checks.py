@@ -146,13 +146,16 @@ def finish(tx: Transaction, check: int, result: CheckResult) -> bool:
     if row.finished_at is not None:
         return bool(row.clean) and row.void is None
     mismatches = result.missing + result.extra + result.differs + sum(result.by_cohort.values())
-    clean = (
+    spotless = (
         row.clean is None
         and row.void is None
-        and not (mismatches or result.deferred or result.rejected or result.orphans or result.duplicates)
+        and not (mismatches or result.rejected or result.orphans or result.duplicates)
         and result.coverage == row.coverage
     )
-    _set(tx, check, finished_at=tx.now, clean=clean, result=audit.canonical(asdict(result)))
+    clean = spotless and not result.deferred
+    # One that met keys too busy to judge, and nothing else, neither counts nor breaks the row.
+    known = None if spotless and result.deferred else clean
+    _set(tx, check, finished_at=tx.now, clean=known, result=audit.canonical(asdict(result)))
     counts = {name: value for name, value in asdict(result).items() if isinstance(value, int)}
     body = {"check": check, "table": row.table, "clean": clean, "covered": result.coverage == row.coverage, **counts}
     audit.append(tx, audit.MACHINE, "check finished", body)
@@ -162,7 +165,7 @@ def finish(tx: Transaction, check: int, result: CheckResult) -> bool:
 def clean_passes(tx: Transaction, table: str) -> int:
     columns = tables.check.c
     this = (columns.migration == tx.migration, columns.table == table)
-    # A pass whose end is not known and that found nothing neither counts nor breaks the row.
+    # A pass whose end is not known, or that was not decided, and that found nothing, neither counts nor breaks the row.
     spoilt = or_(columns.clean.is_(False), columns.void.is_not(None))
     newest_spoilt = select(func.coalesce(func.max(columns.id), 0)).where(*this, spoilt).scalar_subquery()
     query = select(func.count()).where(*this, columns.clean.is_(True), columns.id > newest_spoilt)

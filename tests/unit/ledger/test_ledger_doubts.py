@@ -248,7 +248,7 @@ def test_a_clean_check(ledger: Ledger, clock: Clock) -> None:
         {"missing": 1},
         {"extra": 1},
         {"differs": 1},
-        {"deferred": 1},
+        {"deferred": 1, "differs": 1},
         {"rejected": 1},
         {"orphans": 1},
         {"duplicates": 1},
@@ -266,6 +266,16 @@ def test_what_makes_a_check_unclean(ledger: Ledger, found: dict[str, Any]) -> No
     assert checked(ledger)
     assert ledger.clean_passes("invoice") == 2
     assert ledger.clean_passes("customer") == 0
+
+
+def test_a_check_that_met_keys_too_busy_to_judge_breaks_no_row(ledger: Ledger) -> None:
+    assert checked(ledger)
+    assert not checked(ledger, deferred=1)
+    assert ledger.clean_passes("invoice") == 1
+    assert ledger.checks("invoice")[0].clean is None
+    assert not ledger.finish_check(ledger.checks("invoice")[0].id, result()), "finishing again changes nothing"
+    assert checked(ledger)
+    assert ledger.clean_passes("invoice") == 2
 
 
 def test_a_check_that_died(ledger: Ledger) -> None:
