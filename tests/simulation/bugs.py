@@ -209,11 +209,13 @@ def home_follows_the_column() -> AbstractContextManager[Any]:
 @planted(lambda kind: kind.begins == "bare")
 def homes_backfilled_before_the_triggers() -> AbstractContextManager[Any]:
     """The trigger gives homes from here on, then the backfill gives them to everybody who was there before."""
-    real = install.install
+    real, done = install.install, list[bool]()
 
     def broken(spec: Any, plan: Any, source: Any, target: Any, ledger: Any, *, actor: str) -> Any:
         source.install_tables()
-        source.backfill_homes(plan.root.source, None, 1000)
+        if not done:  # the next one, by somebody else, would make it good
+            source.backfill_homes(plan.root.source, None, 1000)
+            done.append(True)
         return real(spec, plan, Instead(source, backfill_homes=lambda *_: None), target, ledger, actor=actor)
 
     return patch.object(install, "install", broken)
@@ -871,7 +873,7 @@ ELSEWHERE = {
     "children are restarted with their parents": "unit/test_operate.py::test_children_are_named",
 }
 FOUND_AT: dict[str, int] = {
-    "ambiguous_commit_taken_for_done": 107,
+    "ambiguous_commit_taken_for_done": 379,
     "applier_asks_no_fence": 8,
     "applies_while_the_load_is_open": 2,
     "bisect_loses_rows": 5,
@@ -880,15 +882,15 @@ FOUND_AT: dict[str, int] = {
     "chunk_done_before_its_rows": 2,
     "chunk_without_token": 2,
     "closed_by_the_generation_before": 53,
-    "closed_with_chunks_missing": 2,
+    "closed_with_chunks_missing": 10,
     "compares_keys_only": 16,
     "copier_with_foreign_keys": 4,
     "coverage_unchecked_by_the_applier": 194,
     "coverage_unchecked_by_the_pass": 194,
-    "cut_drops_dirty_keys": 2,
+    "cut_drops_dirty_keys": 5,
     "displaced_holder_not_followed": 21,
     "drops_what_it_does_not_own": 95,
-    "entity_change_under_one_fence": 36,
+    "entity_change_under_one_fence": 143,
     "enumerates_the_source_only": 4,
     "epoch_may_fall": 2,
     "fence_read_without_lock": 8,
@@ -898,9 +900,9 @@ FOUND_AT: dict[str, int] = {
     "forgets_what_it_left": 4,
     "gap_voids_nothing": 194,
     "goes_by_the_column": 10,
-    "holder_of_a_closed_cohort_displaced": 107,
+    "holder_of_a_closed_cohort_displaced": 147,
     "home_follows_the_column": 2,
-    "homes_backfilled_before_the_triggers": 43,
+    "homes_backfilled_before_the_triggers": 5,
     "key_change_writes_one_entry": 11,
     "load_asks_no_fence": 6,
     "load_skips_what_is_refused": 4,
@@ -909,7 +911,7 @@ FOUND_AT: dict[str, int] = {
     "one_dirty_row_per_key": 4,
     "orphans_unchecked": 8,
     "outcome_recorded_after_the_commit": 4,
-    "pause_unheeded": 2,
+    "pause_unheeded": 29,
     "refusal_takes_its_neighbours": 5,
     "reject_forgotten": 4,
     "reject_not_closed": 4,
@@ -928,6 +930,6 @@ FOUND_AT: dict[str, int] = {
     "unique_clash_by_odku": 11,
     "unique_clash_by_replace": 20,
     "verdict_without_locks": 40,
-    "zombie_generation": 2,
+    "zombie_generation": 5,
 }
 """A seed whose world shows the bug: where the test looks first."""
