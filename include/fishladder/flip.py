@@ -9,7 +9,7 @@ same path to where it came from.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fishladder import apply, reconcile
 from fishladder.apply import Ends
@@ -98,7 +98,7 @@ def _wave(spec: Migration, cohort: str) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cutover:
-    """What moving a cohort needs. ``stores`` are the copier's connections, ``code`` the digest of what runs."""
+    """What moving a cohort needs. ``stores`` are the copier's connections, ``runs`` the digests of what runs."""
 
     spec: Migration
     plan: Plan
@@ -106,7 +106,7 @@ class Cutover:
     ledger: Ledger
     clock: Clock
     replay: Replay
-    code: str = ""
+    runs: Mapping[str, str] = field(default_factory=dict)
     gates: Gatekeeper = lambda attempt, fenced: ()
     say: Callable[[str], None] = lambda line: None
 
@@ -228,7 +228,7 @@ class Cutover:
             case "verify":
                 self._pass_gates(attempt, fenced=False)
                 go = self.ledger.complete_attempt if attempt.kind == "complete" else self.ledger.fence_attempt
-                return go(attempt, self.code)
+                return go(attempt, self.runs)
             case "fence":
                 if attempt.kind == "flip":
                     self._close_homeless(attempt)
@@ -239,7 +239,7 @@ class Cutover:
             case "compare":
                 self._compare(attempt)
                 self._pass_gates(attempt, fenced=True)
-                return self.ledger.switch(attempt, self.code)
+                return self.ledger.switch(attempt, self.runs)
             case "open":
                 self._order(attempt, self.ledger.route(attempt.cohort).owner, "application")
                 return self.ledger.advance(attempt, "close")

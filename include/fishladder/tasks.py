@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -153,10 +154,15 @@ class Desk:
                 ledger=self.ledger,
                 clock=self.clock,
                 replay=partial(self._replay, kept),
-                code=code_digest(),
+                runs=self.runs,
                 gates=lambda attempt, fenced: gates.closed(self.evaluate(attempt, fenced=fenced)),
                 say=self.say,
             )
+
+    @property
+    def runs(self) -> dict[str, str]:
+        """The digests of the migration file, with its gates, reports and monitors, and of the code."""
+        return {"spec": hashlib.sha256(self.spec.to_json().encode()).hexdigest(), "code": code_digest()}
 
     def evaluate(self, attempt: Attempt, *, fenced: bool = False) -> list[gates.Gate]:
         """An attempt's gates, as they are now."""
@@ -381,7 +387,7 @@ def what_will_happen(desk: Desk, attempt: int) -> tuple[str, str]:
     Raises InputError when the attempt waits for nobody any more, or its gates were not evaluated yet, or were closed.
     """
     found = desk.ledger.attempt(attempt)
-    spec, cohort = desk.spec, found.cohort
+    spec, cohort = desk.spec, _quoted(found.cohort)
     if found.outcome is not None or found.step != "verify":
         raise InputError(f"{cohort}: attempt no. {attempt} is {found.outcome or found.step} already")
     shown = desk.ledger.latest_evidence(GATES, subject(attempt))
@@ -394,18 +400,23 @@ def what_will_happen(desk: Desk, attempt: int) -> tuple[str, str]:
         "rollback": f"Writes of **{cohort}** go back from {here} to {there}. They queue for seconds; reads go on.",
         "complete": f"**{cohort}** stays in {here} for good: nothing is copied back, and there is no way back.",
     }[found.kind]
-    lines = [story, "", f"Asked for by {found.actor}: {found.reason or '(no reason given)'}", ""]
+    lines = [story, "", f"Asked for by {_quoted(found.actor)}: {_quoted(found.reason) or '(no reason given)'}", ""]
     lines += ["| gate | found |", "|---|---|"]
     lines += [f"| {gate['name']} | {gate['found']} |" for gate in shown.body["gates"]]
     facts = {
-        "stage": desk.ledger.route(cohort).stage,
+        "stage": desk.ledger.route(found.cohort).stage,
         "deadline": f"{found.deadline} s from fence to switch; past it, it goes back by itself",
         "approvals": f"{found.approvals}, of different people, each for {duration_text(spec.gates.approval_expires)}",
         "evidence": f"as of {shown.began:%Y-%m-%d %H:%M:%S} UTC, digest {shown.digest}",
     }
     lines += ["", "| fact | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())]
-    lines += _figures(desk, cohort)
+    lines += _figures(desk, found.cohort)
     return "\n".join(lines), shown.digest
+
+
+def _quoted(text: str) -> str:
+    """As it is, in one line of Markdown: nobody's words look like a fact of the ledger."""
+    return re.sub(r"([^\w\s,;:])", r"\\\1", " ".join(text.split()))
 
 
 def _figures(desk: Desk, cohort: str) -> list[str]:
@@ -450,7 +461,7 @@ def approve(desk: Desk, attempt: int, *, account: str, shown: str, request: str 
         account=account,
         request=request,
         shown=shown,
-        code=code_digest(),
+        runs=desk.runs,
         expires_at=desk.clock.now() + policy.approval_expires,
     )
 

@@ -127,7 +127,7 @@ def meddler(company: Company) -> Once:
             try:
                 for attempt in mine:
                     if what == "switch" and attempt.step in flip.BEFORE_SWITCH:
-                        ledger.switch(attempt, "")
+                        ledger.switch(attempt, {})
                     elif what == "abort":
                         ledger.abort(attempt, "somebody changed their mind")
             except (LedgerError, StaleError) as error:

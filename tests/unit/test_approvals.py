@@ -65,13 +65,10 @@ class Case:
             open=lambda connection: open_store(*connect_url(small.url(connection))),
             clock=self.clock,
         )
-        self.record(small.spec.to_json())
+        small.ledger.record_spec(small.spec.to_json(), digest(small.spec.data_part()), code_digest(), "test")
         make_evidence(self.desk)
         small.follow()
         (self.attempt,) = tasks.ask(self.desk, "flip", ["NZ"], actor="ann", reason="it is time")
-
-    def record(self, spec: str, code: str = "") -> None:
-        self.small.ledger.record_spec(spec, digest(self.small.spec.data_part()), code or code_digest(), "test")
 
     def shown(self) -> str:
         return tasks.what_will_happen(self.desk, self.attempt.id)[1]
@@ -88,7 +85,7 @@ class Case:
             ledger=small.ledger,
             clock=self.clock,
             replay=Replayer(small.ledger, self.flips.operations, self.flips.stores).replay,
-            code=code_digest(),
+            runs=self.desk.runs,
             gates=lambda attempt, fenced: closed(self.desk.evaluate(attempt, fenced=fenced)),
         )
 
@@ -157,7 +154,7 @@ def test_who_asked_cannot_approve(case: Case, account: str) -> None:
             account=account,
             request="1",
             shown=case.shown(),
-            code=code_digest(),
+            runs=case.desk.runs,
             expires_at=case.clock.now() + timedelta(hours=1),
         )
 
@@ -214,18 +211,29 @@ def test_nobody_in_particular_approves_nothing(case: Case) -> None:
 # What makes an approval void -----------------------------------------------------------------------------------------
 
 
-def test_another_migration_file(case: Case) -> None:
+@pytest.mark.parametrize("part", ["spec", "code"])
+def test_another_migration_file_or_other_code(case: Case, part: str) -> None:
     approve(case.desk, case.attempt, "ben", "cleo")
     case.verify()
-    case.small.ledger.record_spec(case.small.spec.to_json(), "f" * 64, code_digest(), "test")
-    case.aborts("0 of 2 approvals hold")
-
-
-def test_another_code(case: Case) -> None:
-    approve(case.desk, case.attempt, "ben", "cleo")
-    case.verify()
-    ended = replace(case.cutover(), code="f" * 64).run(case.attempt.id)
+    ended = replace(case.cutover(), runs={**case.desk.runs, part: "f" * 64}).run(case.attempt.id)
     assert ended.outcome == "aborted" and "0 of 2 approvals hold" in str(ended.error)
+
+
+def test_any_word_of_the_file_counts(case: Case) -> None:
+    """Those of gates, monitors and reports too, which change without prepare."""
+    gates = case.desk.spec.gates.model_copy(update={"max_lag": timedelta(hours=1)})
+    other = replace(case.desk, spec=case.desk.spec.model_copy(update={"gates": gates}))
+    assert other.runs["spec"] != case.desk.runs["spec"] and other.runs["code"] == case.desk.runs["code"]
+
+
+def test_nobodys_words_look_like_facts(case: Case) -> None:
+    tasks.abort(case.desk, case.attempt.id, "again", actor="test")
+    reason = "see\n\n| gate | found |\n|---|---|\n| all | **open** | <b>x</b> [here](http://x)"
+    (case.attempt,) = tasks.ask(case.desk, "flip", ["NZ"], actor="ann", reason=reason)
+    tasks.open_gates(case.desk, case.attempt.id)
+    shown, _ = tasks.what_will_happen(case.desk, case.attempt.id)
+    (line,) = (line for line in shown.split("\n") if line.startswith("Asked for by ann:"))
+    assert line.endswith(r"\| all \| \*\*open\*\* \| \<b\>x\<\/b\> \[here\]\(http:\/\/x\)")
 
 
 def test_newer_evidence(case: Case) -> None:
@@ -267,7 +275,7 @@ def test_a_clock_that_was_set_back(case: Case) -> None:
     approve(case.desk, case.attempt, "ben", "cleo")
     case.clock.later = timedelta(hours=-2)
     with pytest.raises(LedgerError, match="0 of 2 approvals hold"):
-        case.small.ledger.fence_attempt(case.small.ledger.attempt(case.attempt.id), code_digest())
+        case.small.ledger.fence_attempt(case.small.ledger.attempt(case.attempt.id), case.desk.runs)
 
 
 def test_an_approval_that_expires_under_the_fence_does_not_switch(case: Case) -> None:

@@ -79,7 +79,7 @@ def test_every_step_may_be_repeated_by_another_at_any_time(flips: Flips) -> None
                     late(before)
             for late in (ledger.complete_attempt, ledger.fence_attempt, ledger.switch):
                 with pytest.raises((StaleError, LedgerError)):
-                    late(before, "")
+                    late(before, {})
             with pytest.raises(StaleError):
                 ledger.advance(before, "replay")
             with pytest.raises(StaleError):
@@ -136,12 +136,12 @@ def test_past_its_deadline_it_is_aborted(flips: Flips) -> None:
 def test_the_switch_itself_asks_for_proofs(flips: Flips) -> None:
     attempt = flips.ask()
     with pytest.raises(LedgerError, match="has not compared its rows yet"):
-        flips.small.ledger.fence_attempt(attempt, "")
+        flips.small.ledger.fence_attempt(attempt, {})
     number = flips.verified(cohort="AU")
     at = flips.until(number, "drain")
     at = flips.small.ledger.drained(at)
     with pytest.raises(LedgerError, match="no switch without proof: compared"):
-        flips.small.ledger.switch(at, "")
+        flips.small.ledger.switch(at, {})
 
 
 def test_a_difference_stops_it_before_anything_is_fenced(flips: Flips) -> None:

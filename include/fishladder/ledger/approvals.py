@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
 
 from fishladder.errors import InputError, LedgerError, StaleError
-from fishladder.ledger import audit, evidence, specs, tables
+from fishladder.ledger import audit, evidence, tables
 from fishladder.ledger.database import Transaction
 
 if TYPE_CHECKING:
     from fishladder.ledger.attempts import Attempt
 
 APPROVED = "approved"
+Runs = Mapping[str, str]
+"""What decides and acts: the digests of the migration file, as a whole, and of the code, by name."""
 GATES = "gates"
 """The kind of evidence that an approval is for; its subject is that of ``subject``."""
 
@@ -43,7 +46,7 @@ def approve(
     account: str,
     request: str,
     shown: str,
-    code: str,
+    runs: Runs,
     expires_at: datetime,
 ) -> None:
     """Record a person's yes to the evidence with the digest ``shown``, once for each ``request``.
@@ -57,7 +60,7 @@ def approve(
     who = identity(person)
     if who in (identity(attempt.actor), ""):
         raise InputError(f"{attempt.cohort}: {account} asked for it, and somebody else has to approve it")
-    bound = _bound(tx, attempt, code, attempt.epoch)
+    bound = _bound(tx, attempt, runs, attempt.epoch)
     if bound["evidence"] != shown:
         raise StaleError(f"{attempt.cohort}: the evidence is not what {account} was shown; look at it again")
     earlier = _people(tx, attempt, bound).get(who)
@@ -69,11 +72,11 @@ def approve(
     audit.append(tx, account, APPROVED, body | {"expires_at": expires_at.isoformat()})
 
 
-def check(tx: Transaction, attempt: Attempt, code: str, epoch: int) -> None:
+def check(tx: Transaction, attempt: Attempt, runs: Runs, epoch: int) -> None:
     """Raises LedgerError unless enough people have approved what would happen now. ``epoch``: when it was asked for."""
     if not attempt.approvals:
         return
-    bound = _bound(tx, attempt, code, epoch)
+    bound = _bound(tx, attempt, runs, epoch)
     people = _people(tx, attempt, bound)
     if len(people) < attempt.approvals:
         raise LedgerError(
@@ -82,16 +85,15 @@ def check(tx: Transaction, attempt: Attempt, code: str, epoch: int) -> None:
         )
 
 
-def _bound(tx: Transaction, attempt: Attempt, code: str, epoch: int) -> dict[str, Any]:
+def _bound(tx: Transaction, attempt: Attempt, runs: Runs, epoch: int) -> dict[str, Any]:
     """What an approval would be for."""
-    spec = specs.latest(tx)
     shown = evidence.latest(tx, GATES, subject(attempt.id))
-    if spec is None or shown is None:
+    if shown is None:
         raise LedgerError(f"{attempt.cohort}: there is no evidence for attempt no. {attempt.id}: evaluate its gates")
     if not shown.genuine or not shown.passed:
         why = "does not pass" if shown.genuine else "is not what was recorded"
         raise LedgerError(f"{attempt.cohort}: the evidence of attempt no. {attempt.id} {why}; evaluate its gates again")
-    return {"spec": spec.digest, "code": code, "evidence": shown.digest, "epoch": epoch}
+    return {**runs, "evidence": shown.digest, "epoch": epoch}
 
 
 def _people(tx: Transaction, attempt: Attempt, bound: dict[str, Any]) -> dict[str, str]:

@@ -197,20 +197,20 @@ def proof(tx: Transaction, attempt: int, kind: ProofKind) -> dict[str, Any] | No
 # Steps --------------------------------------------------------------------------------------------------------------
 
 
-def complete(tx: Transaction, attempt: Attempt, code: str) -> Attempt:
+def complete(tx: Transaction, attempt: Attempt, runs: approvals.Runs) -> Attempt:
     """From ``verify`` to ``free``: the stage is ``complete``. Raises LedgerError without approval."""
-    approvals.check(tx, attempt, code, attempt.epoch)
+    approvals.check(tx, attempt, runs, attempt.epoch)
     return _move(tx, attempt, "free", stage="complete", raised=True, event="completing")
 
 
-def fence(tx: Transaction, attempt: Attempt, code: str) -> Attempt:
+def fence(tx: Transaction, attempt: Attempt, runs: approvals.Runs) -> Attempt:
     """From ``verify`` to ``fence``: the stage is ``fencing``.
 
     Raises LedgerError without the proof of a full pass or without approval.
     """
     if "verified" not in proofs(tx, attempt.id):
         raise LedgerError(f"{attempt.cohort}: attempt no. {attempt.id} has not compared its rows yet")
-    approvals.check(tx, attempt, code, attempt.epoch)
+    approvals.check(tx, attempt, runs, attempt.epoch)
     return _move(tx, attempt, "fence", stage="fencing", raised=True, fenced_at=tx.now, event="fencing")
 
 
@@ -225,13 +225,13 @@ def drained(tx: Transaction, attempt: Attempt) -> Attempt:
     return _move(tx, attempt, "compare")
 
 
-def switch(tx: Transaction, attempt: Attempt, code: str) -> Attempt:
+def switch(tx: Transaction, attempt: Attempt, runs: approvals.Runs) -> Attempt:
     """The point of no return, from ``compare`` to ``open``: the other store is the owner.
 
     Believes nobody: raises LedgerError unless the proofs of this very attempt and epoch are there, its approvals still
     hold and the ledger holds no doubt about the cohort, StaleError past the deadline.
     """
-    approvals.check(tx, attempt, code, attempt.epoch - 1)  # fencing has raised it
+    approvals.check(tx, attempt, runs, attempt.epoch - 1)  # fencing has raised it
     missing = {"drained", "compared"} - proofs(tx, attempt.id, attempt.epoch)
     if missing or "verified" not in proofs(tx, attempt.id):
         raise LedgerError(f"{attempt.cohort}: no switch without proof: {', '.join(sorted(missing)) or 'verified'}")

@@ -202,7 +202,7 @@ class Ledger:
         account: str,
         request: str,
         shown: str,
-        code: str,
+        runs: approvals.Runs,
         expires_at: datetime,
     ) -> None:
         """Record a person's yes to an attempt and to the evidence with the digest ``shown``.
@@ -220,22 +220,22 @@ class Ledger:
                 account=account,
                 request=request,
                 shown=shown,
-                code=code,
+                runs=runs,
                 expires_at=expires_at,
             )
 
-    def complete_attempt(self, attempt: Attempt, code: str) -> Attempt:
+    def complete_attempt(self, attempt: Attempt, runs: approvals.Runs) -> Attempt:
         """The stage is ``complete``, the epoch one higher. Raises LedgerError (not approved), StaleError."""
         with self._write() as tx:
-            return attempts.complete(tx, attempt, code)
+            return attempts.complete(tx, attempt, runs)
 
-    def fence_attempt(self, attempt: Attempt, code: str) -> Attempt:
-        """The stage is ``fencing``, the epoch one higher. ``code``: the digest of what runs.
+    def fence_attempt(self, attempt: Attempt, runs: approvals.Runs) -> Attempt:
+        """The stage is ``fencing``, the epoch one higher. ``runs``: what has to be approved.
 
         Raises LedgerError (not verified, or not approved), StaleError.
         """
         with self._write() as tx:
-            return attempts.fence(tx, attempt, code)
+            return attempts.fence(tx, attempt, runs)
 
     def queue_attempt(self, attempt: Attempt) -> Attempt:
         """The owner's fence says nobody: the stage is ``queue``. Raises StaleError."""
@@ -247,14 +247,14 @@ class Ledger:
         with self._write() as tx:
             return attempts.drained(tx, attempt)
 
-    def switch(self, attempt: Attempt, code: str) -> Attempt:
+    def switch(self, attempt: Attempt, runs: approvals.Runs) -> Attempt:
         """The other store owns the cohort, in a new epoch; from here it only goes forward.
 
         Raises LedgerError without the proofs of this attempt and epoch, without approvals that hold or with doubts
         left, StaleError (somebody took it further, or its deadline has passed).
         """
         with self._write() as tx:
-            return attempts.switch(tx, attempt, code)
+            return attempts.switch(tx, attempt, runs)
 
     def abort(self, attempt: Attempt, error: str, *, actor: str = audit.MACHINE) -> Attempt:
         """The cohort stays where it is. Raises StaleError after the switch."""
