@@ -113,7 +113,8 @@ def ask(billing: Billing) -> Attempt:
     at = replace(at, spec=at.spec.model_copy(update={"gates": gates}))
     kind = "flip" if at.ledger.route("NZ").stage == "off" else "rollback"
     (asked,) = tasks.ask(at, kind, ["NZ"], actor="test", reason="an outage")
-    approve(at, asked)
+    tasks.replicate(billing.desk(), seconds=1)  # else no applier may be at work
+    approve(billing.desk(), asked)
     verified = tasks.verify_cohort(at, asked.id)
     assert verified.outcome is None, verified.error
     return verified
