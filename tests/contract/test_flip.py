@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -110,23 +110,28 @@ def move(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Move]:
 
 
 class BatchJob(Billing):
-    """Knows nothing of a router, and works on customers of its own in one store, whoever owns them by now."""
+    """Knows nothing of a router, and works in one store on customers of its own, whoever owns them by now."""
 
     weights: Mapping[str, int] = {"charge": 4, "change_plan": 2, "buy_gift_card": 2, "redeem": 2, "refund": 1}
 
-    def __init__(self, side: Side) -> None:
+    def __init__(self, side: Side, customers: Sequence[int]) -> None:
         super().__init__(random.Random(side), run=side)
-        self._side = side
+        self._side, self._own = side, customers
 
     def prepare(self, db: Any) -> None:
         settle(db._connection, self._side)
         super().prepare(db)
-        self._customers = [customer for customer in self._customers if is_batch(customer)]
+        self._customers = list(self._own)
 
 
-def is_batch(customer: int) -> bool:
-    """Nobody but batch jobs works on these."""
-    return customer % 3 == 0
+def shared_out(move: Move) -> tuple[list[int], dict[Side, list[int]]]:
+    """Customers for the routers' clients, and some for a batch job in each store: of those that move, and of others."""
+    with closing(connect(move.source.admin)) as db:
+        found = db.rows("SELECT id, country_code FROM customer ORDER BY id")
+    moving = [customer for customer, country in found if country in ("NZ", "AU", "IE")]
+    others = [customer for customer, _ in found if customer not in moving]
+    jobs: dict[Side, list[int]] = {"source": moving[0::4] + others[0::8], "target": moving[1::4] + others[1::8]}
+    return [customer for customer, _ in found if customer not in jobs["source"] + jobs["target"]], jobs
 
 
 @contextmanager
@@ -159,8 +164,8 @@ def applying(move: Move) -> Iterator[None]:
 
 
 def test_countries_move_and_one_moves_back_while_customers_go_on(move: Move) -> None:
+    customers, batches = shared_out(move)
     with closing(connect(move.source.admin)) as db:
-        customers = [row[0] for row in db.rows("SELECT id FROM customer ORDER BY id") if not is_batch(row[0])]
         plans = [row[0] for row in db.rows("SELECT id FROM plan ORDER BY id")]
     crowds = [
         Customers(move.router(), customers, plans, rng=random.Random(number), run=f"r{number}") for number in range(2)
@@ -169,7 +174,11 @@ def test_countries_move_and_one_moves_back_while_customers_go_on(move: Move) -> 
     stores: dict[Side, Place] = {"source": move.source, "target": move.target}
     jobs = {
         side: Traffic(
-            place.application, BatchJob(side), rng=random.Random(side), rate=20, log=move.folder / f"{side}.log"
+            place.application,
+            BatchJob(side, batches[side]),
+            rng=random.Random(side),
+            rate=20,
+            log=move.folder / f"{side}.log",
         )
         for side, place in stores.items()
     }
