@@ -163,7 +163,9 @@ class _Factory:
     def finish(self) -> DAG:
         with self._dag("finish", texts.FINISH, params=self._cohorts("complete")) as dag:
             asked = AskFor(kind="complete", **self._alone("ask"))
-            self._each(asked, compared=False) >> Finish(**self._alone("uninstall"))
+            # Where all is well, give_up is skipped: that must not skip this one.
+            finish = Finish(trigger_rule="none_failed_min_one_success", **self._alone("uninstall"))
+            self._each(asked, compared=False) >> finish
         return dag
 
     def _each(self, asked: Any, *, compared: bool) -> Any:

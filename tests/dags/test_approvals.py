@@ -16,6 +16,7 @@ from billing.seed import seed
 from fishladder import tasks
 from fishladder.tasks import Desk
 from fishladder_airflow import operators
+from fishladder_airflow.dags import build
 from fishladder_airflow.sensors import GatesOpen
 from tests.approving import make_evidence
 from tests.scenario.worker import desk
@@ -212,3 +213,24 @@ def test_a_monitor_that_is_not_quiet_is_red(prepared: Desk) -> None:
         target.run("DELETE FROM fishladder_copying")  # type: ignore[attr-defined]
     with pytest.raises(AirflowFailException, match=r"negative_balance must be zero: \{'target': '1'\}"):
         monitor.execute({})
+
+
+@pytest.mark.parametrize("rejected", [False, True])
+def test_the_last_task_of_finish_runs_when_all_are_complete(
+    airflow_database: None, monkeypatch: pytest.MonkeyPatch, rejected: bool
+) -> None:
+    """Airflow decides that from the states of mapped tasks, one of which is skipped when all is well."""
+
+    def answer(*_: Any, **__: Any) -> None:
+        if rejected:
+            raise AirflowFailException("no")
+
+    attempts = [{"attempt": 1, "cohort": "NZ"}, {"attempt": 2, "cohort": "AU"}]
+    monkeypatch.setattr(operators.AskFor, "execute", lambda *_, **__: attempts)
+    monkeypatch.setattr(operators.ApproveFlip, "execute", answer)
+    for operator in (operators.EvaluateGates, operators.Cutover, operators.GiveUp, operators.Finish):
+        monkeypatch.setattr(operator, "execute", lambda *_, **__: None)
+    done = build(FILE)["billing_finish"].test(run_conf={"cohorts": ["NZ", "AU"], "reason": ""})
+    states = [(task.task_id, str(task.state)) for task in done.get_task_instances()]
+    assert ("uninstall", "upstream_failed" if rejected else "success") in states, states
+    assert {state for task, state in states if task == "country.give_up"} == {"success" if rejected else "skipped"}
