@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskA
 from billing import schema
 from billing.seed import seed
 from fishladder import tasks
+from fishladder.ledger import upgrade
 from fishladder.tasks import Desk
 from fishladder_airflow import operators
 from fishladder_airflow.dags import build
@@ -24,17 +26,11 @@ from tests.scenario.worker import desk
 FILE = Path(__file__).parents[2] / "include/migrations/billing.yaml"
 
 
-@pytest.fixture
-def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
-    """The billing migration, loaded and followed, with nothing behind it yet."""
-    from fishladder.ledger import upgrade
-
-    environment = {"FISHLADDER_LEDGER": f"sqlite:///{tmp_path}/ledger.db"}
-    for name in ("billing_source", "billing_target", "billing_source_app", "billing_target_app"):
-        url = f"sqlite:///{tmp_path}/{name.removesuffix('_app')}.db"
-        environment |= {f"FISHLADDER_{name.upper()}": url, f"AIRFLOW_CONN_{name.upper()}": url}
-    for variable, value in environment.items():
-        monkeypatch.setenv(variable, value)
+@pytest.fixture(scope="module")
+def behind(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the billing migration, loaded and followed, for each test to copy: it takes seconds to make."""
+    folder = tmp_path_factory.mktemp("behind")
+    environment = in_folder(folder)
     upgrade(environment["FISHLADDER_LEDGER"])
     schema.create(environment["FISHLADDER_BILLING_SOURCE"])
     seed(environment["FISHLADDER_BILLING_SOURCE"], customers=40, seed=7)
@@ -43,8 +39,28 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
     for table in tasks.cut(made):
         tasks.load_table(made, table, "1")
         tasks.close_table(made, table)
+    made.ledger.close()
+    return folder
+
+
+@pytest.fixture
+def prepared(behind: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    """The billing migration, loaded and followed, with nothing behind it yet."""
+    environment = in_folder(shutil.copytree(behind, tmp_path / "billing"))
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+    made = desk(FILE, environment)
     tasks.replicate(made, seconds=30, until_idle=True)
     return made
+
+
+def in_folder(folder: Path) -> dict[str, str]:
+    """Where ledger and stores are."""
+    environment = {"FISHLADDER_LEDGER": f"sqlite:///{folder}/ledger.db"}
+    for name in ("billing_source", "billing_target", "billing_source_app", "billing_target_app"):
+        url = f"sqlite:///{folder}/{name.removesuffix('_app')}.db"
+        environment |= {f"FISHLADDER_{name.upper()}": url, f"AIRFLOW_CONN_{name.upper()}": url}
+    return environment
 
 
 def run(by: str | None = "ann") -> SimpleNamespace:

@@ -94,16 +94,29 @@ def make(folder: Path, *, schema: str = SCHEMA, spec: str = SPEC, target: str | 
     for name, script in (("source", schema), ("target", target or "")):
         with closing(sqlite3.connect(folder / f"{name}.db")) as connection:
             connection.executescript(script)
-    url = f"sqlite:///{folder / 'ledger.db'}"
-    upgrade(url)
-    source, goal = (SqliteStore(lambda name=name: connect(str(folder / f"{name}.db"))) for name in ("source", "target"))
-    found = loads(spec, name="small.yaml", environment={})
+    upgrade(f"sqlite:///{folder / 'ledger.db'}")
     if target is None:
-        install.create_target_tables(found, source, goal)
-    plan = resolve(found, source.describe(), goal.describe())
-    ledger = open_ledger(url, migration="small")
-    install.install(found, plan, source, goal, ledger, actor="test")
-    return Small(folder=folder, spec=found, plan=plan, source=source, target=goal, ledger=ledger)
+        source, goal = _stores(folder)
+        install.create_target_tables(loads(spec, name="small.yaml", environment={}), source, goal)
+        source.close()
+        goal.close()
+    made = reopen(folder, spec=spec)
+    install.install(made.spec, made.plan, made.source, made.target, made.ledger, actor="test")
+    return made
+
+
+def reopen(folder: Path, *, spec: str = SPEC) -> Small:
+    """What ``make`` left in a folder, or a copy of it."""
+    source, target = _stores(folder)
+    found = loads(spec, name="small.yaml", environment={})
+    plan = resolve(found, source.describe(), target.describe())
+    ledger = open_ledger(f"sqlite:///{folder / 'ledger.db'}", migration="small")
+    return Small(folder=folder, spec=found, plan=plan, source=source, target=target, ledger=ledger)
+
+
+def _stores(folder: Path) -> tuple[SqliteStore, SqliteStore]:
+    source, target = (str(folder / f"{name}.db") for name in ("source", "target"))
+    return SqliteStore(lambda: connect(source)), SqliteStore(lambda: connect(target))
 
 
 def close(small: Iterable[Small]) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from sqlalchemy import text
 
 from fishladder import tasks
+from fishladder.clock import Clock, SystemClock
 from fishladder.errors import InputError, LedgerError, StaleError
 from fishladder.flip import Cutover
 from fishladder.gates import closed
@@ -21,6 +24,7 @@ from fishladder.stores import connect_url, open_store
 from fishladder.tasks import Desk, code_digest
 from tests.approving import approve, make_evidence
 from tests.unit import flips as moving
+from tests.unit import small as smalls
 from tests.unit.flips import Flips
 from tests.unit.small import SPEC, Small
 
@@ -53,21 +57,24 @@ class Watch:
         self.later += timedelta(seconds=seconds)
 
 
+def desk_of(small: Small, clock: Clock | None = None) -> Desk:
+    return Desk(
+        spec=small.spec,
+        ledger=small.ledger,
+        open=lambda connection: open_store(*connect_url(small.url(connection))),
+        clock=clock or SystemClock(),
+    )
+
+
 class Case:
     """A loaded migration with gates, all evidence there, and a flip of NZ that ann has asked for."""
 
     def __init__(self, flips: Flips, small: Small) -> None:
         self.flips, self.small, self.clock = flips, small, Watch()
         small.ledger._clock = self.clock.now
-        self.desk = Desk(
-            spec=small.spec,
-            ledger=small.ledger,
-            open=lambda connection: open_store(*connect_url(small.url(connection))),
-            clock=self.clock,
-        )
-        small.ledger.record_spec(small.spec.to_json(), digest(small.spec.data_part()), code_digest(), "test")
-        make_evidence(self.desk)
+        self.desk = desk_of(small, self.clock)
         small.follow()
+        tasks.observe(self.desk)
         (self.attempt,) = tasks.ask(self.desk, "flip", ["NZ"], actor="ann", reason="it is time")
 
     def shown(self) -> str:
@@ -107,13 +114,30 @@ class Case:
             assert connection.execute(text(statement)).rowcount
 
 
-@pytest.fixture
-def case(make_small: Callable[..., Small]) -> Iterator[Case]:
-    small = make_small(spec=SPEC + GATES)
+@pytest.fixture(scope="module")
+def behind(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for each test to copy: what is in it takes a second to make."""
+    small = with_evidence(tmp_path_factory.mktemp("behind"))
+    smalls.close([small])
+    return small.folder
+
+
+def with_evidence(folder: Path) -> Small:
+    """A loaded migration, and a night's evidence."""
+    small = smalls.make(folder, spec=SPEC + GATES)
     small.load()
     small.follow()
+    small.ledger.record_spec(small.spec.to_json(), digest(small.spec.data_part()), code_digest(), "test")
+    make_evidence(desk_of(small))
+    return small
+
+
+@pytest.fixture
+def case(behind: Path, tmp_path: Path) -> Iterator[Case]:
+    small = smalls.reopen(shutil.copytree(behind, tmp_path / "case"), spec=SPEC + GATES)
     with moving.flips(small) as flips:
         yield Case(flips, small)
+    smalls.close([small])
 
 
 def test_two_people_approve_and_it_moves(case: Case) -> None:

@@ -17,19 +17,16 @@ from fishladder.export import export
 from fishladder.export_verify import check
 from tests.approving import approve
 from tests.unit import flips as moving
-from tests.unit.small import SPEC, Small
-from tests.unit.test_approvals import GATES, Case
+from tests.unit import small as smalls
+from tests.unit.small import Small
+from tests.unit.test_approvals import Case, with_evidence
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Case, Path, str]]:
     """A flip that two people approved, and its digest."""
-    from tests.unit import small as smalls
-
     folder = tmp_path_factory.mktemp("exported")
-    small = smalls.make(folder, spec=SPEC + GATES)
-    small.load()
-    small.follow()
+    small = with_evidence(folder)
     with moving.flips(small) as flips:
         case = Case(flips, small)
         approve(case.desk, case.attempt, "ben", "cleo")
