@@ -7,7 +7,7 @@ locked in the destination, and exactly the entries that were read before that ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
@@ -20,7 +20,7 @@ from fishladder.ledger import DirtyKey, Ledger
 from fishladder.load import Refusal, fitting_rows, rejects_of
 from fishladder.plan import Plan, PlanTable, Side, other_side
 from fishladder.restored import check_ledger, tell_target
-from fishladder.stores.base import Fence, Fenced, ForeignKey, Found, LoadState, Relation, Store, Transaction
+from fishladder.stores.base import Fence, Fenced, ForeignKey, Found, LoadState, Reader, Relation, Store, Transaction
 
 BATCH = 2_000
 """Reasons that a worker takes at once."""
@@ -52,6 +52,9 @@ class Ends:
     owner: Side
     origin: Store
     destination: Store
+
+    def at(self, side: Side) -> Store:
+        return self.origin if side == self.owner else self.destination
 
 
 @dataclass(slots=True, kw_only=True)
@@ -125,6 +128,7 @@ def apply_batch(
         batch.write(copy)
         for attempt in attempts:
             copy.touch(batch.changed_in(attempt.cohort), str(attempt.id))
+        batch.carry(copy, ledger)
         batch.record(ledger)
         copy.commit()
     batch.forget(ledger, dirty)
@@ -220,6 +224,38 @@ class _Batch:
                 return []
         middle = len(keys) // 2
         return self._delete_some(copy, table, keys[:middle]) + self._delete_some(copy, table, keys[middle:])
+
+    def carry(self, copy: Transaction, ledger: Ledger) -> None:
+        """Doubt the children of rows that went to another entity, in either store, before anything is forgotten.
+
+        What is pending of them is so for the entity before: a drain of the cohort that has them now would not see it.
+        """
+        found = list[DirtyKey]()
+        for name, keys in self.keys.items():
+            if not any(self.plan.below(name, self.into)):
+                continue
+            owner, there = self.owner[name], self.there[name]
+            done = [key for key, why in keys.items() if (name, key) not in self.kept or not self.moot.isdisjoint(why)]
+            named = {key: {line.entity for line in keys[key]} for key in done if key in owner}
+            if new := [key for key in named if key not in there]:
+                with self.ends.origin.read() as origin:
+                    for entry in origin.entries_of(name, new):
+                        named[entry.key].add(entry.entity)
+            for key, entities in named.items():
+                entity = owner[key].entity
+                if entities | ({there[key].entity} if key in there else set()) != {entity}:
+                    with self.ends.origin.read() as origin:
+                        found += self._below(origin, self.ends.owner, name, key, entity)
+                    found += self._below(copy, self.into, name, key, entity)
+        if found:
+            ledger.mark_dirty(found)
+
+    def _below(self, reader: Reader, side: Side, name: str, key: bytes, entity: bytes | None) -> Iterator[DirtyKey]:
+        parent = self.plan.table(name).at(side)
+        for relation, path in self.plan.below(name, side):
+            cohort = self.plan.table(relation.table).cohort(entity, self.homes)
+            for child in reader.keys_below(relation, path, parent, [key]):
+                yield DirtyKey(table=relation.table, key=child, entity=entity, cohort=cohort, origin="parent")
 
     def record(self, ledger: Ledger) -> None:
         """Rejects, and doubts that are over, into the ledger while the shards are still locked.

@@ -20,7 +20,7 @@ from fishladder.cells import SHARDS, Cell, Row, row_digest, row_key
 from fishladder.coverage import check_coverage
 from fishladder.errors import InputError, TransientError
 from fishladder.ledger import CheckResult, DirtyKey, Ledger, Mismatch
-from fishladder.plan import Plan, PlanTable, other_side
+from fishladder.plan import SIDES, Plan, PlanTable, other_side
 from fishladder.stores.base import Fence, Fenced, ForeignKey, Found, Relation, Store
 
 VERDICT_KEYS = 200
@@ -145,7 +145,10 @@ def judge(plan: Plan, table: PlanTable, ends: Ends, ledger: Ledger, keys: Sequen
     """
     owner = table.at(ends.owner)
     other = table.at(other_side(ends.owner))
-    with ends.destination.begin() as copy, ends.origin.begin() as hold:
+    with ExitStack() as opened:
+        # Both ways in the same order: of two stores that let one writer in, two verdicts would hold one each.
+        transactions = {side: opened.enter_context(ends.at(side).begin()) for side in reversed(SIDES)}
+        hold, copy = transactions[ends.owner], transactions[other_side(ends.owner)]
         copy.lock_shards(range(SHARDS))
         fences = copy.lock_fences(None)
         ours = hold.rows_by_key(owner, keys, lock=True)

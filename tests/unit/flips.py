@@ -92,7 +92,7 @@ class Flips:
         return all(
             self.small.rows("source", f"SELECT * FROM {table} ORDER BY 1, 2, 3")
             == self.small.rows("target", f"SELECT * FROM {table} ORDER BY 1, 2, 3")
-            for table in ("customer", "item", "fishladder_home", "fishladder_applied")
+            for table in ("customer", "item", "line", "fishladder_home", "fishladder_applied")
         )
 
 
