@@ -181,6 +181,7 @@ class Demo:
             "FISHLADDER_POOLS": "1",
             "BILLING_SOURCE_KIND": self.kinds[0],
             "BILLING_TARGET_KIND": self.kinds[1],
+            "BILLING_OBSERVE": "10s",
             **{f"AIRFLOW_CONN_{name.upper()}": _for_airflow(url) for name, url in connections.items()},
             **{f"FISHLADDER_{name.upper()}": url for name, url in connections.items()},
         }

@@ -230,20 +230,22 @@ class _Batch:
 
         What is pending of them is so for the entity before: a drain of the cohort that has them now would not see it.
         """
-        found = list[DirtyKey]()
+        went = {(line.table, line.key) for line in self.moot if self._copy(line.table).has_parent}
+        found = [self._doubt(table, key, "parent") for table, key in sorted(went)]
         for name, keys in self.keys.items():
             if not any(self.plan.below(name, self.into)):
                 continue
             owner, there = self.owner[name], self.there[name]
             done = [key for key, why in keys.items() if (name, key) not in self.kept or not self.moot.isdisjoint(why)]
-            named = {key: {line.entity for line in keys[key]} for key in done if key in owner}
+            named = {key: {line.entity for line in keys[key]} for key in done if key in owner or key in there}
             if new := [key for key in named if key not in there]:
                 with self.ends.origin.read() as origin:
                     for entry in origin.entries_of(name, new):
                         named[entry.key].add(entry.entity)
             for key, entities in named.items():
-                entity = owner[key].entity
-                if entities | ({there[key].entity} if key in there else set()) != {entity}:
+                had = {found[key].entity for found in (owner, there) if key in found}
+                if len(entities | had) > 1:
+                    entity = (owner.get(key) or there[key]).entity
                     with self.ends.origin.read() as origin:
                         found += self._below(origin, self.ends.owner, name, key, entity)
                     found += self._below(copy, self.into, name, key, entity)
@@ -319,10 +321,10 @@ class _Batch:
                 return table, key_text(cells[columns[column]] or b"" for column in above.key_columns)
         return None
 
-    def _doubt(self, table: str, key: bytes) -> DirtyKey:
+    def _doubt(self, table: str, key: bytes, origin: str = "outcome") -> DirtyKey:
         entity = self._entity(table, key)
         cohort = self.plan.table(table).cohort(entity, self.homes)
-        return DirtyKey(table=table, key=key, entity=entity, cohort=cohort, origin="outcome")
+        return DirtyKey(table=table, key=key, entity=entity, cohort=cohort, origin=origin)
 
     def forget(self, ledger: Ledger, dirty: Sequence[Dirty]) -> None:
         """After the commit: delete exactly the reasons that were read, but those of keys that were left."""
@@ -347,7 +349,7 @@ class _Batch:
         if held and not asked & self.born_twice and all(self._is_open(table, entity) for entity in asked):
             return True
         if held and now and not whose:
-            # The row went to an entity that has moved by now, in whose cohort it is journaled too.
+            # The row went to an entity that has moved by now, in whose cohort it is journaled, or doubted by ``carry``.
             self.moot |= {
                 line
                 for line in self.keys[table.name][key]

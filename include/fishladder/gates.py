@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from fishladder.cells import HOMELESS, NO_HOME, SHARED
+from fishladder.flip import wave_needs
 from fishladder.ledger import Attempt, Ledger, identity, verify
+from fishladder.ledger.approvals import OBSERVED, subject
 from fishladder.spec import Migration
 from fishladder.spec_parts import Gates, duration_text
 from fishladder.verdict import SILENT, tables_of
@@ -35,6 +37,7 @@ def evaluate(spec: Migration, ledger: Ledger, attempt: Attempt, now: datetime, *
         found.append(asked.applier())
     if attempt.kind != "rollback":
         found += [asked.passes(), asked.reports(), asked.monitors()]
+        found.append(asked.observed())
     if attempt.kind == "flip":
         found.append(asked.rehearsals())
     return found
@@ -49,6 +52,10 @@ def person_of(gates: Gates, account: str) -> str:
     """Whose account it is: a person's of the migration file, or else one of its own."""
     people = {identity(name): person for person, names in gates.people.items() for name in (person, *names)}
     return people.get(identity(account), account)
+
+
+def _has_flipped(attempt: Attempt) -> bool:
+    return (attempt.kind, attempt.outcome) == ("flip", "done")
 
 
 class _Asked:
@@ -119,6 +126,24 @@ class _Asked:
         found = "; ".join(wrong) or f"{len(self.spec.monitors)} quiet"
         remedy = f"switch {self.spec.migration}_monitor on and see what its task says"
         return Gate(name="monitors", open=not wrong, found=found, remedy=remedy)
+
+    def observed(self) -> Gate:
+        """Cohorts of earlier waves, before a flip; the cohort itself before its way back ends."""
+        routes, own = self.ledger.routes(), self.attempt.cohort
+        before = wave_needs(self.spec, own, "flip", routes) if self.attempt.kind == "flip" else (own,)
+        flips = {found.cohort: found.id for found in reversed(self.ledger.attempts()) if _has_flipped(found)}
+        wrong = []
+        for cohort in (name for name in before if routes[name].stage != "complete"):
+            seen = self.ledger.latest_evidence(OBSERVED, subject(flips[cohort])) if cohort in flips else None
+            if seen is None:
+                wrong.append(f"{cohort} was not observed to the end")
+            elif not seen.genuine:
+                wrong.append(f"{cohort}: its evidence is not what was recorded")
+            elif not seen.passed:
+                wrong.append(f"{cohort} was not quiet")
+        found = "; ".join(wrong) or f"{len(before)} observed for {duration_text(self.spec.gates.observe)}"
+        remedy = f"wait for the task observe of its {self.spec.migration}_flip, or mend what it found and clear it"
+        return Gate(name="observed", open=not wrong, found=found, remedy=remedy)
 
     def rehearsals(self) -> Gate:
         wanted = self.spec.gates.rehearsal_days

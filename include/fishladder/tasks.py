@@ -23,7 +23,7 @@ from fishladder.cells import NO_HOME
 from fishladder.clock import Clock, SystemClock
 from fishladder.errors import FatalError, InputError
 from fishladder.ledger import MACHINE, Attempt, CheckResult, Kind, Ledger, identity
-from fishladder.ledger.approvals import GATES, subject
+from fishladder.ledger.approvals import APPROVED, GATES, OBSERVED, subject
 from fishladder.names import settle
 from fishladder.operate import Order, adopt, mark_keys, restart, rewrite_entities
 from fishladder.pace import Pace
@@ -406,12 +406,18 @@ def what_will_happen(desk: Desk, attempt: int) -> tuple[str, str]:
     facts = {
         "stage": desk.ledger.route(found.cohort).stage,
         "deadline": f"{found.deadline} s from fence to switch; past it, it goes back by itself",
+        **({"after it": _observation(spec)} if found.kind == "flip" else {}),
         "approvals": f"{found.approvals}, of different people, each for {duration_text(spec.gates.approval_expires)}",
         "evidence": f"as of {shown.began:%Y-%m-%d %H:%M:%S} UTC, digest {shown.digest}",
     }
     lines += ["", "| fact | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())]
     lines += _figures(desk, found.cohort)
     return "\n".join(lines), shown.digest
+
+
+def _observation(spec: Migration) -> str:
+    then = "it goes back by itself" if spec.gates.automatic_rollback else "people judge"
+    return f"observed for {duration_text(spec.gates.observe)}; when a monitor is not quiet, {then}"
 
 
 def _quoted(text: str) -> str:
@@ -474,6 +480,72 @@ def observe(desk: Desk) -> list[monitors.Observed]:
     for one in found:
         desk.keep("monitor", one.name, {"must_be": one.must_be, "values": dict(one.values)}, one.quiet, began)
     return found
+
+
+def watch(desk: Desk, attempt: int) -> bool:
+    """Look after a cohort that has flipped; whether all has been quiet for as long as the file asks.
+
+    The end, good or bad, is kept as evidence: the next wave waits for a good one. Raises InputError when a monitor is
+    not quiet, or rows of the cohort differ or are rejected.
+    """
+    found, began = desk.ledger.attempt(attempt), desk.clock.now()
+    if (found.kind, found.outcome) != ("flip", "done") or found.ended_at is None:
+        raise InputError(f"{found.cohort}: attempt no. {attempt} has flipped nothing that could be observed")
+    before = desk.ledger.latest_evidence(OBSERVED, subject(attempt))
+    if before is not None and before.genuine and before.passed:
+        return True
+    answers = observe(desk)
+    loud = [f"{one.name} must be {one.must_be}: {dict(one.values)}" for one in answers if not one.quiet]
+    counts = {
+        "mismatches": desk.ledger.count_mismatches(found.cohort),
+        "rejects": desk.ledger.count_rejects(cohort=found.cohort),
+    }
+    loud += [f"{count} {name}" for name, count in counts.items() if count]
+    since = found.ended_at if before is None else before.began  # from the trouble on that somebody has mended
+    if not loud and began - since < desk.spec.gates.observe:
+        return False
+    desk.keep(
+        OBSERVED, subject(attempt), {"cohort": found.cohort, "since": since.isoformat(), "loud": loud}, not loud, began
+    )
+    if loud:
+        raise InputError(f"{found.cohort} is not quiet: {'; '.join(loud)}")
+    return True
+
+
+def send_back(desk: Desk, attempt: int) -> Attempt | None:
+    """Roll a flip back that was not quiet, if the file says so: its approval was for that, too. None: it does not."""
+    found, spec = desk.ledger.attempt(attempt), desk.spec
+    seen = desk.ledger.latest_evidence(OBSERVED, subject(attempt))
+    if seen is None or not seen.genuine or seen.passed or desk.ledger.route(found.cohort).stage != "live":
+        return None
+    if not spec.gates.automatic_rollback:
+        desk.say(f"{found.cohort} stays where it is: judge for yourself, and run {spec.migration}_rollback if need be")
+        return None
+    asked = desk.ledger.begin_attempt(
+        found.cohort,
+        "rollback",
+        actor=MACHINE,
+        reason=f"flip no. {attempt} was not quiet: {'; '.join(seen.body['loud'])}; evidence {seen.digest}",
+        request=f"rollback of flip no. {attempt}",
+        deadline=int(spec.gates.deadline.total_seconds()),
+        needs=flip.wave_needs(spec, found.cohort, "rollback", desk.ledger.routes()),
+    )
+    verified = verify_cohort(desk, asked.id)
+    return verified if verified.outcome else cut_over(desk, asked.id)
+
+
+def summary(desk: Desk, attempt: int) -> dict[str, Any]:
+    """What an attempt came to, kept as evidence: who approved it, how long it took, what its customers felt."""
+    found, began = desk.ledger.attempt(attempt), desk.clock.now()
+    approvals = [
+        event for event in desk.ledger.events() if event.event == APPROVED and event.body["attempt"] == attempt
+    ]
+    told = _shown(found) | {"reason": found.reason, "approved_by": [event.actor for event in approvals]}
+    if found.fenced_at is not None:
+        told["writes_queued"] = sum(desk.ledger.count_queue(found.cohort, found.fenced_at).values())
+        told["longest_wait"] = desk.ledger.longest_wait(found.cohort, found.fenced_at)
+    desk.keep("summary", subject(attempt), told, found.outcome == "done", began)
+    return told
 
 
 def abort(desk: Desk, attempt: int, why: str, *, actor: str) -> Attempt:

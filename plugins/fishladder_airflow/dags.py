@@ -38,15 +38,19 @@ from fishladder_airflow.operators import (
     Preflight,
     Reconcile,
     Report,
+    SendBack,
+    Summary,
     Totals,
     VerifyCohort,
 )
+from fishladder_airflow.sensors import Observe
 
 POOLS = "FISHLADDER_POOLS"
 """Set once the pools exist (``python -m fishladder_airflow.pools``): tasks then run in their target's own pool."""
 RETRIES = 3
 PATIENCE = 12
 """Retries of what runs for hours: a store may be away for one of them."""
+OBSERVE_EVERY = timedelta(seconds=30)
 REPLICATE_SECONDS = 1800
 FAILED_RUNS = 3
 """Failed runs in a row after which Airflow pauses a continuous DAG, rather than starting one every two seconds."""
@@ -157,7 +161,7 @@ class _Factory:
         """A flip or a rollback."""
         with self._dag(kind, texts.MOVES[kind], params=self._cohorts(kind), max_active_runs=16) as dag:
             asked = AskFor(kind=kind, **self._alone("ask"))
-            self._each(asked, compared=True)
+            self._each(asked, kind)
         return dag
 
     def finish(self) -> DAG:
@@ -165,10 +169,10 @@ class _Factory:
             asked = AskFor(kind="complete", **self._alone("ask"))
             # Where all is well, give_up is skipped: that must not skip this one.
             finish = Finish(trigger_rule="none_failed_min_one_success", **self._alone("uninstall"))
-            self._each(asked, compared=False) >> finish
+            self._each(asked, "complete") >> finish
         return dag
 
-    def _each(self, asked: Any, *, compared: bool) -> Any:
+    def _each(self, asked: Any, kind: Kind) -> Any:
         """What is done for each cohort that was asked for, in a mapped group."""
 
         @task_group(group_id=self.spec.cohort.label)
@@ -179,15 +183,21 @@ class _Factory:
                 ApproveFlip(attempt=attempt, **self._alone("approve") | {"task_id": f"approve{suffix}"})
                 for suffix in ("", *(f"_{number}" for number in range(2, self.spec.gates.approvals + 1)))
             ]
-            moved = Cutover(attempt=attempt, **self._alone("cutover"))
+            moved: Any = Cutover(attempt=attempt, **self._alone("cutover"))
             before: list[Any] = [gates, *approvals]
-            if compared:
+            if kind == "complete":
+                gates >> approvals >> moved
+            else:
                 verified = VerifyCohort(attempt=attempt, **self._task("verify"))
                 gates >> approvals >> verified >> moved
                 before.append(verified)
-            else:
-                gates >> approvals >> moved
             before >> GiveUp(attempt=attempt, trigger_rule="one_failed", **self._alone("give_up"))
+            if kind == "flip":
+                often = min(OBSERVE_EVERY, self.spec.gates.observe)
+                observed = Observe(attempt=attempt, poke_interval=often, **self._alone("observe"))
+                moved >> observed >> SendBack(attempt=attempt, trigger_rule="one_failed", **self._alone("send_back"))
+                moved = observed
+            moved >> Summary(attempt=attempt, **self._alone("done"))
 
         return cohort.expand(attempt=asked.output)
 

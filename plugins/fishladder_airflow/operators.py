@@ -265,6 +265,30 @@ class GiveUp(AttemptOperator):
         return attempt.outcome or attempt.step
 
 
+class SendBack(AttemptOperator):
+    """Roll a flip back that was not quiet, if the migration file says so; skipped otherwise."""
+
+    def execute(self, context: Context) -> str:
+        with open_desk(self.migration_file, self.log.info) as desk:
+            attempt = tasks.send_back(desk, self.attempt["attempt"])
+        if attempt is None:
+            raise AirflowSkipException("it stays where it is")
+        if attempt.outcome == "aborted":
+            raise AirflowFailException(f"{attempt.cohort}: could not go back: {attempt.error}")
+        return attempt.step
+
+
+class Summary(AttemptOperator, EvidenceOperator):
+    """What an attempt came to, kept as evidence."""
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        with self.desk() as desk:
+            told = tasks.summary(desk, self.attempt["attempt"])
+        for name, value in told.items():
+            self.log.info("%s: %s", name.replace("_", " "), value)
+        return told
+
+
 class Finish(MigrationOperator):
     """Remove fishladder from both stores once every cohort is complete; skipped before."""
 

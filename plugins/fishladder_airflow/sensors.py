@@ -8,7 +8,7 @@ from typing import Any
 
 from airflow.sdk import BaseSensorOperator, Context
 
-from fishladder import verdict
+from fishladder import tasks, verdict
 from fishladder.gates import closed
 from fishladder_airflow.connections import open_desk
 
@@ -70,3 +70,18 @@ class GatesOpen(BaseSensorOperator):
         for problem in problems:
             self.log.info(problem)
         return not problems
+
+
+class Observe(BaseSensorOperator):
+    """Asks every monitor until a cohort that has flipped was quiet for long enough. Fails when one is not."""
+
+    template_fields: Sequence[str] = ("attempt",)
+
+    def __init__(self, *, migration_file: str, attempt: Any, mode: str = "reschedule", **kwargs: Any) -> None:
+        super().__init__(mode=mode, map_index_template="{{ task.attempt['cohort'] }}", **kwargs)
+        self.migration_file = migration_file
+        self.attempt = attempt
+
+    def poke(self, context: Context) -> bool:
+        with open_desk(self.migration_file, self.log.info) as desk:
+            return tasks.watch(desk, self.attempt["attempt"])

@@ -112,12 +112,16 @@ the router wait for seconds in a durable queue, are replayed in order, and none 
   comes sooner, and asks again, as it does when somebody answers who may not.
 - **verify** compares every row with traffic on; **cutover** fences the {cohort}, drains and compares what was touched
   meanwhile, switches, and replays what was queued. **give_up** ends an attempt that was not approved or not equal.
+- **observe** asks every monitor for as long as the file says; the next wave waits for that. When one is not quiet,
+  **send_back** rolls the {cohort} back, if the file says so. **done** shows what it came to.
 
 *When to run it:* when the last reconciliations were clean and nothing is rejected. `{migration}_replicate` and
 `{migration}_monitor` must be on; the former also takes an attempt to its end whose task has died.
 
 *When it is red:* the {cohort} is where it was, and its customers are served: the log of the red task says why. Trigger
-the DAG again when that is mended. A **cutover** that is cleared goes on where the attempt is.
+the DAG again when that is mended. A **cutover** that is cleared goes on where the attempt is. When **observe** is red
+the {cohort} has moved, and a monitor is not quiet: see whether **send_back** has taken it back; if not, judge for
+yourself and run `{migration}_rollback`, or mend the cause and clear **observe**, which begins anew.
 """
 
 ROLLBACK = """\
@@ -125,7 +129,8 @@ Moves cohorts (a {cohort} each) of **{migration}** back from {target} to {source
 applier has kept the source up to date.
 
 - The tasks are those of `{migration}_flip`, the stores swapped: **ask**, **gates**, **approve**, **verify**,
-  **cutover**, **give_up**. Its gates ask only that the copies have caught up and nothing is rejected or different.
+  **cutover**, **give_up**, **done**. Its gates ask only that the copies have caught up and nothing is rejected or
+  different.
 
 *When to run it:* when a flip was a mistake, minutes or months after it, until `{migration}_finish` has ended the way
 back. Shared tables go back first.
@@ -140,8 +145,8 @@ Ends the way back for cohorts (a {cohort} each) of **{migration}** that live in 
 
 - **ask** opens an attempt for each {cohort} of the form, **gates** judges what is behind it, **approve** waits for a
   person; **give_up** ends an attempt that was not approved.
-- **cutover** ends the recording of their changes. When the last one is complete, **uninstall** removes fishladder's
-  triggers and tables from both stores; the ledger stays, for auditors.
+- **cutover** ends the recording of their changes; **done** shows what it came to. When the last one is complete,
+  **uninstall** removes fishladder's triggers and tables from both stores; the ledger stays, for auditors.
 
 *When to run it:* when nobody would go back any more. Take the router out of the application before the last {cohort}.
 
@@ -162,6 +167,10 @@ TASKS = {
     "ahead of the ledger, and a person has to look.",
     "give_up": "Ends an attempt whose gates are closed, that was not approved, or whose rows differ. Otherwise it is "
     "skipped.",
+    "observe": "Asks every monitor until all were quiet for as long as the file says. Red: one was not, or rows of the "
+    "cohort differ or are rejected; the cohort stays moved unless send_back takes it back.",
+    "send_back": "Rolls a flip back that was not quiet, if the file says automatic_rollback. Otherwise it is skipped.",
+    "done": "What the attempt came to, kept as evidence: who approved it, how long it took, how long writes waited.",
     "uninstall": "Removes fishladder's triggers and tables from both stores once every cohort is complete.",
     "operate": "Does what the form says. Red: the message says which field does not fit; nothing was done.",
     "preflight": "Tables, columns, keys, settings, privileges, accounts and cohorts of both stores, each with pass, "

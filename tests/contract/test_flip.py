@@ -67,7 +67,10 @@ class Move:
             approve(at, attempt)
             found = tasks.verify_cohort(at, attempt.id)
             assert found.outcome is None, found.error
-        return [tasks.cut_over(at, attempt.id) for attempt in asked]
+        ended = [tasks.cut_over(at, attempt.id) for attempt in asked]
+        if kind == "flip":
+            assert all(tasks.watch(at, attempt.id) for attempt in asked)
+        return ended
 
     def stage(self, cohort: str) -> tuple[str, str]:
         route = self.desk().ledger.route(cohort)
@@ -94,6 +97,7 @@ def move(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Move]:
             "FISHLADDER_LEDGER": url,
             "BILLING_SOURCE_KIND": ours.kind,
             "BILLING_TARGET_KIND": theirs.kind,
+            "BILLING_OBSERVE": "1ms",
             "FISHLADDER_BILLING_SOURCE": ours.copier,
             "FISHLADDER_BILLING_TARGET": theirs.copier,
             "FISHLADDER_BILLING_SOURCE_APP": ours.application,

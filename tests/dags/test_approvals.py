@@ -19,7 +19,7 @@ from fishladder.ledger import upgrade
 from fishladder.tasks import Desk
 from fishladder_airflow import operators
 from fishladder_airflow.dags import build
-from fishladder_airflow.sensors import GatesOpen
+from fishladder_airflow.sensors import GatesOpen, Observe
 from tests.approving import make_evidence
 from tests.scenario.worker import desk
 
@@ -244,9 +244,31 @@ def test_the_last_task_of_finish_runs_when_all_are_complete(
     attempts = [{"attempt": 1, "cohort": "NZ"}, {"attempt": 2, "cohort": "AU"}]
     monkeypatch.setattr(operators.AskFor, "execute", lambda *_, **__: attempts)
     monkeypatch.setattr(operators.ApproveFlip, "execute", answer)
-    for operator in (operators.EvaluateGates, operators.Cutover, operators.GiveUp, operators.Finish):
+    for operator in (operators.EvaluateGates, operators.Cutover, operators.GiveUp, operators.Summary, operators.Finish):
         monkeypatch.setattr(operator, "execute", lambda *_, **__: None)
     done = build(FILE)["billing_finish"].test(run_conf={"cohorts": ["NZ", "AU"], "reason": ""})
     states = [(task.task_id, str(task.state)) for task in done.get_task_instances()]
     assert ("uninstall", "upstream_failed" if rejected else "success") in states, states
     assert {state for task, state in states if task == "country.give_up"} == {"success" if rejected else "skipped"}
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_what_is_not_quiet_after_a_flip_is_sent_back(
+    airflow_database: None, monkeypatch: pytest.MonkeyPatch, quiet: bool
+) -> None:
+    sent: list[int] = []
+
+    def look(*_: Any, **__: Any) -> bool:
+        if not quiet:
+            raise AirflowFailException("not quiet")
+        return True
+
+    monkeypatch.setattr(operators.AskFor, "execute", lambda *_, **__: [{"attempt": 1, "cohort": "NZ"}])
+    monkeypatch.setattr(Observe, "poke", look)
+    monkeypatch.setattr(operators.SendBack, "execute", lambda *_, **__: sent.append(1))
+    for name in ("EvaluateGates", "ApproveFlip", "VerifyCohort", "Cutover", "GiveUp", "Summary"):
+        monkeypatch.setattr(getattr(operators, name), "execute", lambda *_, **__: None)
+    done = build(FILE)["billing_flip"].test(run_conf={"cohorts": ["NZ"], "reason": ""})
+    assert (str(done.state), sent) == (("success", []) if quiet else ("failed", [1]))
+    states = {task.task_id: str(task.state) for task in done.get_task_instances()}
+    assert states["country.done"] == ("success" if quiet else "upstream_failed")

@@ -165,14 +165,15 @@ def test_each_dag_has_a_page_that_names_its_tasks_when_to_run_it_and_what_to_do_
 @pytest.mark.parametrize("kind", ["flip", "rollback"])
 def test_nothing_moves_before_somebody_approved_it(dags: dict[str, DAG], kind: str) -> None:
     dag = dags[kind]
-    steps = ("gates", "approve", "verify", "cutover", "give_up")
-    assert dag.task_dict["ask"].downstream_task_ids == {f"country.{step}" for step in steps}
-    order = ["gates", "approve", "verify", "cutover"]
+    after_it = ["observe"] if kind == "flip" else []
+    order = ["gates", "approve", "verify", "cutover", *after_it, "done"]
+    aside = {"give_up", "send_back"} if kind == "flip" else {"give_up"}
+    assert dag.task_dict["ask"].downstream_task_ids == {f"country.{step}" for step in {*order, *aside}}
     for before, after in pairwise(order):
         assert f"country.{after}" in dag.task_dict[f"country.{before}"].downstream_task_ids
     approve: Any = dag.task_dict["country.approve"]
     assert approve.fail_on_reject and approve.defaults is None
-    for name in ("gates", "approve", "verify", "cutover"):
+    for name in order:
         assert dag.task_dict[f"country.{name}"].map_index_template == "{{ task.attempt['cohort'] }}"
 
 

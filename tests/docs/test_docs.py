@@ -136,6 +136,8 @@ EDITED = {
     "gates.people": "gates: {people: {ann: [ann.admin]}}",
     "gates.service_accounts": "gates: {service_accounts: [ci]}",
     "gates.deadline": "gates: {deadline: 10s}",
+    "gates.observe": "gates: {observe: 1h}",
+    "gates.automatic_rollback": "gates: {automatic_rollback: true}",
     "ids.target_from": "ids: {target_from: 1000}",
     "ids.interleaved": "ids: {interleaved: true}",
     "lanes": "lanes: 5",

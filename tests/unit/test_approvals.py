@@ -30,7 +30,7 @@ from tests.unit.small import SPEC, Small
 
 GATES = """
 ids: {interleaved: true}
-gates: {approvals: 2, approval_expires: 1h, people: {ben: [ben.admin]}, service_accounts: [ci]}
+gates: {approvals: 2, approval_expires: 1h, observe: 1h, people: {ben: [ben.admin]}, service_accounts: [ci]}
 monitors:
   free_items: {must_be: zero, target: "select count(*) from item where amount < 0"}
   items: {must_be: positive, source: "select count(*) from item"}
@@ -102,6 +102,12 @@ class Case:
 
     def ends(self) -> Attempt:
         return self.cutover().run(self.attempt.id)
+
+    def observed(self) -> None:
+        """For long enough, quietly, and with an applier at work."""
+        self.clock.later += timedelta(hours=1)
+        assert tasks.watch(self.desk, self.attempt.id)
+        self.small.ledger.note("applier", {"lag": 0.0})
 
     def aborts(self, why: str) -> None:
         ended = self.ends()
@@ -463,6 +469,7 @@ def test_a_completion_changes_nothing_before_it_is_approved(case: Case) -> None:
     approve(case.desk, case.attempt, "ben", "cleo")
     case.verify()
     assert case.ends().outcome == "done"
+    case.observed()
     (case.attempt,) = tasks.ask(case.desk, "complete", ["NZ"], actor="ann", reason="")
     assert case.small.ledger.route("NZ").stage == "live"
     tasks.open_gates(case.desk, case.attempt.id)

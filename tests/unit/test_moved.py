@@ -47,6 +47,18 @@ def test_nothing_is_forgotten_while_the_new_cohort_is_closed(flips: Flips, chang
     assert flips.same()
 
 
+def test_children_that_went_with_their_new_entity_are_not_forgotten(flips: Flips) -> None:
+    """Their deletion is journaled under that one; the copies are still under the one before, which is closed."""
+    small = flips.small
+    small.application(_MOVES.replace("= 1", "= 3"))
+    small.application("DELETE FROM customer WHERE id = 3")
+    small.application("UPDATE fishladder_fence SET writer = 'nobody' WHERE cohort = 'AU'", store="target")
+    small.follow()
+    small.application("UPDATE fishladder_fence SET writer = 'copier' WHERE cohort = 'AU'", store="target")
+    small.follow()
+    assert flips.same()
+
+
 @pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
 def test_one_entry_at_a_time(flips: Flips, changes: list[str]) -> None:
     """Whatever a batch ends with."""

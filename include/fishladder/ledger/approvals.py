@@ -27,6 +27,8 @@ Runs = Mapping[str, str]
 """What decides and acts: the digests of the migration file, as a whole, and of the code, by name."""
 GATES = "gates"
 """The kind of evidence that an approval is for; its subject is that of ``subject``."""
+OBSERVED = "observed"
+"""The kind of evidence about what came after a flip; its subject is the same."""
 
 
 def subject(attempt: int) -> str:

@@ -324,10 +324,15 @@ class Ledger:
         with self._read() as tx:
             return queue.oldest(tx, cohort, limit)
 
-    def count_queue(self, cohort: str | None = None) -> dict[str, int]:
-        """Writes per state."""
+    def count_queue(self, cohort: str | None = None, since: datetime | None = None) -> dict[str, int]:
+        """Writes per state, of those queued since then."""
         with self._read() as tx:
-            return queue.count(tx, cohort)
+            return queue.count(tx, cohort, since)
+
+    def longest_wait(self, cohort: str, since: datetime) -> float | None:
+        """Seconds from queued to finished, of the write that waited longest among those queued since."""
+        with self._read() as tx:
+            return queue.longest_wait(tx, cohort, since)
 
     def finish_queued(self, number: int, result: str | None) -> None:
         """A queued write is in the owner. Repeated, it changes nothing."""

@@ -130,12 +130,24 @@ def count_waiting(tx: Transaction, cohort: str) -> int:
     return tx.connection.scalar(query) or 0
 
 
-def count(tx: Transaction, cohort: str | None) -> dict[str, int]:
-    """Writes per state, of one cohort or of all."""
+def count(tx: Transaction, cohort: str | None, since: datetime | None) -> dict[str, int]:
+    """Writes per state, of one cohort or of all, that were queued since then or ever."""
     columns = tables.queue.c
     query = select(columns.state, func.count()).where(columns.migration == tx.migration).group_by(columns.state)
-    found = tx.connection.execute(query if cohort is None else query.where(columns.cohort == cohort))
-    return {row.state: row[1] for row in found}
+    if cohort is not None:
+        query = query.where(columns.cohort == cohort)
+    if since is not None:
+        query = query.where(columns.at >= since)
+    return {row.state: row[1] for row in tx.connection.execute(query)}
+
+
+def longest_wait(tx: Transaction, cohort: str, since: datetime) -> float | None:
+    """Seconds from queued to finished, of the write that waited longest among those queued since."""
+    columns = tables.queue.c
+    of_cohort = (columns.migration == tx.migration, columns.cohort == cohort, columns.at >= since)
+    query = select(columns.at, columns.finished_at).where(*of_cohort, columns.finished_at.is_not(None))
+    waits = [(row.finished_at - row.at).total_seconds() for row in tx.connection.execute(query)]
+    return max(waits, default=None)
 
 
 def finish(tx: Transaction, number: int, state: State, result: str | None, reason: str | None) -> bool:

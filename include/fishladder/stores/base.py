@@ -143,6 +143,11 @@ class Relation:
     def key_columns(self) -> tuple[str, ...]:
         return tuple(self.fields[position].column for position in self.key)
 
+    @property
+    def has_parent(self) -> bool:
+        """Whether its rows find their entity through another table's."""
+        return self.entity is not None and bool(self.entity.steps)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cascade:
