@@ -61,6 +61,18 @@ def latest(tx: Transaction, kind: str, subject: str | None) -> Evidence | None:
     return None if row is None else _read(row)
 
 
+def between(tx: Transaction, kind: str, subject: str, since: datetime, until: datetime) -> list[Evidence]:
+    columns = tables.evidence.c
+    query = select(tables.evidence).where(
+        columns.migration == tx.migration,
+        columns.kind == kind,
+        columns.subject == subject,
+        columns.began.between(since, until),
+    )
+    found = (_read(row) for row in tx.connection.execute(query.order_by(columns.began, columns.id)))
+    return [one for one in found if one.genuine]
+
+
 def together_with(tx: Transaction, digest: str) -> list[Evidence]:
     columns, own = tables.evidence.c, tables.evidence.alias("own")
     same = [columns[name] == own.c[name] for name in ("migration", "kind", "began")]

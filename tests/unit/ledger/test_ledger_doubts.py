@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 import pytest
+from sqlalchemy import text
 
 from fishladder.errors import LedgerError, StaleError
 from fishladder.ledger import CheckResult, Control, DirtyKey, Ledger, Mismatch, Reject, open_ledger
@@ -389,6 +390,23 @@ def test_evidence_is_found_with_what_was_found_with_it(ledger: Ledger, url: str)
         assert [found.digest for found in ledger.evidence(digest)] == together
     assert [found.passed for found in ledger.evidence(together[0])] == [True, False]
     assert ledger.evidence(others) == ledger.evidence("none") == []
+
+
+def test_evidence_of_a_time_that_is_what_was_recorded(ledger: Ledger, url: str) -> None:
+    since, second = datetime(2026, 1, 30, 1, 2, 3, 4, tzinfo=UTC), timedelta(seconds=1)
+    moments = [since - timedelta(microseconds=1), since + 2 * second, since, since + second, since + 3 * second]
+    for number, began in enumerate(moments):
+        ledger.record_evidence("monitor", "debts", {"value": number}, True, began)
+    ledger.record_evidence("monitor", "Debts", {}, True, since)
+    ledger.record_evidence("report", "debts", {}, True, since)
+    with open_ledger(url, migration="other") as other:
+        other.record_evidence("monitor", "debts", {}, True, since)
+    found = ledger.evidence_between("monitor", "debts", since, since + 2 * second)
+    assert [one.body["value"] for one in found] == [2, 3, 1]
+    with ledger.engine.begin() as connection:
+        connection.execute(text("UPDATE ledger_evidence SET body = replace(body, '3', '9')"))
+    found = ledger.evidence_between("monitor", "debts", since, since + 2 * second)
+    assert [one.body["value"] for one in found] == [2, 1]
 
 
 def test_control_changes_what_is_given(ledger: Ledger) -> None:
