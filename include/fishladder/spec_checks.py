@@ -63,6 +63,8 @@ def in_own_words(error: ValidationError, whole: type[BaseModel]) -> Iterator[Pro
                 text = "must not be empty"
             case "int_parsing" | "int_type" | "int_from_float" | "int_parsing_size":
                 text = "must be a whole number"
+            case "float_parsing" | "float_type":
+                text = "must be a number"
             case "bool_parsing" | "bool_type":
                 text = "must be true or false"
             case _:

@@ -27,15 +27,22 @@ from fishladder.yaml_lines import shown
 OTHERS = "*"
 """In the last wave: every cohort that no other wave names."""
 
+MAX_WINDOW = timedelta(days=90)
+"""How far back a monitor looks at most: at one value in five minutes that is 26,000 of them."""
+
 _NAME = r"^[a-z][a-z0-9_]{0,39}$"
 _CONNECTION = r"^[A-Za-z0-9_.\-]{1,200}$"
 _WORD = r"^[^\x00-\x1f\x7f]+$"
 _ENTRY_POINT = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
+_PATH = r"^/([!-.0-~][!-~]*)?$"
+_METRIC = r"^[A-Za-z_:][A-Za-z0-9_:]*$"
 _DURATION = r"^[1-9][0-9]{0,5}(ms|s|m|h|d)$"
 PATTERNS = {
     _NAME: "must start with a small letter, then small letters, digits or _; at most 40 in all",
     _CONNECTION: "must be the id of a connection (letters, digits, _ . -), not a URL",
     _ENTRY_POINT: "must be package.module:name, the place of an Operations in Python code",
+    _PATH: "must be a path such as /metrics; where the server is, its connection says",
+    _METRIC: "must be a metric's name alone, such as payments_failed_total; write labels: {…} for its labels",
     _WORD: "must not be empty nor hold control characters",
 }
 _UNITS = {
@@ -215,18 +222,60 @@ class Report(SpecModel):
     """Also run under the fence; it lengthens the window."""
 
 
-class Monitor(SpecModel):
-    """A query that must be zero, or one that must not be, on one side or both."""
+class Metric(SpecModel):
+    """One number out of a page of metrics in Prometheus' text format, or out of Prometheus itself."""
 
-    must_be: Literal["zero", "positive"]
+    connection: Connection
+    """Of type http: where, and with which account."""
+    path: Annotated[str, StringConstraints(pattern=_PATH)] = "/metrics"
+    """The page of metrics."""
+    name: Annotated[str, StringConstraints(pattern=_METRIC)] | None = None
+    """Of the samples that are added up."""
+    labels: Mapping[Word, Word] = {}
+    """Only samples with these labels, whatever others they have."""
+    query: Text | None = None
+    """Instead of a name: what Prometheus' query API is asked, in PromQL."""
+
+    @model_validator(mode="after")
+    def _asks_one_thing(self) -> Metric:
+        if (self.name is None) is (self.query is None):
+            raise ValueError("write either name: with a metric's name, or query: with what Prometheus shall be asked")
+        if self.query is not None and (self.labels or self.path != "/metrics"):
+            raise ValueError("path: and labels: belong to name:; a query: says its labels itself")
+        return self
+
+
+class Monitor(SpecModel):
+    """A number that must be so, on one side or both, or out of the application's metrics."""
+
+    must_be: Literal["zero", "positive", "no_more_than_before", "no_less_than_before"]
     source: Text | None = None
     target: Text | None = None
+    metric: Metric | None = None
+    """Asked instead of the stores."""
+    within: Annotated[float, Field(ge=1, le=1000)] | None = None
+    """So many times as much as before the last flip is not more; so many times less is not less."""
+    window: Duration = timedelta(days=7)
+    """How far back "before" goes."""
 
     @model_validator(mode="after")
     def _asks_somewhere(self) -> Monitor:
-        if self.source is None and self.target is None:
-            raise ValueError("asks nothing; write source: or target: with a query")
+        if self.source is None and self.target is None and self.metric is None:
+            raise ValueError("asks nothing; write source: or target: with a query, or metric:")
+        if self.metric is not None and (self.source is not None or self.target is not None):
+            raise ValueError("asks a metric and a store; make two monitors of it")
+        if self.compares and self.within is None:
+            raise ValueError(f"{self.must_be} needs within:, such as 1.5: how many times as much, or less, may be")
+        if not self.compares and (self.within is not None or self.window != timedelta(days=7)):
+            raise ValueError("within: and window: belong to no_more_than_before and no_less_than_before")
+        if self.window > MAX_WINDOW:
+            raise ValueError(f"window: goes back further than {duration_text(MAX_WINDOW)}")
         return self
+
+    @property
+    def compares(self) -> bool:
+        """Whether it is measured against its own past."""
+        return self.must_be not in ("zero", "positive")
 
 
 class Gates(SpecModel):

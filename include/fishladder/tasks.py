@@ -27,7 +27,7 @@ from fishladder.ledger.approvals import APPROVED, GATES, OBSERVED, subject
 from fishladder.names import settle
 from fishladder.operate import Order, adopt, mark_keys, restart, rewrite_entities
 from fishladder.pace import Pace
-from fishladder.plan import Plan, resolve
+from fishladder.plan import Plan, Side, resolve
 from fishladder.preflight import preflight
 from fishladder.restored import check_ledger, tell_target
 from fishladder.serving import Replayer
@@ -85,7 +85,7 @@ def _rarely_collecting() -> Iterator[None]:
 class Desk:
     """What every task of a migration needs. ``open`` opens a store by connection id; each call a new one.
 
-    ``serve`` opens the application's way into one, to replay queued writes.
+    ``serve`` opens the application's way into one, to replay queued writes. ``measure`` asks for a metric.
     ``kept`` is told the digest of each piece of evidence.
     """
 
@@ -93,6 +93,7 @@ class Desk:
     ledger: Ledger
     open: Callable[[str], Store]
     serve: Callable[[str], Application] = _no_application
+    measure: monitors.Measure = monitors.no_metrics
     clock: Clock = field(default_factory=SystemClock)
     say: Report = _silent
     kept: Callable[[str], None] = _silent
@@ -475,10 +476,13 @@ def approve(desk: Desk, attempt: int, *, account: str, shown: str, request: str 
 def observe(desk: Desk) -> list[monitors.Observed]:
     """Ask every monitor, and keep what was found."""
     began = desk.clock.now()
+    before = partial(monitors.values_before, desk.ledger, began)
     with desk.stores() as (source, target):
-        found = list(monitors.observe(desk.spec, {"source": source, "target": target}))
+        stores: dict[Side, Store] = {"source": source, "target": target}
+        found = list(monitors.observe(desk.spec, stores, measure=desk.measure, before=before))
     for one in found:
-        desk.keep("monitor", one.name, {"must_be": one.must_be, "values": dict(one.values)}, one.quiet, began)
+        body = {"must_be": one.must_be, "values": one.values, "before": one.before, "asked": one.asked}
+        desk.keep("monitor", one.name, body, one.quiet, began)
     return found
 
 

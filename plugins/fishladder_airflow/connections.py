@@ -21,6 +21,7 @@ from fishladder import stores
 from fishladder.errors import FatalError, InputError
 from fishladder.ledger import open_ledger
 from fishladder.spec import Migration, load
+from fishladder.spec_parts import Metric
 from fishladder.stores.base import Connect, Store
 from fishladder.tasks import Desk, Report
 
@@ -44,6 +45,7 @@ def open_desk(migration_file: str, say: Report, kept: Callable[[str], None] = la
                 ledger=ledger,
                 open=lambda name: open_store(kinds[name], name, loads=name == spec.target.connection),
                 serve=lambda name: stores.open_application(serving[name], _connect(serving[name], name)),
+                measure=measure,
                 say=say,
                 kept=kept,
             )
@@ -73,13 +75,36 @@ def open_store(kind: str, connection_id: str, *, loads: bool = False) -> Store:
     return stores.open_store(kind, _connect(kind, connection_id, loads=loads), name=connection_id)
 
 
-def _connect(kind: str, connection_id: str, *, loads: bool = False) -> Connect:
+def measure(metric: Metric) -> float:
+    """A metric's value now, from its connection. Raises InputError and FatalError, which say why there is none."""
+    from fishladder import metrics
+
+    connection = _connection(metric.connection)
+    if connection.conn_type not in ("http", "https"):
+        raise InputError(
+            f"connection {metric.connection}: is of type {connection.conn_type}, and a metric takes one of type http"
+        )
+    # Read as HttpHook reads it: the host may be a whole URL, and the schema is the protocol.
+    host = connection.host or ""
+    url = host if "://" in host else f"{connection.schema or connection.conn_type}://{host}"
+    if connection.port:
+        url += f":{connection.port}"
+    account = (connection.login, connection.password or "") if connection.login else None
+    authorization = str(connection.extra_dejson.get("Authorization", ""))
+    return metrics.read(metrics.endpoint(metric.connection, url, account=account, authorization=authorization), metric)
+
+
+def _connection(connection_id: str) -> Connection:
     try:
-        connection = BaseHook.get_connection(connection_id)
+        return BaseHook.get_connection(connection_id)
     except AirflowNotFoundException as error:
         variable = f"AIRFLOW_CONN_{connection_id.upper()}"
         message = f"connection {connection_id}: Airflow has none of this id; create it, or set {variable} to its URL"
         raise InputError(message) from error
+
+
+def _connect(kind: str, connection_id: str, *, loads: bool = False) -> Connect:
+    connection = _connection(connection_id)
     if kind not in _CONNECT or connection.conn_type != kind:
         raise InputError(
             f"connection {connection_id}: is of type {connection.conn_type}, and the migration file says {kind}; "

@@ -392,9 +392,8 @@ class Monitor(EvidenceOperator):
         with self.desk() as desk:
             found = tasks.observe(desk)
         for one in found:
-            said = ", ".join(f"{side} {value}" for side, value in one.values.items())
-            self.log.info("%s must be %s: %s: %s", one.name, one.must_be, said, "quiet" if one.quiet else "not quiet")
-        loud = [f"{one.name} must be {one.must_be}: {dict(one.values)}" for one in found if not one.quiet]
+            self.log.info("%s: %s", one, "quiet" if one.quiet else "not quiet")
+        loud = [str(one) for one in found if not one.quiet]
         if loud:
             raise AirflowFailException("not quiet:\n" + "\n".join(loud))
         return {"quiet": len(found)}

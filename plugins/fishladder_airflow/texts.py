@@ -72,8 +72,8 @@ clean. What it finds again after that has a cause that goes on: somebody writes 
 MONITOR = """\
 Asks the monitors of **{migration}**: presence of the unexpected, absence of the expected. No data is a failure.
 
-- **monitor** asks each on the sides that it names, and keeps the answers as evidence, for which the gates of a flip
-  ask.
+- **monitor** asks each in the stores or the metric that it names, and keeps the answers as evidence, for which the
+  gates of a flip ask. Some are measured against their own values before the last flip.
 
 *When to run it:* switch it on well before the first flip, and leave it on; it runs every five minutes.
 

@@ -126,6 +126,13 @@ EDITED = {
     "monitors.<name>.must_be": "monitors: {debts: {must_be: zero, source: select 1}}",
     "monitors.<name>.source": "monitors: {debts: {must_be: zero, source: select 1}}",
     "monitors.<name>.target": "monitors: {debts: {must_be: zero, target: select 1}}",
+    "monitors.<name>.metric.connection": "monitors: {debts: {must_be: zero, metric: {connection: m, name: x}}}",
+    "monitors.<name>.metric.path": "monitors: {debts: {must_be: zero, metric: {connection: m, name: x, path: /x}}}",
+    "monitors.<name>.metric.name": "monitors: {debts: {must_be: zero, metric: {connection: m, name: x}}}",
+    "monitors.<name>.metric.labels": "monitors: {a: {must_be: zero, metric: {connection: m, name: x, labels: {a: b}}}}",
+    "monitors.<name>.metric.query": "monitors: {debts: {must_be: zero, metric: {connection: m, query: x}}}",
+    "monitors.<name>.within": "monitors: {debts: {must_be: no_more_than_before, within: 2, source: select 1}}",
+    "monitors.<name>.window": "monitors: {debt: {must_be: no_less_than_before, within: 2, window: 1d, target: x}}",
     "gates.clean_passes": "gates: {clean_passes: 1}",
     "gates.max_age": "gates: {max_age: 1h}",
     "gates.max_lag": "gates: {max_lag: 1s}",
@@ -198,6 +205,11 @@ def test_the_migration_files_load(page: Path) -> None:
     assert whole
     for text in whole:
         loads(text, name=page.name, environment={})
+
+
+def test_the_parts_of_a_migration_file_load() -> None:
+    (monitors,) = (part for part in blocks(MIGRATION_FILE, "yaml") if part.startswith("monitors:"))
+    assert len(loads(edited(monitors), name="shop.yaml", environment={}).monitors) == 4
 
 
 def test_the_messages_about_wrong_files_are_the_real_ones() -> None:

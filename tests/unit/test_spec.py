@@ -236,7 +236,7 @@ SHAPE = [
     (
         "must_be: zero",
         "must_be: none",
-        "17: monitors.negative_balance.must_be: must be 'zero' or 'positive', not 'none'",
+        "17: monitors.negative_balance.must_be: must be 'zero', 'positive', 'no_more_than_before' or",
     ),
     (', target: "select count(*) from …"', "", "17: monitors.negative_balance: asks nothing; write source: or target:"),
     ("clean_passes: 3", "clean_passes: three", "19: gates.clean_passes: must be a whole number"),
