@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from html import escape
@@ -73,6 +73,11 @@ def _page(migration: str, attempt: Attempt, events: Sequence[Event], evidence: S
     asked = f"Asked for by {attempt.actor}: {attempt.reason or '(no reason given)'}"
     approvals = [(event.actor, _when(event.at), event.body["evidence"]) for event in own if event.event == APPROVED]
     steps = [(event.sequence, _when(event.at), event.actor, event.event, event.body.get("error", "")) for event in own]
+    observed = [one for one in evidence if one.kind == "monitor" and one.genuine]
+    monitors = [
+        (one.subject, one.body["must_be"], _sides(one.body["values"]), _sides(one.body.get("before", {})))
+        for one in observed
+    ]
     seen = [(one.kind, one.subject, "passed" if one.passed else "failed", _when(one.began)) for one in evidence]
     return "\n".join(
         [
@@ -80,11 +85,16 @@ def _page(migration: str, attempt: Attempt, events: Sequence[Event], evidence: S
             f"<h1>{escape(title)}</h1><p>{escape(asked)}</p>",
             _table("Who approved", ("account", "when", "evidence"), approvals),
             _table("Gates, as they were shown", ("gate", "found"), [(gate["name"], gate["found"]) for gate in gates]),
+            _table("What the monitors said", ("monitor", "must be", "value", "before"), monitors),
             _table("What happened", ("event", "when", "who", "what", "why"), steps),
             _table("Evidence at that time", ("kind", "about", "result", "as of"), seen),
             "<p>Check it with <code>python verify.py DIGEST</code>.</p></html>",
         ]
     )
+
+
+def _sides(found: Mapping[str, str]) -> str:
+    return ", ".join(f"{side} {text}" for side, text in found.items())
 
 
 def _when(moment: datetime) -> str:

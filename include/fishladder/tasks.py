@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime, time
+from datetime import UTC, datetime, time, timedelta
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,8 @@ NOBODY = "airflow"
 """In whose name a run is that nobody triggered."""
 COLLECT_AFTER = 100_000
 """Objects more than there were: so often Python looks for cycles while rows are moved."""
+OBSERVED_WITHIN, OBSERVED = timedelta(hours=1), 3
+"""Whoever approves sees so many of a monitor's newest values."""
 _moving: list[tuple[int, int, int]] = []
 _moving_lock = threading.Lock()
 _LEVELS = ("fail", "warn", "pass")
@@ -427,7 +429,7 @@ def _quoted(text: str) -> str:
 
 
 def _figures(desk: Desk, cohort: str) -> list[str]:
-    """The reports of a cohort, and the newest pass over each table."""
+    """The reports of a cohort, the newest pass over each table, and what the monitors said."""
     lines = ["", "| report | source | target |", "|---|---|---|"]
     for report in desk.spec.reports:
         newest = desk.ledger.latest_evidence("report", f"{report} {cohort}")
@@ -439,6 +441,17 @@ def _figures(desk: Desk, cohort: str) -> list[str]:
         began = newest_pass.started_at.isoformat(sep=" ", timespec="seconds") if newest_pass else "never"
         compared = newest_pass.result.compared if newest_pass and newest_pass.result else "-"
         lines.append(f"| {table} | {desk.ledger.clean_passes(table)} | {began} | {compared} |")
+    return lines + _observations(desk)
+
+
+def _observations(desk: Desk) -> list[str]:
+    """The newest values of each monitor, and what it was like before."""
+    now, lines = desk.clock.now(), ["", "| monitor | must be | newest values | before |", "|---|---|---|---|"]
+    for name, monitor in desk.spec.monitors.items():
+        found = desk.ledger.evidence_between("monitor", name, now - OBSERVED_WITHIN, now)[: -OBSERVED - 1 : -1]
+        values = [", ".join(f"{side} {_quoted(text)}" for side, text in one.body["values"].items()) for one in found]
+        before = [f"{side} {_quoted(text)}" for one in found[:1] for side, text in one.body.get("before", {}).items()]
+        lines.append(f"| {name} | {monitor.must_be} | {' · '.join(values) or '-'} | {', '.join(before) or '-'} |")
     return lines
 
 

@@ -7,10 +7,11 @@ import random
 import re
 import socket
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from sqlalchemy import text
 
 from fishladder import metrics, monitors, tasks
 from fishladder.errors import FatalError, InputError, SpecError
+from fishladder.export import export
 from fishladder.monitors import FEWEST, Observed
 from fishladder.spec import loads
 from fishladder.spec_parts import Metric, Monitor
@@ -512,3 +514,45 @@ def test_what_did_not_move_or_moved_back_is_no_flip(flips: Flips, page: Pages, w
         desk.clock.sleep(300)
     (found,) = values(desk, page, 4)
     assert found.before["metric"].endswith(f"the median 4 of {counted} values")
+
+
+# Whoever approves and whoever audits ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def approving(small: Small, page: Pages) -> Callable[..., tuple[Desk, int]]:
+    def make(**asked: Monitor) -> tuple[Desk, int]:
+        desk = watched(small, page, **asked)
+        attempt = small.ledger.begin_attempt("NZ", "flip", actor="ann", reason="", deadline=60)
+        body = {"gates": [{"name": "monitors", "found": "quiet"}]}
+        desk.keep("gates", f"attempt {attempt.id}", body, True, desk.clock.now())
+        return desk, attempt.id
+
+    return make
+
+
+def test_whoever_approves_sees_the_newest_values_and_the_past(
+    approving: Callable[..., tuple[Desk, int]], page: Pages
+) -> None:
+    items = Monitor(must_be="positive", source="select count(*) from item")
+    desk, attempt = approving(failed=MORE, items=items, away=Monitor(must_be="zero", target="select * from `a|b`"))
+    shown = tasks.what_will_happen(desk, attempt)[0].split("\n")
+    assert "| items | positive | - | - |" in shown
+    values(desk, page, *[4] * 12, 5, 6)
+    lines = tasks.what_will_happen(desk, attempt)[0].split("\n")
+    assert "| items | positive | source 3 · source 3 · source 3 | - |" in lines
+    (line,) = (line for line in lines if line.startswith("| failed "))
+    assert line.startswith("| failed | no_more_than_before | metric 6 · metric 5 · metric 4 | metric at most 6,")
+    (line,) = (line for line in lines if line.startswith("| away "))
+    assert len(re.findall(r"(?<!\\)\|", line)) == 5  # nobody's words make cells
+
+
+def test_an_auditor_finds_values_and_past(
+    approving: Callable[..., tuple[Desk, int]], page: Pages, tmp_path: Path
+) -> None:
+    desk, attempt = approving(failed=MORE)
+    values(desk, page, *[4] * 13)
+    made = tmp_path / "export"
+    export(desk.ledger, attempt, made, actor="auditor")
+    assert "at most 6, 1.5 times the median 4 of 12 values" in (made / "evidence.jsonl").read_text()
+    assert "at most 6, 1.5 times the median 4 of 12 values" in (made / "page.html").read_text()
