@@ -65,10 +65,10 @@ def mailbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mailbox]:
         server.shutdown()
 
 
-def documented() -> dict[str, Any]:
-    """The DAG file of the documents that sends mail."""
+def documented(to: str) -> dict[str, Any]:
+    """The DAG file of the documents that sends mail to this address."""
     blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/dags.md").read_text("utf-8"), re.M | re.S)
-    (text,) = (block for block in blocks if "SmtpNotifier" in block)
+    (text,) = (block for block in blocks if to in block)
     names: dict[str, Any] = {"__file__": str(ROOT / "dags/billing.py")}
     exec(text, names)
     return names
@@ -79,7 +79,7 @@ def test_the_documented_notifier_says_what_where_and_what_to_do(
 ) -> None:
     with closing(connect(stores.target)) as db:
         db.execute("CREATE TABLE plan (id INTEGER PRIMARY KEY, code VARCHAR(20))")
-    run = documented()["billing_prepare"].test()
+    run = documented("oncall@")["billing_prepare"].test()
     letter = mailbox.letters.get(timeout=30)
     assert (letter["To"], letter["Subject"]) == ("oncall@example.com", "billing_prepare.preflight failed")
     body = letter.get_body(("html",))
@@ -88,6 +88,31 @@ def test_the_documented_notifier_says_what_where_and_what_to_do(
     assert "plan.name" in said and "the target has no column name; use rename: or drop:" in said
     assert f"/dags/billing_prepare/runs/{run.run_id}"[:30] in said
     assert mailbox.letters.empty()  # one for what failed, none for the tasks after it
+
+
+def test_the_documented_pager_hears_of_loud_monitors_and_of_nothing_else(
+    airflow_database: None, stores: Stores, mailbox: Mailbox
+) -> None:
+    with closing(connect(stores.target)) as db:
+        db.execute("CREATE TABLE customer (balance DECIMAL_TEXT(12,2))")
+        db.execute("CREATE TABLE gift_card (remaining_amount DECIMAL_TEXT(12,2))")
+        db.execute("CREATE TABLE subscription (active INTEGER)")
+        db.execute("INSERT INTO customer VALUES ('-1.00')")
+    made = documented("pager@")
+    made["billing_monitor"].test()
+    letter = mailbox.letters.get(timeout=30)
+    assert (letter["To"], letter["Subject"]) == ("pager@example.com", "billing_monitor")
+    body = letter.get_body(("html",))
+    assert body is not None
+    said = body.get_content()
+    assert "negative_balance must be zero: target 1" in said
+    assert "active_subscriptions must be positive: target 0" in said and "overdrawn_gift_cards" not in said
+    assert mailbox.letters.empty()
+    dags = {name: dag for name, dag in made.items() if name.startswith("billing_")}
+    assert len(dags) == 9
+    assert [name for name, dag in dags.items() if any(task.on_failure_callback for task in dag.tasks)] == [
+        "billing_monitor"
+    ]
 
 
 def silent(context: Context) -> None:
