@@ -12,6 +12,7 @@ import math
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Annotated, Literal
 
 import httpx
@@ -23,7 +24,10 @@ from fishladder.spec_parts import Metric
 from fishladder.yaml_lines import shown
 
 PATIENCE = 5.0
-"""Seconds from the connect to the last byte. A server that takes longer is as good as away."""
+"""Seconds from the connect to the last byte. A server that takes longer is as good as away.
+
+A look-up of the host's name that hangs is given up, too, but keeps its thread until the system's own limit.
+"""
 LARGEST = 4_000_000
 """Bytes of an answer: some 40,000 samples."""
 LONGEST = 10_000
@@ -93,13 +97,18 @@ def _wanted(metric: Metric) -> str:
     return shown(metric.query or f"{metric.name}{{{labels}}}")
 
 
+@cache
+def _trusted() -> ssl.SSLContext:
+    """The certificates that this machine trusts; to read them takes longer than to ask."""
+    return ssl.create_default_context()
+
+
 async def _get(place: Endpoint, metric: Metric) -> tuple[int, str]:
     """Status and body."""
     path, parameters = (metric.path, None) if metric.query is None else (QUERY_PATH, {"query": metric.query})
     headers = {"Authorization": place.authorization} if place.authorization else {}
-    # The certificates that this machine trusts; neither a proxy nor a redirect gets to see the account.
-    trusted = ssl.create_default_context()
-    client = httpx.AsyncClient(auth=place.account, headers=headers, verify=trusted, trust_env=False, timeout=None)
+    # Neither a proxy nor a redirect gets to see the account.
+    client = httpx.AsyncClient(auth=place.account, headers=headers, verify=_trusted(), trust_env=False, timeout=None)
     body = bytearray()
     try:
         # A timeout of httpx would begin again at every byte.
@@ -114,7 +123,7 @@ async def _get(place: Endpoint, metric: Metric) -> tuple[int, str]:
                     raise FatalError(f"{_where(place, metric)}: is larger than {LARGEST} bytes")
     except TimeoutError as error:
         raise FatalError(f"{_where(place, metric)}: no answer within {PATIENCE:g} s") from error
-    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:  # the last: a host that no name server takes
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise FatalError(f"{_where(place, metric)}: {shown(str(error)) or type(error).__name__}") from error
     return response.status_code, body.decode("utf-8", "replace")
 

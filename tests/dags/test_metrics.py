@@ -12,9 +12,11 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
 from fishladder.errors import FatalError, InputError
+from fishladder.ledger import open_ledger
 from fishladder.spec_parts import Metric
 from fishladder_airflow import operators
 from fishladder_airflow.connections import measure
+from fishladder_airflow.dags import build
 from tests.dags.conftest import FILE, Stores
 from tests.unit.metrics_server import Pages, pages
 
@@ -73,21 +75,25 @@ def test_a_connection_that_is_none(monkeypatch: pytest.MonkeyPatch, fields: dict
         measure(METRIC)
 
 
+def with_metrics(folder: Path, **connections: str) -> Path:
+    """The billing example with no other monitors than these, each with its connection."""
+    kept = [line for line in FILE.read_text("utf-8").split("\n") if ": {must_be: " not in line]
+    at = kept.index("monitors:") + 1
+    kept[at:at] = [
+        f"  {name}: {{must_be: positive, metric: {{connection: {connection}, name: stuck}}}}"
+        for name, connection in connections.items()
+    ]
+    file = folder / "billing.yaml"
+    file.write_text("\n".join(kept), "utf-8")
+    return file
+
+
 def test_the_task_asks_the_others_too(
     stores: Stores, tmp_path: Path, page: Pages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of two metrics one has no connection."""
-    lines = FILE.read_text("utf-8").split("\n")
-    monitors = [line for line in lines if ": {must_be: " in line]
-    added = [
-        f"  {name}: {{must_be: positive, metric: {{connection: {connection}, name: stuck}}}}"
-        for name, connection in (("unknown", "nowhere"), ("stuck", "billing_metrics"))
-    ]
-    kept = [line for line in lines if line not in monitors]
-    kept[kept.index("monitors:") + 1 : kept.index("monitors:") + 1] = added
-    file = tmp_path / "billing.yaml"
-    file.write_text("\n".join(kept), "utf-8")
     connect(monkeypatch, host=page.url)
+    file = with_metrics(tmp_path, unknown="nowhere", stuck="billing_metrics")
     task = operators.Monitor(task_id="monitor", migration_file=str(file))
     with pytest.raises(AirflowFailException) as loud:
         task.execute({})
@@ -96,3 +102,14 @@ def test_the_task_asks_the_others_too(
         " create it, or set AIRFLOW_CONN_NOWHERE to its URL"
     )
     assert len(page.asked) == 1 and task.evidence
+
+
+def test_a_run_of_the_dag(
+    airflow_database: None, stores: Stores, tmp_path: Path, page: Pages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect(monkeypatch, host=page.url)
+    run = build(with_metrics(tmp_path, stuck="billing_metrics"))["billing_monitor"].test()
+    assert run.state == "success"
+    with open_ledger(stores.ledger, migration="billing") as ledger:
+        kept = ledger.latest_evidence("monitor", "stuck")
+    assert kept is not None and kept.passed and kept.body["values"] == {"metric": "7"}

@@ -142,6 +142,10 @@ def test_an_endpoint_that_never_ends_is_given_up(page: Pages, monkeypatch: pytes
     refuses(page, r"/metrics: no answer within 0\.3 s$")
 
 
+def test_an_address_that_is_too_long(page: Pages) -> None:
+    refuses(page, "/api/v1/query: URL .*too long$", query="x" * 70_000)
+
+
 def test_nobody_at_home(page: Pages) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))  # and does not listen
