@@ -49,7 +49,7 @@ NOBODY = "airflow"
 """In whose name a run is that nobody triggered."""
 COLLECT_AFTER = 100_000
 """Objects more than there were: so often Python looks for cycles while rows are moved."""
-OBSERVED_WITHIN, OBSERVED = timedelta(hours=1), 3
+HISTORY_WITHIN, HISTORY = timedelta(hours=1), 3
 """Whoever approves sees so many of a monitor's newest values."""
 _moving: list[tuple[int, int, int]] = []
 _moving_lock = threading.Lock()
@@ -448,7 +448,7 @@ def _observations(desk: Desk) -> list[str]:
     """The newest values of each monitor, and what it was like before."""
     now, lines = desk.clock.now(), ["", "| monitor | must be | newest values | before |", "|---|---|---|---|"]
     for name, monitor in desk.spec.monitors.items():
-        found = desk.ledger.evidence_between("monitor", name, now - OBSERVED_WITHIN, now)[: -OBSERVED - 1 : -1]
+        found = desk.ledger.evidence_between("monitor", name, now - HISTORY_WITHIN, now)[: -HISTORY - 1 : -1]
         values = [", ".join(f"{side} {_quoted(text)}" for side, text in one.body["values"].items()) for one in found]
         before = [f"{side} {_quoted(text)}" for one in found[:1] for side, text in one.body.get("before", {}).items()]
         lines.append(f"| {name} | {monitor.must_be} | {' · '.join(values) or '-'} | {', '.join(before) or '-'} |")
@@ -512,7 +512,7 @@ def watch(desk: Desk, attempt: int) -> bool:
     if before is not None and before.genuine and before.passed:
         return True
     answers = observe(desk)
-    loud = [f"{one.name} must be {one.must_be}: {dict(one.values)}" for one in answers if not one.quiet]
+    loud = [str(one) for one in answers if not one.quiet]
     counts = {
         "mismatches": desk.ledger.count_mismatches(found.cohort),
         "rejects": desk.ledger.count_rejects(cohort=found.cohort),
@@ -521,9 +521,8 @@ def watch(desk: Desk, attempt: int) -> bool:
     since = found.ended_at if before is None else before.began  # from the trouble on that somebody has mended
     if not loud and began - since < desk.spec.gates.observe:
         return False
-    desk.keep(
-        OBSERVED, subject(attempt), {"cohort": found.cohort, "since": since.isoformat(), "loud": loud}, not loud, began
-    )
+    body = {"cohort": found.cohort, "since": since.isoformat(), "loud": loud}
+    desk.keep(OBSERVED, subject(attempt), body, not loud, began)
     if loud:
         raise InputError(f"{found.cohort} is not quiet: {'; '.join(loud)}")
     return True
