@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 from datetime import UTC, datetime
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,55 +10,12 @@ import pytest
 from airflow.providers.standard.exceptions import HITLTimeoutError
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskAwaitingInput
 
-from billing import schema
-from billing.seed import seed
-from fishladder import tasks
-from fishladder.ledger import upgrade
 from fishladder.tasks import Desk
 from fishladder_airflow import operators
 from fishladder_airflow.dags import build
 from fishladder_airflow.sensors import GatesOpen, Observe
 from tests.approving import make_evidence
-from tests.scenario.worker import desk
-
-FILE = Path(__file__).parents[2] / "include/migrations/billing.yaml"
-
-
-@pytest.fixture(scope="module")
-def behind(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the billing migration, loaded and followed, for each test to copy: it takes seconds to make."""
-    folder = tmp_path_factory.mktemp("behind")
-    environment = in_folder(folder)
-    upgrade(environment["FISHLADDER_LEDGER"])
-    schema.create(environment["FISHLADDER_BILLING_SOURCE"])
-    seed(environment["FISHLADDER_BILLING_SOURCE"], customers=40, seed=7)
-    made = desk(FILE, environment)
-    tasks.prepare(made, actor="test")
-    for table in tasks.cut(made):
-        tasks.load_table(made, table, "1")
-        tasks.close_table(made, table)
-    made.ledger.close()
-    return folder
-
-
-@pytest.fixture
-def prepared(behind: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
-    """The billing migration, loaded and followed, with nothing behind it yet."""
-    environment = in_folder(shutil.copytree(behind, tmp_path / "billing"))
-    for variable, value in environment.items():
-        monkeypatch.setenv(variable, value)
-    made = desk(FILE, environment)
-    tasks.replicate(made, seconds=30, until_idle=True)
-    return made
-
-
-def in_folder(folder: Path) -> dict[str, str]:
-    """Where ledger and stores are."""
-    environment = {"FISHLADDER_LEDGER": f"sqlite:///{folder}/ledger.db"}
-    for name in ("billing_source", "billing_target", "billing_source_app", "billing_target_app"):
-        url = f"sqlite:///{folder}/{name.removesuffix('_app')}.db"
-        environment |= {f"FISHLADDER_{name.upper()}": url, f"AIRFLOW_CONN_{name.upper()}": url}
-    return environment
+from tests.dags.conftest import FILE
 
 
 def run(by: str | None = "ann") -> SimpleNamespace:
