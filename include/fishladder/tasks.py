@@ -339,7 +339,7 @@ def replicate(desk: Desk, *, seconds: float, until_idle: bool = False) -> apply.
 
 
 def ask(desk: Desk, kind: Kind, cohorts: Sequence[str], *, actor: str, reason: str, request: str = "") -> list[Attempt]:
-    """Open an attempt for each of these cohorts; the same ``request`` again gets the same ones.
+    """Open an attempt for each of these cohorts; the same ``request`` again gets the same ones, while open.
 
     Raises InputError, and then none of them is open.
     """

@@ -18,14 +18,14 @@ from tests.approving import make_evidence
 from tests.dags.conftest import FILE
 
 
-def run(by: str | None = "ann") -> SimpleNamespace:
-    return SimpleNamespace(triggering_user_name=by, dag_id="billing_flip", run_id="manual")
+def run(by: str | None = "ann", run_id: str = "manual") -> SimpleNamespace:
+    return SimpleNamespace(triggering_user_name=by, dag_id="billing_flip", run_id=run_id)
 
 
 def ask(by: str | None = "ann", run_id: str = "manual") -> list[dict[str, Any]]:
     operator = operators.AskFor(task_id="ask", migration_file=str(FILE), kind="flip")
     form = {"cohorts": ["NZ"], "reason": "it is time"}
-    return operator.execute({"dag_run": run(by), "params": form})  # type: ignore[typeddict-item]
+    return operator.execute({"dag_run": run(by, run_id), "params": form})  # type: ignore[typeddict-item]
 
 
 def gates(attempt: dict[str, Any]) -> dict[str, str]:
@@ -167,7 +167,7 @@ def test_tasks_marked_green_open_nothing(prepared: Desk) -> None:
     (attempt,) = ask()
     with pytest.raises(AirflowFailException, match="has not compared its rows yet"):
         operators.Cutover(task_id="cutover", migration_file=str(FILE), attempt=attempt).execute({})
-    (attempt,) = ask()
+    (attempt,) = ask(run_id="manual again")
     gates(attempt)
     operators.VerifyCohort(task_id="verify", migration_file=str(FILE), attempt=attempt).execute({})
     with pytest.raises(AirflowFailException, match="0 of 1 approvals hold"):

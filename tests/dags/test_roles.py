@@ -107,10 +107,10 @@ class Web:
         assert answer.status_code == 200, answer.text
         return str(answer.json()["dag_run_id"])
 
-    def answer(self, user: str, run_id: str) -> int:
-        """Say yes to it. Returns the status."""
+    def answer(self, user: str, run_id: str, option: str = "Approve") -> int:
+        """Say yes to it, or no. Returns the status."""
         path = f"{FLIP}/dagRuns/{run_id}/taskInstances/country.approve/0/hitlDetails"
-        return self(user, "PATCH", path, YES).status_code
+        return self(user, "PATCH", path, YES | {"chosen_options": [option]}).status_code
 
     def mark(self, user: str, run_id: str) -> int:
         """Mark the question green instead."""
@@ -264,6 +264,19 @@ def test_a_viewer_answers_nothing_and_a_user_no_request_of_their_own(simple: Web
     (attempt,) = prepared.ledger.attempts()
     assert attempt.actor == "una" and "0 of 1 approvals hold" in str(attempt.error)
     assert approved(prepared) == [] and prepared.ledger.route("NZ").owner == "source"
+
+
+def test_who_clears_the_run_of_another_asks_for_nothing(simple: Web, prepared: Desk) -> None:
+    """Or one person alone could say no, clear, and say yes to what is asked in the other's name."""
+    make_evidence(prepared)
+    run = simple.trigger("una")
+    work(run)
+    assert simple.answer("otto", run, "Reject") == 200
+    work(run)
+    assert simple("otto", "POST", f"{FLIP}/dagRuns/{run}/clear", {"dry_run": False}).status_code == 200
+    assert work(run)["ask"] == "failed"
+    (attempt,) = prepared.ledger.attempts()
+    assert (attempt.actor, attempt.error) == ("una", "rejected by otto")
 
 
 # The FAB auth manager ----------------------------------------------------------------------------------------------

@@ -77,7 +77,9 @@ def begin(
     approvals_needed: int,
     needs: Mapping[str, Collection[str]],
 ) -> Attempt:
-    """Open an attempt, once for each ``request``. ``needs``: stages that other cohorts must have reached.
+    """Open an attempt, once for each ``request``, also when that one has ended.
+
+    ``needs``: stages that other cohorts must have reached.
 
     Raises InputError.
     """
@@ -94,6 +96,13 @@ def begin(
         raise InputError(
             f"{cohort}: its {other.kind} no. {other.id} of {other.actor} is still open ({other.step});"
             " wait for its end, or abort it"
+        )
+    before = _ended_of(tx, cohort, request) if request else None
+    if before is not None:
+        # Whoever clears a run in Airflow runs it again under the name of who triggered it.
+        raise InputError(
+            f"{cohort}: {request} has asked already, for {before.kind} no. {before.id}, which is {before.outcome};"
+            " who wants it again asks in their own name: trigger the DAG again"
         )
     if route.stage not in STAGES_BEFORE[kind]:
         raise InputError(
@@ -142,6 +151,15 @@ def get(tx: Transaction, number: int) -> Attempt:
 def open_of(tx: Transaction, cohort: str) -> Attempt | None:
     columns = tables.attempt.c
     query = select(tables.attempt).where(columns.migration == tx.migration, columns.cohort == cohort, columns.open == 1)
+    row = tx.connection.execute(query).first()
+    return None if row is None else _attempt(row)
+
+
+def _ended_of(tx: Transaction, cohort: str, request: str) -> Attempt | None:
+    """The newest ended attempt that this request has opened."""
+    columns = tables.attempt.c
+    mine = (columns.migration == tx.migration, columns.cohort == cohort, columns.request == request)
+    query = select(tables.attempt).where(*mine, columns.outcome.is_not(None)).order_by(columns.id.desc()).limit(1)
     row = tx.connection.execute(query).first()
     return None if row is None else _attempt(row)
 

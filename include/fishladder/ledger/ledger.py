@@ -166,7 +166,8 @@ class Ledger:
 
         ``wanted``: cohorts, with the stages that other cohorts must have reached before each. ``request``: who asks
         again under the same one gets the attempts that are open. Raises InputError: no such cohort, one that is not at
-        the stage it starts from, another attempt of it that is open, or a need that is not met.
+        the stage it starts from, another attempt of it that is open, one of this request that has ended, or a need
+        that is not met.
         """
         with self._write() as tx:
             return [
