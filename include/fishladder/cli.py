@@ -180,6 +180,11 @@ def _status(options: argparse.Namespace) -> int:
     for attempt in found["attempts"]:
         if attempt["outcome"] is None:
             print(f"  {attempt['kind']} no. {attempt['number']} of {attempt['cohort']} is at {attempt['step']}")
+            for line in attempt.get("closed_gates", ()):
+                print(f"    closed: {line}")
+            if attempt.get("approvals"):
+                people = ", ".join(attempt["approved_by"]) or "nobody"
+                print(f"    approved by {people}; it takes {attempt['approvals']}")
     print(f"{'table':<24}{'phase':<10}{'chunks':>10}{'rows':>12}{'rejects':>9}{'clean passes':>14}")
     for name, table in found["tables"].items():
         chunks = f"{table['done']}/{table['chunks']}"

@@ -753,7 +753,7 @@ def status(desk: Desk) -> dict[str, Any]:
             cohort: {"stage": route.stage, "owner": route.owner, "epoch": route.epoch}
             for cohort, route in ledger.routes().items()
         },
-        "attempts": [_shown(attempt) for attempt in ledger.attempts(limit=20)],
+        "attempts": [_shown(attempt) | _awaited(desk, attempt) for attempt in ledger.attempts(limit=20)],
         "queue": ledger.count_queue(),
         "dirty": ledger.count_dirty(),
         "mismatches": ledger.count_mismatches(),
@@ -775,6 +775,20 @@ def _shown(attempt: Attempt) -> dict[str, Any]:
         "actor": attempt.actor,
         "seconds_fenced": (switched - fenced).total_seconds() if fenced and switched else None,
     }
+
+
+def _awaited(desk: Desk, attempt: Attempt) -> dict[str, Any]:
+    """What an attempt that has fenced nothing yet waits for."""
+    if attempt.outcome is not None or attempt.step != "verify":
+        return {}
+    closed, people = gates.closed(desk.evaluate(attempt)), _approved_by(desk, attempt.id)
+    return {"closed_gates": closed, "approvals": attempt.approvals, "approved_by": people}
+
+
+def _approved_by(desk: Desk, attempt: int) -> list[str]:
+    """The accounts that have approved an attempt, whether that still holds or not."""
+    events = desk.ledger.events()
+    return [event.actor for event in events if event.event == APPROVED and event.body["attempt"] == attempt]
 
 
 @cache

@@ -5,7 +5,6 @@ The tables of the page are read here, and its commands are run: what it says is 
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import secrets
@@ -28,7 +27,6 @@ from sqlalchemy import select
 from fishladder.tasks import Desk
 from fishladder_airflow.dags import build
 from tests.approving import make_evidence
-from tests.conftest import UNTESTED
 from tests.dags.conftest import FILE, ROOT
 
 if TYPE_CHECKING:
@@ -301,11 +299,7 @@ airflow roles add-perms chinook_approve -a can_edit -r "HITL Detail" DAG:chinook
 
 
 @pytest.fixture(scope="module")
-def fab(airflow_database: None, pytestconfig: pytest.Config) -> Iterator[Web]:
-    if importlib.util.find_spec("airflow.providers.fab") is None:
-        reason = "the package apache-airflow-providers-fab is not installed"
-        pytestconfig.stash[UNTESTED]["roles of the FAB auth manager"] = reason
-        pytest.skip(reason)
+def fab(airflow_database: None) -> Iterator[Web]:
     commands = re.findall(r"^airflow .*$", PAGE, re.M)
     assert [command.split()[1] for command in commands] == ["roles"] * 8 + ["users"] * 2
     with server({}, AIRFLOW__CORE__AUTH_MANAGER=FAB) as web:

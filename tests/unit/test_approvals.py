@@ -465,6 +465,17 @@ def test_a_rollback_asks_for_less_and_is_approved_too(case: Case) -> None:
     assert case.ends().outcome == "done"
 
 
+def test_status_says_what_an_attempt_waits_for(case: Case) -> None:
+    (waiting,) = tasks.status(case.desk)["attempts"]
+    assert (waiting["closed_gates"], waiting["approvals"], waiting["approved_by"]) == ([], 2, [])
+    tasks.open_gates(case.desk, case.attempt.id)
+    case.say_yes("ben.admin")
+    case.clock.later = timedelta(minutes=16)
+    (waiting,) = tasks.status(case.desk)["attempts"]
+    assert waiting["approved_by"] == ["ben.admin"]
+    assert any(line.startswith("monitors: ") for line in waiting["closed_gates"])
+
+
 def test_a_completion_changes_nothing_before_it_is_approved(case: Case) -> None:
     approve(case.desk, case.attempt, "ben", "cleo")
     case.verify()

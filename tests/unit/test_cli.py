@@ -90,8 +90,11 @@ def test_a_whole_migration_and_its_status(file: Path, capsys: pytest.CaptureFixt
     assert {name: table["clean_passes"] for name, table in status["tables"].items()} == dict.fromkeys(
         status["tables"], 1
     )
+    at.ledger.begin_attempt("NZ", "flip", actor="ann", reason="", deadline=60, approvals=1)
     assert main(["status", str(file)]) == 0
-    assert "customer" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "customer" in said and "flip no. 1 of NZ is at verify\n    closed: clean passes: " in said
+    assert "approved by nobody; it takes 1\n" in said
 
 
 def test_prepare_runs_twice(file: Path) -> None:
