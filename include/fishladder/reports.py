@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -33,9 +34,13 @@ class ReportResult:
         return self.source == self.target
 
     def differences(self) -> list[str]:
-        """What differs, a line each, in words for a person."""
-        only = [f"only in the source: {_words(line)}" for line in self.source if line not in self.target]
-        return only + [f"only in the target: {_words(line)}" for line in self.target if line not in self.source]
+        """What differs, a line each, in words for a person; a line that one side has twice is one of them."""
+        if self.source and self.target and len(self.source[0]) != len(self.target[0]):
+            widths = f"the source returns {len(self.source[0])} columns, the target {len(self.target[0])}"
+            return [f"{widths}: select the same ones on both sides of reports.{self.name}"]
+        ours, theirs = Counter(self.source), Counter(self.target)
+        only = [f"only in the source: {_words(line)}" for line in (ours - theirs).elements()]
+        return only + [f"only in the target: {_words(line)}" for line in (theirs - ours).elements()]
 
 
 def _words(line: Line) -> str:
