@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from fishladder import monitors, reports
 from fishladder.cells import HOMELESS, NO_HOME, SHARED
 from fishladder.flip import wave_needs
-from fishladder.ledger import Attempt, Ledger, identity, verify
+from fishladder.ledger import MACHINE, Attempt, Ledger, verify
 from fishladder.ledger.approvals import OBSERVED, subject
 from fishladder.spec import Migration
-from fishladder.spec_parts import Gates, duration_text
+from fishladder.spec_parts import Gates, duration_text, identity
 from fishladder.verdict import SILENT, tables_of
 
 
@@ -32,7 +33,7 @@ class Gate:
 def evaluate(spec: Migration, ledger: Ledger, attempt: Attempt, now: datetime, *, fenced: bool = False) -> list[Gate]:
     """Every gate of an attempt. ``fenced``: writes wait by now, and the drain asks what is still to be copied."""
     asked = _Asked(spec, ledger, attempt, now)
-    found = [asked.rejects(), asked.mismatches(), asked.audit()]
+    found = [asked.rejects(), asked.mismatches(), asked.audit(), asked.approvals()]
     if not fenced:
         found.append(asked.applier())
     if attempt.kind != "rollback":
@@ -52,10 +53,6 @@ def person_of(gates: Gates, account: str) -> str:
     """Whose account it is: a person's of the migration file, or else one of its own."""
     people = {identity(name): person for person, names in gates.people.items() for name in (person, *names)}
     return people.get(identity(account), account)
-
-
-def _has_flipped(attempt: Attempt) -> bool:
-    return (attempt.kind, attempt.outcome) == ("flip", "done")
 
 
 class _Asked:
@@ -112,9 +109,9 @@ class _Asked:
         cohorts = sorted(self.ledger.routes().keys() - {NO_HOME, SHARED}) if cohort == SHARED else [cohort]
         wrong = [
             line
-            for report in self.spec.reports
+            for report, asked in self.spec.reports.items()
             for one in cohorts
-            if (line := self._doubt("report", f"{report} {one}", self._max_age, "differs"))
+            if (line := self._doubt("report", f"{report} {one}", self._max_age, "differs", reports.whole(asked)))
         ]
         found = "; ".join(wrong) or f"{len(self.spec.reports)} equal"
         remedy = f"run {self.spec.migration}_reconcile and see what its task report says"
@@ -122,7 +119,11 @@ class _Asked:
 
     def monitors(self) -> Gate:
         age = self.spec.gates.monitor_age
-        wrong = [line for name in self.spec.monitors if (line := self._doubt("monitor", name, age, "is not quiet"))]
+        wrong = [
+            line
+            for name, asked in self.spec.monitors.items()
+            if (line := self._doubt("monitor", name, age, "is not quiet", monitors.whole(asked)))
+        ]
         found = "; ".join(wrong) or f"{len(self.spec.monitors)} quiet"
         remedy = f"switch {self.spec.migration}_monitor on and see what its task says"
         return Gate(name="monitors", open=not wrong, found=found, remedy=remedy)
@@ -130,20 +131,30 @@ class _Asked:
     def observed(self) -> Gate:
         """Cohorts of earlier waves, before a flip; the cohort itself before its way back ends."""
         routes, own = self.ledger.routes(), self.attempt.cohort
-        before = wave_needs(self.spec, own, "flip", routes) if self.attempt.kind == "flip" else (own,)
-        flips = {found.cohort: found.id for found in reversed(self.ledger.attempts()) if _has_flipped(found)}
+        needs = wave_needs(self.spec, own, "flip", routes) if self.attempt.kind == "flip" else {own: ("live",)}
+        moves = {found.cohort: found for found in reversed(self.ledger.attempts()) if found.outcome == "done"}
         wrong = []
-        for cohort in (name for name in before if routes[name].stage != "complete"):
-            seen = self.ledger.latest_evidence(OBSERVED, subject(flips[cohort])) if cohort in flips else None
-            if seen is None:
+        for cohort, stages in needs.items():
+            move, stage = moves.get(cohort), routes[cohort].stage
+            if stage not in stages:
+                wrong.append(f"{cohort} is {stage}")
+            elif stage == "complete":
+                continue
+            elif not (move and move.kind == "flip" and self.ledger.latest_evidence(OBSERVED, subject(move.id))):
                 wrong.append(f"{cohort} was not observed to the end")
-            elif not seen.genuine:
-                wrong.append(f"{cohort}: its evidence is not what was recorded")
-            elif not seen.passed:
-                wrong.append(f"{cohort} was not quiet")
-        found = "; ".join(wrong) or f"{len(before)} observed for {duration_text(self.spec.gates.observe)}"
+            elif line := self._doubt(OBSERVED, subject(move.id), None, "was not quiet"):
+                wrong.append(f"{cohort}: {line}")
+        found = "; ".join(wrong) or f"{len(needs)} observed for {duration_text(self.spec.gates.observe)}"
         remedy = f"wait for the task observe of its {self.spec.migration}_flip, or mend what it found and clear it"
         return Gate(name="observed", open=not wrong, found=found, remedy=remedy)
+
+    def approvals(self) -> Gate:
+        wanted, asked = self.spec.gates.approvals, self.attempt.approvals
+        machine = self.attempt.kind == "rollback" and self.attempt.actor == MACHINE
+        remedy = "it was asked for under an earlier migration file: give it up, and ask again"
+        return Gate(
+            name="people", open=machine or asked >= wanted, found=f"{asked} of {wanted} are asked", remedy=remedy
+        )
 
     def rehearsals(self) -> Gate:
         wanted = self.spec.gates.rehearsal_days
@@ -154,15 +165,20 @@ class _Asked:
     def _max_age(self) -> timedelta:
         return self.spec.gates.max_age
 
-    def _doubt(self, kind: str, subject: str, age: timedelta, failed: str) -> str | None:
-        """What is wrong with the newest evidence about something."""
+    def _doubt(
+        self, kind: str, subject: str, age: timedelta | None, failed: str, asked: str | None = None
+    ) -> str | None:
+        """What is wrong with the newest evidence about something. ``asked``: the digest of what the file asks."""
         newest = self.ledger.latest_evidence(kind, subject)
         if newest is None:
             return f"{subject}: nothing is known"
         if not newest.genuine:
             return f"{subject}: its evidence is not what was recorded"
+        if asked is not None and newest.body.get(kind) != asked:
+            return f"{subject}: what is known is of another {kind} than the migration file has now"
         if not newest.passed:
             return f"{subject} {failed}"
-        if not self.now - age <= newest.began <= self.now:
-            return f"{subject}: as of {newest.began:%Y-%m-%d %H:%M} UTC, which is not within {duration_text(age)}"
+        if newest.began > self.now or (age is not None and newest.began < self.now - age):
+            within = f"within {duration_text(age)}" if age is not None else "before now"
+            return f"{subject}: as of {newest.began:%Y-%m-%d %H:%M} UTC, which is not {within}"
         return None

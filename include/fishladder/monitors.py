@@ -26,6 +26,9 @@ from fishladder.stores.base import Store
 FEWEST = 12
 """Values of a baseline: an hour of ``<m>_monitor``."""
 
+SLOT = 300
+"""Seconds of which a baseline takes one value, the first: somebody's runs by hand outweigh no past."""
+
 Measure = Callable[[Metric], float]
 """The value of a metric now. Raises InputError and FatalError, which say why there is none."""
 Before = Callable[[str, Monitor], Mapping[str, Sequence[float]]]
@@ -99,6 +102,11 @@ def question(monitor: Monitor) -> str:
     return digest(monitor.model_dump(mode="json", include={"source", "target", "metric"}, exclude_defaults=True))
 
 
+def whole(monitor: Monitor) -> str:
+    """The digest of all that the file says of a monitor: evidence of another one opens no gate."""
+    return digest(monitor.model_dump(mode="json"))
+
+
 def values_before(ledger: Ledger, now: datetime, name: str, monitor: Monitor) -> dict[str, list[float]]:
     """What evidence says of a monitor within its window before the last flip began to fence, or else before ``now``.
 
@@ -106,12 +114,14 @@ def values_before(ledger: Ledger, now: datetime, name: str, monitor: Monitor) ->
     """
     flips = (attempt for attempt in ledger.attempts(limit=10_000) if attempt.kind == "flip" and attempt.switched_at)
     until = max((flip.fenced_at for flip in flips if flip.fenced_at is not None), default=now)
-    found = defaultdict[str, list[float]](list)
+    found, slots = defaultdict[str, list[float]](list), set[tuple[str, float]]()
     for evidence in ledger.evidence_between("monitor", name, until - monitor.window, until):
         if evidence.body.get("asked") != question(monitor):
             continue
         for side, text in evidence.body["values"].items():
-            if not text.startswith("no data"):
+            slot = side, evidence.began.timestamp() // SLOT
+            if slot not in slots and not text.startswith("no data"):
+                slots.add(slot)
                 found[side].append(float(text))
     return found
 

@@ -9,7 +9,7 @@ from datetime import datetime
 
 from fishladder.clock import Clock
 from fishladder.plan import Side
-from fishladder.spec import Migration
+from fishladder.spec import Migration, digest
 from fishladder.spec_parts import Report
 from fishladder.stores.base import Store
 
@@ -45,6 +45,11 @@ class ReportResult:
 
 def _words(line: Line) -> str:
     return " | ".join("NULL" if cell is None else cell for cell in line)
+
+
+def whole(report: Report) -> str:
+    """The digest of all that the file says of a report: evidence of another one opens no gate."""
+    return digest(report.model_dump(mode="json"))
 
 
 def run_reports(

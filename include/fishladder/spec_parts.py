@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Annotated, Any, Literal
@@ -52,6 +53,11 @@ _UNITS = {
     "s": timedelta(seconds=1),
     "ms": timedelta(milliseconds=1),
 }
+
+
+def identity(account: str) -> str:
+    """One text for all spellings of a name."""
+    return " ".join(unicodedata.normalize("NFKC", account).casefold().split())
 
 
 def _duration(value: object) -> timedelta:
@@ -304,6 +310,18 @@ class Gates(SpecModel):
     """A cohort goes back by itself when a monitor is not quiet in that time. Who approves the flip approves this."""
     deadline: Duration = timedelta(seconds=60)
     """From the fence to the switch; past it the attempt is aborted, and nothing has moved."""
+
+    @model_validator(mode="after")
+    def _one_person_each(self) -> Gates:
+        whose: dict[str, str] = {}
+        for person, accounts in self.people.items():
+            for account in (person, *accounts):
+                other = whose.setdefault(identity(account), person)
+                if other != person:
+                    raise ValueError(
+                        f"{shown(account)} is an account of {shown(other)} and of {shown(person)}; keep one"
+                    )
+        return self
 
 
 class Ids(SpecModel):

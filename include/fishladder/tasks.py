@@ -22,8 +22,8 @@ from fishladder.capacity import measure
 from fishladder.cells import NO_HOME
 from fishladder.clock import Clock, SystemClock
 from fishladder.errors import FatalError, InputError
-from fishladder.ledger import MACHINE, Attempt, CheckResult, Kind, Ledger, identity
-from fishladder.ledger.approvals import APPROVED, GATES, OBSERVED, subject
+from fishladder.ledger import MACHINE, Attempt, CheckResult, Kind, Ledger
+from fishladder.ledger.approvals import APPROVED, GATES, LOOK, OBSERVED, subject
 from fishladder.names import settle
 from fishladder.operate import Order, adopt, mark_keys, restart, rewrite_entities
 from fishladder.pace import Pace
@@ -33,7 +33,7 @@ from fishladder.restored import check_ledger, tell_target
 from fishladder.serving import Replayer
 from fishladder.serving.operations import load_operations
 from fishladder.spec import Migration, digest, nearest
-from fishladder.spec_parts import duration_text
+from fishladder.spec_parts import duration_text, identity
 from fishladder.stores.application import Application
 from fishladder.stores.base import Fenced, Finding, Store
 
@@ -343,7 +343,7 @@ def ask(desk: Desk, kind: Kind, cohorts: Sequence[str], *, actor: str, reason: s
 
     Raises InputError, and then none of them is open.
     """
-    if identity(actor) in ("", NOBODY):
+    if identity(actor) in ("", NOBODY, MACHINE):
         raise InputError("nobody is known to ask for this, so nobody else could approve it: trigger it as a person")
     if desk.ledger.control().paused:
         raise InputError(f"{desk.spec.migration} is paused, and a flip has to copy: resume it first")
@@ -375,47 +375,75 @@ def verify_cohort(desk: Desk, attempt: int) -> Attempt:
 
 
 def open_gates(desk: Desk, attempt: int) -> list[gates.Gate]:
-    """Evaluate the gates of an attempt, and keep what was found: an approval is for exactly that."""
+    """Evaluate the gates of an attempt, and keep what was found, with the page that a person will be shown.
+
+    An approval is for exactly that, and for the migration file and the code that made it. Raises InputError once the
+    attempt waits for nobody any more.
+    """
     began = desk.clock.now()
-    found = desk.ledger.attempt(attempt)
+    found = _waiting(desk, attempt)
     evaluated = desk.evaluate(found)
-    body = {"cohort": found.cohort, "kind": found.kind, "epoch": found.epoch, "gates": [asdict(g) for g in evaluated]}
+    body = {
+        "cohort": found.cohort,
+        "kind": found.kind,
+        "epoch": found.epoch,
+        "gates": [asdict(gate) for gate in evaluated],
+        "automatic_rollback": desk.spec.gates.automatic_rollback,
+        "page": page(desk, found, evaluated),
+        "runs": desk.runs,
+    }
     desk.keep(GATES, subject(attempt), body, not gates.closed(evaluated), began)
     return evaluated
+
+
+def _waiting(desk: Desk, attempt: int) -> Attempt:
+    """An attempt that has fenced nothing yet. Raises InputError."""
+    found = desk.ledger.attempt(attempt)
+    if found.outcome is not None or found.step != "verify":
+        raise InputError(f"{found.cohort}: attempt no. {attempt} is {found.outcome or found.step} already")
+    return found
 
 
 def what_will_happen(desk: Desk, attempt: int) -> tuple[str, str]:
     """What a person is asked to approve, in Markdown, and the digest of the evidence that it shows.
 
-    Raises InputError when the attempt waits for nobody any more, or its gates were not evaluated yet, or were closed.
+    Raises InputError when the attempt waits for nobody any more, when its gates were not evaluated yet, or were closed,
+    or were evaluated with another migration file or code.
     """
-    found = desk.ledger.attempt(attempt)
-    spec, cohort = desk.spec, _quoted(found.cohort)
-    if found.outcome is not None or found.step != "verify":
-        raise InputError(f"{cohort}: attempt no. {attempt} is {found.outcome or found.step} already")
+    cohort = _waiting(desk, attempt).cohort
     shown = desk.ledger.latest_evidence(GATES, subject(attempt))
     if shown is None or not shown.genuine or not shown.passed:
         raise InputError(f"{cohort}: the gates of attempt no. {attempt} are not open: evaluate them, then ask again")
-    way = (found.loser, found.winner) if found.kind != "complete" else ("target", "target")
+    if shown.body.get("runs") != desk.runs:
+        raise InputError(
+            f"{cohort}: the migration file or the code has changed since the gates of attempt no. {attempt} were"
+            " evaluated: evaluate them again"
+        )
+    evidence = f"Evidence as of {shown.began:%Y-%m-%d %H:%M:%S} UTC, digest {shown.digest}"
+    return f"{shown.body['page']}\n\n{evidence}", shown.digest
+
+
+def page(desk: Desk, attempt: Attempt, evaluated: Sequence[gates.Gate]) -> str:
+    """What is known about an attempt, in Markdown."""
+    spec, cohort = desk.spec, _quoted(attempt.cohort)
+    way = (attempt.loser, attempt.winner) if attempt.kind != "complete" else ("target", "target")
     here, there = (getattr(spec, side).connection for side in way)
     story = {
         "flip": f"Writes of **{cohort}** go from {here} to {there}. They queue for seconds; reads go on.",
         "rollback": f"Writes of **{cohort}** go back from {here} to {there}. They queue for seconds; reads go on.",
         "complete": f"**{cohort}** stays in {here} for good: nothing is copied back, and there is no way back.",
-    }[found.kind]
-    lines = [story, "", f"Asked for by {_quoted(found.actor)}: {_quoted(found.reason) or '(no reason given)'}", ""]
+    }[attempt.kind]
+    lines = [story, "", f"Asked for by {_quoted(attempt.actor)}: {_quoted(attempt.reason) or '(no reason given)'}", ""]
     lines += ["| gate | found |", "|---|---|"]
-    lines += [f"| {gate['name']} | {gate['found']} |" for gate in shown.body["gates"]]
+    lines += [f"| {gate.name} | {gate.found} |" for gate in evaluated]
     facts = {
-        "stage": desk.ledger.route(found.cohort).stage,
-        "deadline": f"{found.deadline} s from fence to switch; past it, it goes back by itself",
-        **({"after it": _observation(spec)} if found.kind == "flip" else {}),
-        "approvals": f"{found.approvals}, of different people, each for {duration_text(spec.gates.approval_expires)}",
-        "evidence": f"as of {shown.began:%Y-%m-%d %H:%M:%S} UTC, digest {shown.digest}",
+        "stage": desk.ledger.route(attempt.cohort).stage,
+        "deadline": f"{attempt.deadline} s from fence to switch; past it, it goes back by itself",
+        **({"after it": _observation(spec)} if attempt.kind == "flip" else {}),
+        "approvals": f"{attempt.approvals}, of different people, each for {duration_text(spec.gates.approval_expires)}",
     }
     lines += ["", "| fact | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())]
-    lines += _figures(desk, found.cohort)
-    return "\n".join(lines), shown.digest
+    return "\n".join(lines + _figures(desk, attempt.cohort))
 
 
 def _observation(spec: Migration) -> str:
@@ -433,7 +461,8 @@ def _figures(desk: Desk, cohort: str) -> list[str]:
     lines = ["", "| report | source | target |", "|---|---|---|"]
     for report in desk.spec.reports:
         newest = desk.ledger.latest_evidence("report", f"{report} {cohort}")
-        sides = [_total(newest.body[side]) if newest else "-" for side in ("source", "target")]
+        known = newest is not None and newest.genuine
+        sides = [_total(newest.body[side]) if newest and known else "-" for side in ("source", "target")]
         lines.append(f"| {report} | {sides[0]} | {sides[1]} |")
     lines += ["", "| table | clean passes | newest began | rows compared |", "|---|---|---|---|"]
     for table in verdict.tables_of(desk.spec):
@@ -457,7 +486,9 @@ def _observations(desk: Desk) -> list[str]:
 
 def _total(lines: Sequence[Sequence[str | None]]) -> str:
     """A report's newest line, and how many there are."""
-    return f"{' / '.join(cell or 'NULL' for cell in lines[-1])} ({len(lines)} lines)" if lines else "no lines"
+    if not lines:
+        return "no lines"
+    return f"{' / '.join('NULL' if cell is None else _quoted(cell) for cell in lines[-1])} ({len(lines)} lines)"
 
 
 def approve(desk: Desk, attempt: int, *, account: str, shown: str, request: str = "") -> None:
@@ -495,6 +526,7 @@ def observe(desk: Desk) -> list[monitors.Observed]:
         found = list(monitors.observe(desk.spec, stores, measure=desk.measure, before=before))
     for one in found:
         body = {"must_be": one.must_be, "values": one.values, "before": one.before, "asked": one.asked}
+        body |= {"monitor": monitors.whole(desk.spec.monitors[one.name])}
         desk.keep("monitor", one.name, body, one.quiet, began)
     return found
 
@@ -502,25 +534,29 @@ def observe(desk: Desk) -> list[monitors.Observed]:
 def watch(desk: Desk, attempt: int) -> bool:
     """Look after a cohort that has flipped; whether all has been quiet for as long as the file asks.
 
-    The end, good or bad, is kept as evidence: the next wave waits for a good one. Raises InputError when a monitor is
-    not quiet, or rows of the cohort differ or are rejected.
+    Each look is evidence, and so is the end, good or bad: the next wave waits for a good one. Looks further apart than
+    ``gates.monitor_age`` say nothing of the time between them, which then begins anew. Raises InputError when a monitor
+    is not quiet, or was not since the last look, or rows of the cohort differ or are rejected.
     """
-    found, began = desk.ledger.attempt(attempt), desk.clock.now()
-    if (found.kind, found.outcome) != ("flip", "done") or found.ended_at is None:
+    found = desk.ledger.attempt(attempt)
+    if not _is_newest_flip(desk, found) or found.ended_at is None:
         raise InputError(f"{found.cohort}: attempt no. {attempt} has flipped nothing that could be observed")
     before = desk.ledger.latest_evidence(OBSERVED, subject(attempt))
     if before is not None and before.genuine and before.passed:
         return True
-    answers = observe(desk)
-    loud = [str(one) for one in answers if not one.quiet]
-    counts = {
-        "mismatches": desk.ledger.count_mismatches(found.cohort),
-        "rejects": desk.ledger.count_rejects(cohort=found.cohort),
-    }
-    loud += [f"{count} {name}" for name, count in counts.items() if count]
     since = found.ended_at if before is None else before.began  # from the trouble on that somebody has mended
-    if not loud and began - since < desk.spec.gates.observe:
-        return False
+    loud, began = _loud(desk, found.cohort), desk.clock.now()
+    for name in desk.spec.monitors if not loud else ():
+        seen = desk.ledger.evidence_between("monitor", name, since, began)
+        loud += [f"{name} was not quiet at {one.began:%H:%M:%S} UTC" for one in seen if not one.passed]
+    if not loud:
+        desk.keep(LOOK, subject(attempt), {"cohort": found.cohort}, True, began)
+        quiet = began
+        for look in reversed(desk.ledger.evidence_between(LOOK, subject(attempt), since, began)):
+            quiet = look.began if quiet - look.began <= desk.spec.gates.monitor_age else quiet
+        quiet = since if quiet - since <= desk.spec.gates.monitor_age else quiet
+        if began - quiet < desk.spec.gates.observe:
+            return False
     body = {"cohort": found.cohort, "since": since.isoformat(), "loud": loud}
     desk.keep(OBSERVED, subject(attempt), body, not loud, began)
     if loud:
@@ -528,26 +564,56 @@ def watch(desk: Desk, attempt: int) -> bool:
     return True
 
 
+def _loud(desk: Desk, cohort: str) -> list[str]:
+    """What is not quiet about a cohort that has flipped, asked now."""
+    counts = {
+        "mismatches": desk.ledger.count_mismatches(cohort),
+        "rejects": desk.ledger.count_rejects(cohort=cohort),
+    }
+    answers = [str(one) for one in observe(desk) if not one.quiet]
+    return answers + [f"{count} {name}" for name, count in counts.items() if count]
+
+
+def _is_newest_flip(desk: Desk, attempt: Attempt) -> bool:
+    """Whether the cohort is where this flip has brought it."""
+    done = (one for one in desk.ledger.attempts() if (one.cohort, one.outcome) == (attempt.cohort, "done"))
+    return attempt.kind == "flip" and next(done, None) == attempt
+
+
 def send_back(desk: Desk, attempt: int) -> Attempt | None:
-    """Roll a flip back that was not quiet, if the file says so: its approval was for that, too. None: it does not."""
+    """Roll a flip back that is not quiet, if the file says so, and said so on the page that was approved.
+
+    None: it stays. For it is not the cohort's newest move, or was quiet, or is quiet by now.
+    """
     found, spec = desk.ledger.attempt(attempt), desk.spec
     seen = desk.ledger.latest_evidence(OBSERVED, subject(attempt))
-    if seen is None or not seen.genuine or seen.passed or desk.ledger.route(found.cohort).stage != "live":
+    if seen is None or not seen.genuine or seen.passed or not _is_newest_flip(desk, found):
         return None
-    if not spec.gates.automatic_rollback:
+    if not (spec.gates.automatic_rollback and _approved_to_go_back(desk, attempt)):
         desk.say(f"{found.cohort} stays where it is: judge for yourself, and run {spec.migration}_rollback if need be")
+        return None
+    if not (loud := _loud(desk, found.cohort)):
+        desk.say(f"{found.cohort} stays where it is: all is quiet by now")
         return None
     asked = desk.ledger.begin_attempt(
         found.cohort,
         "rollback",
         actor=MACHINE,
-        reason=f"flip no. {attempt} was not quiet: {'; '.join(seen.body['loud'])}; evidence {seen.digest}",
+        reason=f"flip no. {attempt} is not quiet: {'; '.join(loud)}; evidence {seen.digest}",
         request=f"rollback of flip no. {attempt}",
         deadline=int(spec.gates.deadline.total_seconds()),
         needs=flip.wave_needs(spec, found.cohort, "rollback", desk.ledger.routes()),
     )
     verified = verify_cohort(desk, asked.id)
     return verified if verified.outcome else cut_over(desk, asked.id)
+
+
+def _approved_to_go_back(desk: Desk, attempt: int) -> bool:
+    """Whether the page that people approved said that it would go back by itself."""
+    shown = desk.ledger.latest_evidence(GATES, subject(attempt))
+    return (
+        shown is not None and shown.genuine and shown.body["automatic_rollback"] and bool(_approved_by(desk, attempt))
+    )
 
 
 def summary(desk: Desk, attempt: int) -> dict[str, Any]:
@@ -645,6 +711,7 @@ def report(desk: Desk) -> list[reports.ReportResult]:
         results = reports.run_reports(desk.spec, source, target, desk.clock, cohorts=cohorts, until=until)
     for result in results:
         body = {"source": result.source, "target": result.target, "until": until.isoformat()}
+        body |= {"report": reports.whole(desk.spec.reports[result.name])}
         desk.keep("report", f"{result.name} {result.cohort}", body, result.equal, began)
     return results
 
@@ -723,6 +790,9 @@ def operate(desk: Desk, order: Order, *, actor: str) -> dict[str, int]:
 
 def adopt_ledger(desk: Desk, *, actor: str) -> list[str]:
     """Bring a ledger that was restored from a backup up to date. Returns the tables that must be loaded again."""
+    for attempt in desk.ledger.attempts(only_open=True):
+        if attempt.step == "verify":  # what people said of it since the backup is lost: a no, too
+            desk.ledger.abort(attempt, "the ledger was restored from a backup: ask again", actor=actor)
     with desk.ends(checked=False) as (plan, (ends,)), desk.pace(ends.destination) as pace:
         return adopt(plan, ends.origin, ends.destination, desk.ledger, pace, actor=actor)
 

@@ -209,13 +209,34 @@ class ApproveFlip(ApprovalOperator):
     def execute(self, context: Context) -> None:
         with open_desk(self.migration_file, self.log.info) as desk:
             self.body, shown = tasks.what_will_happen(desk, self.attempt["attempt"])
-            self.subject = f"{desk.spec.migration}: {self.attempt['cohort']}: may it go?"
-        try:
-            super().execute(context)
-        except TaskAwaitingInput as waiting:
-            # What was shown stays with Airflow's server until the answer comes: no XCom, which others may edit.
-            kwargs = {"shown": shown}
-            raise TaskAwaitingInput(method_name="answered", kwargs=kwargs, timeout=waiting.timeout) from None
+            cohort = desk.ledger.attempt(self.attempt["attempt"]).cohort
+            self.subject = f"{desk.spec.migration}: {cohort}: may it go?"
+        # What was shown stays with Airflow's server until the answer comes: no XCom, which others may edit.
+        if self.body != self._asked(context):
+            raise AirflowFailException(
+                "Airflow still shows what this task asked before, and a yes would be to that: trigger the DAG again"
+            )
+        for notifier in self.notifiers:
+            notifier(context)
+        raise TaskAwaitingInput(method_name="answered", kwargs={"shown": shown}, timeout=self.response_timeout)
+
+    def _asked(self, context: Context) -> str | None:
+        """Ask, and return the text that people see: of a task that has asked before Airflow keeps the earlier one."""
+        from airflow.sdk.execution_time import task_runner  # not while DAG files are parsed
+        from airflow.sdk.execution_time.comms import CreateHITLDetailPayload, HITLDetailRequestResult
+
+        question = CreateHITLDetailPayload(
+            ti_id=context["ti"].id,
+            options=self.options,
+            subject=self.subject,
+            body=self.body,
+            defaults=None,
+            params={},
+            assigned_users=[],
+        )
+        asked = task_runner.SUPERVISOR_COMMS.send(question)
+        assert isinstance(asked, HITLDetailRequestResult)
+        return asked.body
 
     def answered(self, context: Context, event: dict[str, Any], shown: str) -> None:
         """A person has, or Airflow says why nobody did. ``shown``: the digest of the evidence."""

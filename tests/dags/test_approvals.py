@@ -41,15 +41,12 @@ class Question:
 
     def ask(self, monkeypatch: pytest.MonkeyPatch) -> str:
         """What is shown. What Airflow's server would keep until the answer is kept here."""
-        shown: dict[str, Any] = {}
-        monkeypatch.setattr(
-            "airflow.providers.standard.operators.hitl.upsert_hitl_detail", lambda **words: shown.update(words)
-        )
+        monkeypatch.setattr(operators.ApproveFlip, "_asked", lambda task, _: task.body)
         with pytest.raises(TaskAwaitingInput) as waiting:
             self.task.execute(self.context)
-        assert waiting.value.method_name == "answered" and shown["defaults"] is None
+        assert waiting.value.method_name == "answered"
         self.kept = waiting.value.kwargs or {}
-        return f"{shown['subject']}\n{shown['body']}"
+        return f"{self.task.subject}\n{self.task.body}"
 
     @property
     def context(self) -> Any:

@@ -24,7 +24,7 @@ from airflow.utils.state import DagRunState, TaskInstanceState
 from fastapi.testclient import TestClient
 from sqlalchemy import select
 
-from fishladder.tasks import Desk
+from fishladder.tasks import Desk, open_gates
 from fishladder_airflow.dags import build
 from tests.approving import make_evidence
 from tests.dags.conftest import FILE, ROOT
@@ -275,6 +275,41 @@ def test_who_clears_the_run_of_another_asks_for_nothing(simple: Web, prepared: D
     assert work(run)["ask"] == "failed"
     (attempt,) = prepared.ledger.attempts()
     assert (attempt.actor, attempt.error) == ("una", "rejected by otto")
+
+
+# A question that is asked again -------------------------------------------------------------------------------------
+
+
+def clear(web: Web, run: str, *tasks: str) -> None:
+    body = {"dag_run_id": run, "dry_run": False, "task_ids": list(tasks), "only_failed": False, "reset_dag_runs": True}
+    assert web("una", "POST", f"{FLIP}/clearTaskInstances", body).status_code == 200
+
+
+def test_no_yes_is_taken_for_other_evidence_than_airflow_shows(simple: Web, prepared: Desk) -> None:
+    """Of a task that is run again Airflow keeps the text that it asked first."""
+    make_evidence(prepared)
+    run = simple.trigger("una")
+    assert work(run)["country.approve"] == "awaiting_input"
+    clear(simple, run, "country.approve")
+    assert work(run)["country.approve"] == "awaiting_input"  # the same evidence, the same text
+    clear(simple, run, "country.gates", "country.approve")
+    assert work(run)["country.approve"] == "failed"
+    assert prepared.ledger.route("NZ").owner == "source" and approved(prepared) == []
+
+
+def test_a_yes_to_one_country_moves_no_other(simple: Web, prepared: Desk) -> None:
+    """With the simple auth manager una may edit XComs; otto says yes to the country that he sees."""
+    make_evidence(prepared)
+    run = simple.trigger("una")
+    assert work(run)["country.approve"] == "awaiting_input"
+    (other,) = prepared.ledger.begin_attempts({"AU": {}}, "flip", actor="una", reason="", deadline=60, approvals=1)
+    open_gates(prepared, other.id)
+    path = f"{FLIP}/dagRuns/{run}/taskInstances/ask/xcomEntries/return_value"
+    changed = {"value": [{"attempt": other.id, "cohort": "NZ"}], "map_index": -1}
+    assert simple("una", "PATCH", path, changed).status_code == 200
+    clear(simple, run, "country.approve")
+    assert work(run)["country.approve"] == "failed"
+    assert approved(prepared) == []
 
 
 # The FAB auth manager ----------------------------------------------------------------------------------------------

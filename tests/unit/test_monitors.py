@@ -540,10 +540,10 @@ def test_whoever_approves_sees_the_newest_values_and_the_past(
 ) -> None:
     items = Monitor(must_be="positive", source="select count(*) from item")
     desk, attempt = approving(failed=MORE, items=items, away=Monitor(must_be="zero", target="select * from `a|b`"))
-    shown = tasks.what_will_happen(desk, attempt)[0].split("\n")
+    shown = tasks.page(desk, desk.ledger.attempt(attempt), []).split("\n")
     assert "| items | positive | - | - |" in shown
     values(desk, page, *[4] * 12, 5, 6)
-    lines = tasks.what_will_happen(desk, attempt)[0].split("\n")
+    lines = tasks.page(desk, desk.ledger.attempt(attempt), []).split("\n")
     assert "| items | positive | source 3 · source 3 · source 3 | - |" in lines
     (line,) = (line for line in lines if line.startswith("| failed "))
     assert line.startswith("| failed | no_more_than_before | metric 6 · metric 5 · metric 4 | metric at most 6,")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fishladder.ledger.approvals import identity
 from fishladder.ledger.attempts import BEFORE_SWITCH, Attempt, Kind
 from fishladder.ledger.audit import MACHINE, Event, Head, canonical, verify
 from fishladder.ledger.checks import Check, CheckResult, Mismatch
@@ -46,7 +45,6 @@ __all__ = [
     "TableState",
     "Told",
     "canonical",
-    "identity",
     "open_engine",
     "open_ledger",
     "upgrade",

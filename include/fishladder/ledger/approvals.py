@@ -8,7 +8,6 @@ that was marked green has left no such event.
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from sqlalchemy import select
 from fishladder.errors import InputError, LedgerError, StaleError
 from fishladder.ledger import audit, evidence, tables
 from fishladder.ledger.database import Transaction
+from fishladder.spec_parts import identity
 
 if TYPE_CHECKING:
     from fishladder.ledger.attempts import Attempt
@@ -27,17 +27,12 @@ Runs = Mapping[str, str]
 """What decides and acts: the digests of the migration file, as a whole, and of the code, by name."""
 GATES = "gates"
 """The kind of evidence that an approval is for; its subject is that of ``subject``."""
-OBSERVED = "observed"
-"""The kind of evidence about what came after a flip; its subject is the same."""
+LOOK, OBSERVED = "look", "observed"
+"""The kinds of evidence about what came after a flip, one look and the end; their subject is the same."""
 
 
 def subject(attempt: int) -> str:
     return f"attempt {attempt}"
-
-
-def identity(account: str) -> str:
-    """One text for all spellings of a name."""
-    return " ".join(unicodedata.normalize("NFKC", account).casefold().split())
 
 
 def approve(
@@ -95,6 +90,11 @@ def _bound(tx: Transaction, attempt: Attempt, runs: Runs, epoch: int) -> dict[st
     if not shown.genuine or not shown.passed:
         why = "does not pass" if shown.genuine else "is not what was recorded"
         raise LedgerError(f"{attempt.cohort}: the evidence of attempt no. {attempt.id} {why}; evaluate its gates again")
+    if shown.body.get("runs") != dict(runs):
+        raise LedgerError(
+            f"{attempt.cohort}: the evidence of attempt no. {attempt.id} is of another migration file or code; evaluate"
+            " its gates again"
+        )
     return {**runs, "evidence": shown.digest, "epoch": epoch}
 
 
