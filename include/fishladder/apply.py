@@ -7,7 +7,7 @@ locked in the destination, and exactly the entries that were read before that ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
@@ -20,7 +20,7 @@ from fishladder.ledger import DirtyKey, Ledger
 from fishladder.load import Refusal, fitting_rows, rejects_of
 from fishladder.plan import Plan, PlanTable, Side, other_side
 from fishladder.restored import check_ledger, tell_target
-from fishladder.stores.base import Fence, Fenced, ForeignKey, Found, LoadState, Reader, Relation, Store, Transaction
+from fishladder.stores.base import Fence, Fenced, ForeignKey, Found, LoadState, Relation, Store, Transaction
 
 BATCH = 2_000
 """Reasons that a worker takes at once."""
@@ -128,7 +128,6 @@ def apply_batch(
         batch.write(copy)
         for attempt in attempts:
             copy.touch(batch.changed_in(attempt.cohort), str(attempt.id))
-        batch.carry(copy, ledger)
         batch.record(ledger)
         copy.commit()
     batch.forget(ledger, dirty)
@@ -225,40 +224,6 @@ class _Batch:
         middle = len(keys) // 2
         return self._delete_some(copy, table, keys[:middle]) + self._delete_some(copy, table, keys[middle:])
 
-    def carry(self, copy: Transaction, ledger: Ledger) -> None:
-        """Doubt the children of rows that went to another entity, in either store, before anything is forgotten.
-
-        What is pending of them is so for the entity before: a drain of the cohort that has them now would not see it.
-        """
-        went = {(line.table, line.key) for line in self.moot if self._copy(line.table).has_parent}
-        found = [self._doubt(table, key, "parent") for table, key in sorted(went)]
-        for name, keys in self.keys.items():
-            if not any(self.plan.below(name, self.into)):
-                continue
-            owner, there = self.owner[name], self.there[name]
-            done = [key for key, why in keys.items() if (name, key) not in self.kept or not self.moot.isdisjoint(why)]
-            named = {key: {line.entity for line in keys[key]} for key in done if key in owner or key in there}
-            if new := [key for key in named if key not in there]:
-                with self.ends.origin.read() as origin:
-                    for entry in origin.entries_of(name, new):
-                        named[entry.key].add(entry.entity)
-            for key, entities in named.items():
-                had = {found[key].entity for found in (owner, there) if key in found}
-                if len(entities | had) > 1:
-                    entity = (owner.get(key) or there[key]).entity
-                    with self.ends.origin.read() as origin:
-                        found += self._below(origin, self.ends.owner, name, key, entity)
-                    found += self._below(copy, self.into, name, key, entity)
-        if found:
-            ledger.mark_dirty(found)
-
-    def _below(self, reader: Reader, side: Side, name: str, key: bytes, entity: bytes | None) -> Iterator[DirtyKey]:
-        parent = self.plan.table(name).at(side)
-        for relation, path in self.plan.below(name, side):
-            cohort = self.plan.table(relation.table).cohort(entity, self.homes)
-            for child in reader.keys_below(relation, path, parent, [key]):
-                yield DirtyKey(table=relation.table, key=child, entity=entity, cohort=cohort, origin="parent")
-
     def record(self, ledger: Ledger) -> None:
         """Rejects, and doubts that are over, into the ledger while the shards are still locked.
 
@@ -321,10 +286,10 @@ class _Batch:
                 return table, key_text(cells[columns[column]] or b"" for column in above.key_columns)
         return None
 
-    def _doubt(self, table: str, key: bytes, origin: str = "outcome") -> DirtyKey:
+    def _doubt(self, table: str, key: bytes) -> DirtyKey:
         entity = self._entity(table, key)
         cohort = self.plan.table(table).cohort(entity, self.homes)
-        return DirtyKey(table=table, key=key, entity=entity, cohort=cohort, origin=origin)
+        return DirtyKey(table=table, key=key, entity=entity, cohort=cohort, origin="outcome")
 
     def forget(self, ledger: Ledger, dirty: Sequence[Dirty]) -> None:
         """After the commit: delete exactly the reasons that were read, but those of keys that were left."""
@@ -348,12 +313,15 @@ class _Batch:
         asked = whose or now | named
         if held and not asked & self.born_twice and all(self._is_open(table, entity) for entity in asked):
             return True
-        if held and now and not whose:
-            # The row went to an entity that has moved by now, in whose cohort it is journaled, or doubted by ``carry``.
+        if held and now and not whose and not self._copy(table.name).has_parent:
+            # The row went to an entity that has moved by now, in whose cohort its trigger has journaled it too. A row
+            # that went with its parent is journaled nowhere else: its entries wait until that cohort is open again.
             self.moot |= {
                 line
                 for line in self.keys[table.name][key]
-                if line.journal is not None and line.entity not in now and self._is_open(table, line.entity)
+                if (line.journal is not None or line.entity is not None)
+                and line.entity not in now
+                and self._is_open(table, line.entity)
             }
         # Not held: the row moved to another entity, whose shard somebody else may hold right now.
         return self._keep(table, key, self.applied.left if held else self.applied.wide)

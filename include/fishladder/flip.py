@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fishladder import apply, reconcile
-from fishladder.apply import Ends
+from fishladder.apply import Dirty, Ends
 from fishladder.cells import HOMELESS, NO_HOME, SHARDS, SHARED, Row
 from fishladder.clock import Clock
 from fishladder.coverage import check_coverage
@@ -28,6 +28,8 @@ from fishladder.stores.base import Fence, Fenced, Found, Reader, Store, Writer
 POLL = 0.05
 """Seconds between looks at what others have to finish."""
 TRIES = 3
+STRAYS = 100_000
+"""So much at most may wait to be copied of all cohorts when one is drained: who is behind by more waits."""
 SLICE, SLICES = 500, 200
 """Of the keys that were copied during a pass so many are compared while copiers wait, and so often."""
 STEP_PATIENCE = 10.0
@@ -119,7 +121,7 @@ class Cutover:
         self._forget_touched()
         coverage, loads = self._coverage(), self._loads()  # before the passes: what changes while they run shows
         wrong = [line for table in self.plan.tables if (line := self._pass(table, attempt.cohort))]
-        if rejects := self.ledger.count_rejects(cohort=attempt.cohort):
+        if rejects := self._rejects(attempt):
             wrong.append(f"{rejects} open rejects")
         if wrong:
             self.say(f"{attempt.cohort}: {'; '.join(wrong)}; nothing is fenced")
@@ -317,11 +319,55 @@ class Cutover:
         """Apply what is dirty of the cohort; whether nothing is any more."""
         ends, cohort = self._ends(attempt.loser), attempt.cohort
         apply.apply_round(self.plan, [ends], self.ledger, cohorts=[cohort, HOMELESS])
-        if rejects := self.ledger.count_rejects(cohort=cohort):
+        strays = self._strays(ends, cohort)
+        for start in range(0, len(strays), apply.BATCH):
+            apply.apply_batch(self.plan, ends, self.ledger, strays[start : start + apply.BATCH], every_shard=True)
+        if rejects := self._rejects(attempt):
             raise LedgerError(f"{cohort}: {rejects} of its rows are rejected; mend and retry them before the flip")
         with ends.origin.read() as origin:
             left = origin.count_entries(cohort)
-        return not left and not self.ledger.count_dirty(cohort)
+        return not left and not strays and not self.ledger.count_dirty(cohort)
+
+    def _strays(self, ends: Ends, cohort: str) -> list[Dirty]:
+        """What is dirty under another cohort, of rows that are this one's by now.
+
+        A row that goes with its parent to another entity is journaled under the one it came from. Of a copy that has
+        lost its parent nobody knows whose the next parent will be, so it is every cohort's.
+        """
+        children = [table.name for table in self.plan.tables if table.source.has_parent]
+        with ends.origin.read() as origin:
+            entries = origin.entries(children, STRAYS) if children else []
+        doubts = self.ledger.dirty(STRAYS, tables=children) if children else []
+        doubts += self.ledger.dirty(STRAYS, cohorts=[HOMELESS, NO_HOME])
+        if max(len(entries), len(doubts)) >= STRAYS:
+            raise TransientError(f"{STRAYS} rows and more wait to be copied: the applier is too far behind for a flip")
+        dirty = {Dirty(e.table, e.key, e.entity, e.cohort, journal=e.id) for e in entries if e.cohort != cohort}
+        dirty |= {Dirty(d.table, d.key, d.entity, d.cohort, ledger=d.id) for d in doubts if d.cohort != cohort}
+        theirs = self._whose(ends, {(line.table, line.key) for line in dirty})
+        found = [line for line in dirty if theirs[line.table, line.key] & {cohort, None}]
+        return sorted(found, key=lambda line: (line.journal or 0, line.ledger or 0))
+
+    def _rejects(self, attempt: Attempt) -> int:
+        """Open rejects of the cohort, also of rows that are its own by now, or in the copy still."""
+        others = [reject for reject in self.ledger.open_rejects(limit=STRAYS) if reject.cohort != attempt.cohort]
+        whose = self._whose(self._ends(attempt.loser), {(reject.table, reject.key) for reject in others})
+        return self.ledger.count_rejects(cohort=attempt.cohort) + sum(attempt.cohort in now for now in whose.values())
+
+    def _whose(self, ends: Ends, keys: Collection[tuple[str, bytes]]) -> dict[tuple[str, bytes], set[str | None]]:
+        """The cohorts of these rows in both stores; None: a copy without the parent that it had."""
+        found: dict[tuple[str, bytes], set[str | None]] = {key: set() for key in keys}
+        for name, some in _by_table(sorted(keys)).items():
+            table = self.plan.table(name)
+            with ends.origin.read() as origin, ends.destination.read() as destination:
+                ours = origin.rows_by_key(table.at(ends.owner), some)
+                theirs = destination.rows_by_key(table.at(other_side(ends.owner)), some)
+                entities = {row.entity for row in (*ours.values(), *theirs.values())} - {None}
+                homes = destination.homes(entities) | origin.homes(entities)  # type: ignore[arg-type]
+            for rows in (ours, theirs):
+                for key, row in rows.items():
+                    lost = row.entity is None and table.source.has_parent and key not in ours
+                    found[name, key].add(None if lost else table.cohort(row.entity, homes))
+        return found
 
     def _compare(self, attempt: Attempt) -> None:
         """Exactly the keys touched since the pass began, and the reports for this moment. Raises LedgerError."""

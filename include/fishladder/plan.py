@@ -107,13 +107,6 @@ class Plan:
             if table.name != HOME_TABLE
         ]
 
-    def below(self, name: str, side: Side) -> Iterator[tuple[Relation, tuple[Step, ...]]]:
-        """Tables whose rows find their entity through a row of this one, with the way up to it."""
-        parent = self.table(name).at(side).name
-        for relation in self.relations(side):
-            steps = relation.entity.steps if relation.entity is not None else ()
-            yield from ((relation, steps[:end]) for end, step in enumerate(steps, 1) if step.parent == parent)
-
     def shards(self, table: str, key: bytes, entity: bytes | None, into: Side) -> frozenset[int]:
         """The units of exclusion that a copier of this key holds in the store that it writes.
 

@@ -171,9 +171,6 @@ def test_entities(shop: Shop) -> None:
         assert reader.keys_of_entity(shop.relation("customer"), key(1)) == [key(1)]
         assert reader.keys_of_entity(shop.relation("fishladder_home"), key(1)) == [key("1:1")]
         assert reader.keys_of_entity(shop.relation("invoice"), key(99)) == []
-        ((line, way),) = shop.plan.below("invoice", "source")
-        found_below = reader.keys_below(line, way, shop.relation("invoice"), [key(1), key(99)])
-        assert (line.table, sorted(found_below)) == ("invoice_line", [key(1), key(2)])
         found = reader.rows_by_key(shop.relation("invoice_line"), [key(1), key(3)])
         assert {k: hit.entity for k, hit in found.items()} == {key(1): key(1), key(3): key(2)}
 

@@ -93,7 +93,6 @@ def batch_in_order(
             "lock": lambda: this.lock(copy, dirty),
             "read": lambda: this.read(copy, dirty),
             "write": lambda: this.write(copy),
-            "carry": lambda: this.carry(copy, ledger),
             "record": lambda: this.record(ledger),
             "forget": lambda: this.forget(ledger, dirty),
         }
@@ -525,7 +524,7 @@ def row_read_before_its_shard_is_locked() -> AbstractContextManager[Any]:
                 found = origin.rows_by_key(batch.plan.table(line.table).source, [line.key])
                 batch.early.setdefault(line.table, {}).update(found)
 
-    return batch_in_order(Early, "lock read write carry record commit forget", before)
+    return batch_in_order(Early, "lock read write record commit forget", before)
 
 
 @planted()
@@ -568,7 +567,7 @@ def forgets_by_range() -> AbstractContextManager[Any]:
 @planted()
 def forgets_before_the_commit() -> AbstractContextManager[Any]:
     """Entries are forgotten after the commit: who dies in between applies them again."""
-    return batch_in_order(apply._Batch, "lock read write carry record forget commit")
+    return batch_in_order(apply._Batch, "lock read write record forget commit")
 
 
 @planted()
@@ -619,7 +618,7 @@ def fence_read_without_lock() -> AbstractContextManager[Any]:
     def before(batch: Any, dirty: Any) -> None:
         batch.early = batch.ends.destination.fences()
 
-    return batch_in_order(Early, "lock read write carry record commit forget", before)
+    return batch_in_order(Early, "lock read write record commit forget", before)
 
 
 @planted()
@@ -710,12 +709,6 @@ def holder_of_a_closed_cohort_displaced() -> AbstractContextManager[Any]:
     return patch.object(apply._Batch, "_displace", broken)
 
 
-@planted()
-def children_left_behind() -> AbstractContextManager[Any]:
-    """What is pending of a row's children goes with it to another entity, whose cohort may be closed just then."""
-    return patch.object(apply._Batch, "carry", lambda *_: None)
-
-
 @planted(lambda kind: kind.strict)
 def reject_forgotten() -> AbstractContextManager[Any]:
     """A row that the destination refuses becomes a reject."""
@@ -737,7 +730,7 @@ def reject_not_closed() -> AbstractContextManager[Any]:
 @planted(lambda kind: kind.strict)
 def outcome_recorded_after_the_commit() -> AbstractContextManager[Any]:
     """What a batch found is recorded while its shards are locked: later, it closes what the next batch recorded."""
-    return batch_in_order(apply._Batch, "lock read write carry commit forget record")
+    return batch_in_order(apply._Batch, "lock read write commit forget record")
 
 
 @planted(lambda kind: kind.strict)
@@ -886,7 +879,6 @@ FOUND_AT: dict[str, int] = {
     "bisect_loses_rows": 5,
     "candidate_taken_for_a_mismatch": 8,
     "cascade_not_journaled": 4,
-    "children_left_behind": 1059,
     "chunk_done_before_its_rows": 2,
     "chunk_without_token": 2,
     "closed_by_the_generation_before": 53,

@@ -1,11 +1,21 @@
-"""A row moves to another cohort, and its children go with it: what is pending of them goes, too."""
+"""A row moves to another cohort, and its children go with it: what is pending of them goes, too.
+
+Their entries are journaled under the cohort that they came from, where a drain finds them by looking at whose the rows
+are now.
+"""
 
 from __future__ import annotations
 
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+
 import pytest
 
-from fishladder import apply
+from fishladder import apply, reconcile
+from tests.unit import flips as moving
 from tests.unit.flips import Flips
+from tests.unit.small import SCHEMA, SPEC, Small
 
 # Item 20 is customer 2's, of AU, and has line 1. It goes to customer 1, of NZ.
 _MOVES = "UPDATE item SET customer_id = 1 WHERE id = 20"
@@ -68,3 +78,198 @@ def test_one_entry_at_a_time(flips: Flips, changes: list[str]) -> None:
     for _ in range(20):
         apply.apply_round(small.plan, [small.ends], small.ledger, 1)
     assert flips.same()
+
+
+LOOSE = SCHEMA.replace("customer_id INTEGER NOT NULL REFERENCES customer (id) ON DELETE CASCADE", "customer_id INTEGER")
+
+
+@pytest.fixture
+def loose(make_small: Callable[..., Small]) -> Iterator[Flips]:
+    small = make_small(schema=LOOSE, spec=SPEC + "ids: {interleaved: true}\n")
+    small.load()
+    small.follow()
+    with moving.flips(small) as made:
+        yield made
+
+
+def _lines(flips: Flips, store: str, item: int) -> list:
+    return flips.small.rows(store, f"SELECT no, text FROM line WHERE item_id = {item} ORDER BY 1")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE line SET text = 'new' WHERE item_id = 10 AND no = 1",
+        "DELETE FROM line WHERE item_id = 10 AND no = 1",
+        "INSERT INTO line VALUES (10, 3, 'new')",
+    ],
+)
+def test_there_and_back(flips: Flips, change: str) -> None:
+    small = flips.small
+    number = flips.verified(cohort="NZ")
+    small.application("UPDATE item SET customer_id = 2 WHERE id = 10")
+    small.application(change)
+    small.application("UPDATE item SET customer_id = 1 WHERE id = 10")
+    truth = _lines(flips, "source", 10)
+    assert flips.cutover.run(number).outcome == "done"
+    assert _lines(flips, "target", 10) == truth
+    small.follow()
+    assert flips.same()
+
+
+def test_a_doubt_of_a_row_that_has_gone_and_moved(flips: Flips) -> None:
+    small = flips.small
+    number = flips.verified(cohort="NZ")
+    small.application(
+        "UPDATE line SET text = 'new' WHERE item_id = 20", "UPDATE item SET customer_id = 3 WHERE id = 20"
+    )
+    small.application("UPDATE item SET customer_id = 2 WHERE id = 20")
+    # a round that sees the item's entries and leaves doubts about line (20, 1) under AU
+    apply.apply_round(small.plan, [small.ends], small.ledger)
+    small.application("UPDATE item SET customer_id = 1 WHERE id = 20")
+    assert flips.cutover.run(number).outcome == "done"
+    small.follow()
+    assert flips.same()
+    assert small.ledger.dirty_by_cohort() == {}
+
+
+def test_deleted_after_moving_then_born_again_in_the_target(flips: Flips) -> None:
+    small = flips.small
+    number = flips.verified(cohort="NZ")
+    small.application("DELETE FROM line WHERE item_id = 20")
+    small.application("UPDATE item SET customer_id = 1 WHERE id = 20")
+    small.application("DELETE FROM item WHERE id = 20")
+    assert flips.cutover.run(number).outcome == "done"
+    small.application("INSERT INTO item VALUES (20, 1, 9)", store="target")
+    small.follow()
+    assert _lines(flips, "target", 20) == []
+    assert flips.same()
+
+
+def test_deleted_by_a_pass_then_born_again_elsewhere(flips: Flips) -> None:
+    small = flips.small
+    number = flips.verified(cohort="NZ")
+    small.application("DELETE FROM line WHERE item_id = 20")
+    small.application("DELETE FROM item WHERE id = 20")
+    reconcile.reconcile_table(small.plan, small.plan.table("item"), small.ends, small.ledger)
+    small.application("INSERT INTO item VALUES (20, 1, 9)")
+    assert flips.cutover.run(number).outcome == "done"
+    assert _lines(flips, "target", 20) == []
+    small.follow()
+    assert _lines(flips, "target", 20) == []
+    assert flips.same()
+
+
+def test_a_rejected_mover_stops_the_flip_of_the_cohort_it_left(flips: Flips) -> None:
+    small = flips.small
+    small.application(
+        "INSERT INTO line VALUES (20, 2, 'x')", "UPDATE item SET customer_id = 1, amount = 'abc' WHERE id = 20"
+    )
+    small.follow()
+    assert not flips.cutover.verify(flips.ask(cohort="AU"))
+    assert not flips.cutover.verify(flips.ask(cohort="NZ"))
+    small.application("UPDATE item SET amount = 3 WHERE id = 20")
+    small.follow()
+    assert flips.same() and small.ledger.dirty_by_cohort() == {}
+
+
+def test_a_reject_of_a_homeless_row_is_its_cohorts_later(loose: Flips) -> None:
+    small = loose.small
+    small.application("INSERT INTO item VALUES (40, 60, 1)")
+    small.application("INSERT INTO line VALUES (40, 1, 'far too long for the twenty characters')")
+    small.follow()
+    small.application("INSERT INTO customer VALUES (60, 'NZ', 'x')")
+    small.follow()
+    attempt = loose.ask(cohort="NZ")
+    if loose.cutover.verify(attempt):
+        ended = loose.cutover.run(attempt.id)
+        assert ended.outcome == "aborted"
+
+
+def test_homeless_rows_that_found_a_home(loose: Flips, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = loose.small
+    small.application(*(f"INSERT INTO line VALUES (20, {n}, 'x')" for n in range(2, 9)))
+    small.follow()
+    number = loose.verified(cohort="NZ")
+    monkeypatch.setattr(apply, "BATCH", 2)
+    small.application("UPDATE line SET text = 'new' WHERE item_id = 20")
+    small.application("UPDATE item SET customer_id = 60 WHERE id = 20")
+    back = [e for e in apply.read_dirty(small.plan, small.ends, small.ledger, 100) if e.table == "item"]
+    apply.apply_round(small.plan, [small.ends], small.ledger, 2, ["?"])
+    small.application("INSERT INTO customer VALUES (60, 'NZ', 'x')")
+    truth = _lines(loose, "source", 20)
+    assert loose.cutover.run(number).outcome == "done"
+    assert _lines(loose, "target", 20) == truth
+    small.follow()
+    assert loose.same()
+
+
+def test_nothing_is_left_for_a_completed_cohort(flips: Flips) -> None:
+    small = flips.small
+    number = flips.verified(cohort="NZ")
+    small.application(
+        "UPDATE line SET text = 'new' WHERE item_id = 20", "UPDATE item SET customer_id = 1 WHERE id = 20"
+    )
+    assert flips.cutover.run(number).outcome == "done"
+    assert flips.cutover.run(flips.ask("complete").id).outcome == "done"
+    for _ in range(5):
+        small.follow()
+    assert small.ledger.dirty_by_cohort() == {}
+
+
+UNIQUE = (
+    SCHEMA.replace("amount INTEGER NOT NULL)", "amount INTEGER NOT NULL UNIQUE)")
+    .replace("(3, NULL, 'c');", "(3, NULL, 'c'), (4, 'FJ', 'd');")
+    .replace("(30, 3, 7);", "(30, 3, 7), (40, 4, 8);")
+)
+
+
+@pytest.fixture
+def unique(make_small: Callable[..., Small]) -> Iterator[Flips]:
+    small = make_small(schema=UNIQUE)
+    small.load()
+    small.follow()
+    with moving.flips(small) as made:
+        yield made
+
+
+def test_displaced_by_another_cohorts_drain(unique: Flips) -> None:
+    small = unique.small
+    number = unique.verified(cohort="NZ")
+    small.application("UPDATE line SET text = 'new' WHERE item_id = 20")
+    small.application("UPDATE item SET customer_id = 1, amount = 100 WHERE id = 20")
+    small.application("UPDATE item SET amount = 6 WHERE id = 40")
+    apply.apply_round(small.plan, [small.ends], small.ledger, cohorts=["FJ"])
+    truth = _lines(unique, "source", 20)
+    assert unique.cutover.run(number).outcome == "done"
+    assert _lines(unique, "target", 20) == truth
+    small.follow()
+    assert unique.same()
+
+
+def test_a_reject_of_an_orphan_whose_parent_comes(flips: Flips) -> None:
+
+    small = flips.small
+    with closing(sqlite3.connect(small.folder / "source.db")) as c, c:
+        c.execute("INSERT INTO line VALUES (50, 1, 'far too long for the twenty characters')")
+    small.follow()
+    small.application("INSERT INTO item VALUES (50, 1, 1)")
+    small.follow()
+    attempt = flips.ask(cohort="NZ")
+    if flips.cutover.verify(attempt):
+        assert flips.cutover.run(attempt.id).outcome == "aborted"
+
+
+def test_the_cohort_it_left_can_still_flip(flips: Flips) -> None:
+    small = flips.small
+    number = flips.verified(cohort="NZ")
+    small.application(
+        "UPDATE line SET text = 'new' WHERE item_id = 20", "UPDATE item SET customer_id = 3 WHERE id = 20"
+    )
+    small.application("UPDATE item SET customer_id = 2 WHERE id = 20")
+    apply.apply_round(small.plan, [small.ends], small.ledger)
+    small.application("UPDATE item SET customer_id = 1 WHERE id = 20")
+    assert flips.cutover.run(number).outcome == "done"
+    small.follow()
+    ended = flips.cutover.run(flips.verified(cohort="AU", deadline=3))
+    assert (ended.outcome, ended.error) == ("done", None)

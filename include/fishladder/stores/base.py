@@ -243,12 +243,6 @@ class Reader(Protocol):
         """The keys of the rows that belong to an entity now."""
         ...
 
-    def keys_below(
-        self, relation: Relation, path: Sequence[Step], parent: Relation, keys: Sequence[bytes]
-    ) -> list[bytes]:
-        """The keys of the rows from which ``path`` leads up to rows of ``parent`` with these keys."""
-        ...
-
     def entries(self, tables: Sequence[str], limit: int, cohorts: Sequence[str] | None = None) -> list[Entry]:
         """The oldest entries of these tables (and cohorts) in the journal."""
         ...

@@ -24,7 +24,6 @@ from fishladder.stores.base import (
     LoadedChunk,
     LoadState,
     Relation,
-    Step,
     Writer,
 )
 
@@ -147,15 +146,6 @@ class Dialect:
     def entity_of(self, path: EntityPath, alias: str) -> str:
         column = f"{alias}.{self.quote(path.column)}"
         return column if path.text else self.key_piece(self.plain_text(column, path.field))
-
-    def joined(self, relation: Relation, path: Sequence[Step]) -> tuple[str, str]:
-        """``FROM …`` of a table (alias ``t``) and the tables up its path; the alias of the last."""
-        source, below = f"FROM {self.quote(relation.name)} t", "t"
-        for number, step in enumerate(path):
-            above = f"a{number}"
-            on = self.on(below, step.columns, above, step.parent_columns)
-            source, below = f"{source} JOIN {self.quote(step.parent)} {above} ON {on}", above
-        return source, below
 
     def below(self, cascade: Cascade, parent: str) -> str:
         """``FROM … WHERE …`` of the rows (alias ``t``) that go with the row that ``parent`` names."""
@@ -296,24 +286,17 @@ class Session:
 
     def keys_of_entity(self, relation: Relation, entity: bytes) -> list[bytes]:
         assert relation.entity is not None
-        path = relation.entity
-        source, last = self.dialect.joined(relation, path.steps)
+        quote, path = self.dialect.quote, relation.entity
+        names = ["t", *(f"a{number}" for number in range(len(path.steps)))]
+        source = f"{quote(relation.name)} t"
+        for step, below, above in zip(path.steps, names, names[1:], strict=False):
+            on = self.dialect.on(below, step.columns, above, step.parent_columns)
+            source += f" JOIN {quote(step.parent)} {above} ON {on}"
         value = self.key(entity) if path.text else self.dialect.bind(key_cells(entity)[0], path.field)
-        column = f"{last}.{self.dialect.quote(path.column)}"
-        texts = f"{self.dialect.key_sql(relation, 't')}, {self.dialect.entity_of(path, last)}"
-        found = self.run(f"SELECT {texts} {source} WHERE {column} = ?", [value])
+        column = f"{names[-1]}.{quote(path.column)}"
+        texts = f"{self.dialect.key_sql(relation, 't')}, {self.dialect.entity_of(path, names[-1])}"
+        found = self.run(f"SELECT {texts} FROM {source} WHERE {column} = ?", [value])
         return [key for key, whose in found if whose == entity]  # a store that folds case finds others', too
-
-    def keys_below(
-        self, relation: Relation, path: Sequence[Step], parent: Relation, keys: Sequence[bytes]
-    ) -> list[bytes]:
-        source, last = self.dialect.joined(relation, path)
-        key, columns, found = self.dialect.key_sql(relation, "t"), self.key_columns(parent, f"{last}."), list[bytes]()
-        for some in slices(list(keys), KEYS_PER_STATEMENT):
-            parameters = [value for above in some for value in self.key_parameters(parent, above)]
-            where = self.dialect.key_in(columns, len(some))
-            found += [line[0] for line in self.run(f"SELECT {key} {source} WHERE {where}", parameters)]
-        return found
 
     def guards(self, relation: Relation) -> Mapping[int, Guard]:
         """By position: columns that would change some values without an error."""
