@@ -194,7 +194,6 @@ def test_homeless_rows_that_found_a_home(loose: Flips, monkeypatch: pytest.Monke
     monkeypatch.setattr(apply, "BATCH", 2)
     small.application("UPDATE line SET text = 'new' WHERE item_id = 20")
     small.application("UPDATE item SET customer_id = 60 WHERE id = 20")
-    back = [e for e in apply.read_dirty(small.plan, small.ends, small.ledger, 100) if e.table == "item"]
     apply.apply_round(small.plan, [small.ends], small.ledger, 2, ["?"])
     small.application("INSERT INTO customer VALUES (60, 'NZ', 'x')")
     truth = _lines(loose, "source", 20)
