@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -16,6 +17,9 @@ from fishladder.ledger import Attempt, Event, Evidence, Ledger, canonical
 from fishladder.ledger.approvals import APPROVED, GATES, subject
 
 STYLE = "body{font:15px/1.5 sans-serif;margin:2rem}td,th{border:1px solid #ccc;padding:.2rem .6rem;text-align:left}"
+DECIDED = ("switched", "completing")
+"""The events after which there is no way but forward."""
+DIGEST = re.compile("[0-9a-f]{64}")
 
 
 def export(ledger: Ledger, number: int, folder: Path, *, actor: str) -> str:
@@ -29,15 +33,15 @@ def export(ledger: Ledger, number: int, folder: Path, *, actor: str) -> str:
     except OSError as error:
         raise InputError(f"{folder}: cannot be made ({error}); choose a folder that is not there yet") from error
     events = sorted(ledger.events(limit=10**9), key=lambda event: event.sequence)
-    evidence = ledger.evidence_as_of(attempt.switched_at or attempt.ended_at or ledger.now())
-    evidence = [one for one in evidence if one.kind != GATES or one.subject == subject(number)]
+    own = [event for event in events if event.body.get("attempt") == number]
+    evidence = _evidence(ledger, attempt, own)
     head = events[-1].digest if events else "0" * 64
     facts = {name: _plain(value) for name, value in asdict(attempt).items()} | {"head": head}
     files = {
         "attempt.json": json.dumps(facts, indent=2, ensure_ascii=False),
-        "events.jsonl": "".join(_event(ledger.migration, event) for event in events),
-        "evidence.jsonl": "".join(_evidence(ledger.migration, one) for one in evidence),
-        "page.html": _page(ledger.migration, attempt, events, evidence),
+        "events.jsonl": "".join(_event_line(ledger.migration, event) for event in events),
+        "evidence.jsonl": "".join(_evidence_line(ledger.migration, one) for one in evidence),
+        "page.html": _page(ledger.migration, attempt, own, evidence),
         "verify.py": Path(export_verify.__file__).read_text("utf-8"),
     }
     for name, text in files.items():
@@ -49,26 +53,39 @@ def export(ledger: Ledger, number: int, folder: Path, *, actor: str) -> str:
     return digest
 
 
+def _evidence(ledger: Ledger, attempt: Attempt, own: Sequence[Event]) -> list[Evidence]:
+    """What was known when it was decided, and all that an approval or the reason names."""
+    decided = [event.at for event in own if event.event in DECIDED]
+    moment = decided[-1] if decided else attempt.ended_at or ledger.now()
+    found = [one for one in ledger.evidence_as_of(moment) if one.kind != GATES]
+    named = {event.body["evidence"] for event in own if event.event == APPROVED}
+    newest = ledger.latest_evidence(GATES, subject(attempt.id))
+    if newest is not None and not named:
+        named = {newest.digest}
+    named = (named | {*DIGEST.findall(attempt.reason)}) - {one.digest for one in found}
+    return found + [one for digest in sorted(named) for one in ledger.evidence(digest) if one.digest == digest]
+
+
 def _plain(value: object) -> object:
     return value.isoformat() if isinstance(value, datetime) else value
 
 
-def _event(migration: str, event: Event) -> str:
+def _event_line(migration: str, event: Event) -> str:
     """As it was digested: the body is text."""
     at = event.at.astimezone(UTC).isoformat(timespec="microseconds")
     fields = asdict(event) | {"migration": migration, "at": at, "body": canonical(event.body)}
     return canonical(fields) + "\n"
 
 
-def _evidence(migration: str, one: Evidence) -> str:
+def _evidence_line(migration: str, one: Evidence) -> str:
     began = one.began.astimezone(UTC).isoformat(timespec="microseconds")
     names = ("kind", "subject", "body", "passed", "digest")
     return canonical({name: getattr(one, name) for name in names} | {"migration": migration, "began": began}) + "\n"
 
 
-def _page(migration: str, attempt: Attempt, events: Sequence[Event], evidence: Sequence[Evidence]) -> str:
-    own = [event for event in events if event.body.get("attempt") == attempt.id]
-    gates = [gate for one in evidence if one.kind == GATES for gate in one.body.get("gates", ())]
+def _page(migration: str, attempt: Attempt, own: Sequence[Event], evidence: Sequence[Evidence]) -> str:
+    shown = [one for one in evidence if one.kind == GATES and one.genuine]
+    gates = [(gate["name"], gate["found"], one.digest) for one in shown for gate in one.body["gates"]]
     title = f"{migration}: {attempt.kind} of {attempt.cohort}, no. {attempt.id}: {attempt.outcome or attempt.step}"
     asked = f"Asked for by {attempt.actor}: {attempt.reason or '(no reason given)'}"
     approvals = [(event.actor, _when(event.at), event.body["evidence"]) for event in own if event.event == APPROVED]
@@ -84,7 +101,7 @@ def _page(migration: str, attempt: Attempt, events: Sequence[Event], evidence: S
             f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>",
             f"<h1>{escape(title)}</h1><p>{escape(asked)}</p>",
             _table("Who approved", ("account", "when", "evidence"), approvals),
-            _table("Gates, as they were shown", ("gate", "found"), [(gate["name"], gate["found"]) for gate in gates]),
+            _table("Gates, as they were shown", ("gate", "found", "evidence"), gates),
             _table("What the monitors said", ("monitor", "must be", "value", "before"), monitors),
             _table("What happened", ("event", "when", "who", "what", "why"), steps),
             _table("Evidence at that time", ("kind", "about", "result", "as of"), seen),

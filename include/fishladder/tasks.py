@@ -23,7 +23,7 @@ from fishladder.cells import NO_HOME
 from fishladder.clock import Clock, SystemClock
 from fishladder.errors import FatalError, InputError
 from fishladder.ledger import MACHINE, Attempt, CheckResult, Kind, Ledger
-from fishladder.ledger.approvals import APPROVED, GATES, LOOK, OBSERVED, subject
+from fishladder.ledger.approvals import GATES, LOOK, OBSERVED, subject
 from fishladder.names import settle
 from fishladder.operate import Order, adopt, mark_keys, restart, rewrite_entities
 from fishladder.pace import Pace
@@ -619,10 +619,7 @@ def _approved_to_go_back(desk: Desk, attempt: int) -> bool:
 def summary(desk: Desk, attempt: int) -> dict[str, Any]:
     """What an attempt came to, kept as evidence: who approved it, how long it took, what its customers felt."""
     found, began = desk.ledger.attempt(attempt), desk.clock.now()
-    approvals = [
-        event for event in desk.ledger.events() if event.event == APPROVED and event.body["attempt"] == attempt
-    ]
-    told = _shown(found) | {"reason": found.reason, "approved_by": [event.actor for event in approvals]}
+    told = _shown(found) | {"reason": found.reason, "approved_by": _approved_by(desk, attempt)}
     if found.fenced_at is not None:
         told["writes_queued"] = sum(desk.ledger.count_queue(found.cohort, found.fenced_at).values())
         told["longest_wait"] = desk.ledger.longest_wait(found.cohort, found.fenced_at)
@@ -857,8 +854,7 @@ def _awaited(desk: Desk, attempt: Attempt) -> dict[str, Any]:
 
 def _approved_by(desk: Desk, attempt: int) -> list[str]:
     """The accounts that have approved an attempt, whether that still holds or not."""
-    events = desk.ledger.events()
-    return [event.actor for event in events if event.event == APPROVED and event.body["attempt"] == attempt]
+    return [event.actor for event in desk.ledger.approvals_of(attempt)]
 
 
 @cache

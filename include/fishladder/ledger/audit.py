@@ -96,18 +96,27 @@ def append(tx: Transaction, actor: str, event: str, body: Mapping[str, Any]) -> 
 def events(tx: Transaction, limit: int) -> list[Event]:
     columns = tables.audit.c
     query = select(tables.audit).where(columns.migration == tx.migration).order_by(columns.sequence.desc()).limit(limit)
-    return [
-        Event(
-            sequence=row.sequence,
-            at=datetime.fromisoformat(row.at),
-            actor=row.actor,
-            event=row.event,
-            body=json.loads(row.body),
-            previous=row.previous,
-            digest=row.digest,
-        )
-        for row in tx.connection.execute(query)
-    ]
+    return [_event(row) for row in tx.connection.execute(query)]
+
+
+def named(tx: Transaction, event: str, attempt: int) -> list[Event]:
+    """All events of that name about an attempt, the newest first."""
+    columns = tables.audit.c
+    query = select(tables.audit).where(columns.migration == tx.migration, columns.event == event)
+    found = (_event(row) for row in tx.connection.execute(query.order_by(columns.sequence.desc())))
+    return [one for one in found if one.body["attempt"] == attempt]
+
+
+def _event(row: Row[Any]) -> Event:
+    return Event(
+        sequence=row.sequence,
+        at=datetime.fromisoformat(row.at),
+        actor=row.actor,
+        event=row.event,
+        body=json.loads(row.body),
+        previous=row.previous,
+        digest=row.digest,
+    )
 
 
 def verify(engine: Engine, migration: str | None = None) -> list[str]:

@@ -225,6 +225,11 @@ class Ledger:
                 expires_at=expires_at,
             )
 
+    def approvals_of(self, number: int) -> list[Event]:
+        """Every yes to an attempt, whether it still holds or not; the newest first."""
+        with self._read() as tx:
+            return audit.named(tx, approvals.APPROVED, number)
+
     def complete_attempt(self, attempt: Attempt, runs: approvals.Runs) -> Attempt:
         """The stage is ``complete``, the epoch one higher. Raises LedgerError (not approved), StaleError."""
         with self._write() as tx:
