@@ -15,6 +15,7 @@ from fishladder import tasks
 from fishladder.draft import End, draft
 from fishladder.errors import FishladderError, InputError, SpecError
 from fishladder.export import export
+from fishladder.export_verify import check
 from fishladder.ledger import Ledger, open_ledger, upgrade, verify
 from fishladder.spec import Migration, json_schema, load
 from fishladder.stores import connect_environment, open_application, open_store
@@ -93,6 +94,10 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--migration", required=True)
     added.add_argument("--into", type=Path, required=True, help="a folder that is not there yet")
     added.set_defaults(run=_export)
+    added = audit.add_parser("check", help="check such a folder, with this verifier and not the folder's")
+    added.add_argument("folder", type=Path, help="what was exported")
+    added.add_argument("digest", help="what the export printed; the ledger's event exported has it, too")
+    added.set_defaults(run=_check)
     return parser
 
 
@@ -298,5 +303,12 @@ def _show(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     with _ledger(options.migration) as ledger:
         digest = export(ledger, options.attempt, options.into, actor=getpass.getuser())
-    print(f"{options.into}: check it with python {options.into / 'verify.py'} {digest}")
+    print(f"{options.into}: check it with python -m fishladder audit check {options.into} {digest}")
+    print(f"or, with nothing but Python, python -I {options.into / 'verify.py'} {digest}")
     return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    problems = check(options.folder, options.digest)
+    print("\n".join(problems) or "whole")
+    return int(bool(problems))

@@ -17,6 +17,11 @@ from fishladder.ledger import Attempt, Event, Evidence, Ledger, canonical
 from fishladder.ledger.approvals import APPROVED, GATES, subject
 
 STYLE = "body{font:15px/1.5 sans-serif;margin:2rem}td,th{border:1px solid #ccc;padding:.2rem .6rem;text-align:left}"
+CHECKED = (
+    "Check it with <code>python -m fishladder audit check FOLDER DIGEST</code>. Or see that <code>sha256sum"
+    " manifest.json verify.py</code> says the digest and what the manifest lists; then run"
+    " <code>python -I verify.py DIGEST</code>."
+)
 DECIDED = ("switched", "completing")
 """The events after which there is no way but forward."""
 DIGEST = re.compile("[0-9a-f]{64}")
@@ -105,7 +110,7 @@ def _page(migration: str, attempt: Attempt, own: Sequence[Event], evidence: Sequ
             _table("What the monitors said", ("monitor", "must be", "value", "before"), monitors),
             _table("What happened", ("event", "when", "who", "what", "why"), steps),
             _table("Evidence at that time", ("kind", "about", "result", "as of"), seen),
-            "<p>Check it with <code>python verify.py DIGEST</code>.</p></html>",
+            f"<p>{CHECKED}</p></html>",
         ]
     )
 

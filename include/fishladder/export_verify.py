@@ -1,92 +1,99 @@
-"""Checks an exported attempt, with nothing but Python: ``python verify.py [DIGEST]``.
+"""Checks an exported attempt: ``python -I verify.py [DIGEST [FOLDER]]``; the export printed its digest."""
 
-DIGEST is what the export printed, and what the ledger's event "exported" says. Without it only what belongs together
-is compared: whoever changes everything at once goes unnoticed.
-"""
+import sys
+
+if __name__ == "__main__" and not sys.flags.isolated:
+    raise SystemExit("run it with python -I: without it a file beside this one may answer instead")
 
 import hashlib
 import json
-import sys
+import unicodedata
+from collections import Counter
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-COLUMNS = ("migration", "sequence", "at", "actor", "event", "body", "previous")
-EVIDENCE = ("migration", "kind", "subject", "body", "passed", "began")
-
-
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def canonical(data: object) -> bytes:
-    return json.dumps(data, sort_keys=True, separators=(",", ":")).encode()
+FILES = {"attempt.json", "events.jsonl", "evidence.jsonl", "page.html", "verify.py"}
+MOVES = {"fencing": 1, "completing": 1, "switched": 2}  # how much higher the epoch is than the approvals'
 
 
 def check(folder: Path, digest: str = "") -> list[str]:
-    """What is wrong, a line each; empty if nothing is."""
+    """What is wrong, a line each. Without the digest, whoever has changed everything at once goes unnoticed."""
     try:
-        return [*_files(folder, digest), *_chain(folder), *_evidence(folder), *_approvals(folder)]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        attempt, texts = json.loads((folder / "attempt.json").read_text("utf-8")), ("events.jsonl", "evidence.jsonl")
+        events, evidence = ([*map(json.loads, (folder / name).read_text("utf-8").splitlines())] for name in texts)
+        wrong = _files(folder, digest) + _chain(events, attempt["head"]) + _decisions(attempt, events, evidence)
+        return wrong + [f"evidence {e['digest']}: not what was recorded" for e in evidence if _digest(e) != e["digest"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"cannot be read: {type(error).__name__}: {error}"]
 
 
-def _lines(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
-
-
 def _files(folder: Path, digest: str) -> list[str]:
-    text = (folder / "manifest.json").read_bytes()
-    wrong = ["manifest.json is not the one that was exported"] if digest and sha256(text) != digest else []
-    listed = json.loads(text)
-    found = {path.name for path in folder.iterdir()} - {"manifest.json"}
-    wrong += [f"{name}: not listed, or missing" for name in sorted(found ^ listed.keys())]
-    return wrong + [
-        f"{name}: changed" for name in found & listed.keys() if sha256((folder / name).read_bytes()) != listed[name]
-    ]
+    found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+    wrong = ["manifest.json is not the one that was exported"] if digest not in ("", found["manifest.json"]) else []
+    listed = json.loads((folder / "manifest.json").read_text("utf-8"))
+    whole = {name for name in FILES & found.keys() if found[name] == listed.get(name)} | {"manifest.json"}
+    odd = sorted((FILES | found.keys() | listed.keys()) - whole)
+    return wrong + [f"{name}: was changed, is missing, or does not belong here" for name in odd]
 
 
-def _chain(folder: Path) -> list[str]:
+def _digest(record: dict[str, Any]) -> str:
+    fields = {name: value for name, value in record.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _chain(events: list[dict[str, Any]], head: str) -> list[str]:
     wrong, previous = [], "0" * 64
-    events = _lines(folder / "events.jsonl")
     for number, event in enumerate(events, 1):
-        fields = {name: event[name] for name in COLUMNS}
-        if event["sequence"] != number or event["previous"] != previous:
+        if (event["sequence"], event["previous"]) != (number, previous):
             wrong.append(f"event {number}: does not follow the one before it")
-        if sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()) != event["digest"]:
+        if _digest(event) != event["digest"]:
             wrong.append(f"event {number}: is not what was written")
         previous = event["digest"]
-    if previous != json.loads((folder / "attempt.json").read_text("utf-8"))["head"]:
-        wrong.append("the chain was cut: its last event is not the head")
-    return wrong
+    return wrong if previous == head else [*wrong, "the chain was cut: its last event is not the head"]
 
 
-def _evidence(folder: Path) -> list[str]:
-    return [
-        f"evidence {one['digest']}: is not what was recorded"
-        for one in _lines(folder / "evidence.jsonl")
-        if sha256(canonical({name: one[name] for name in EVIDENCE})) != one["digest"]
-    ]
-
-
-def _approvals(folder: Path) -> list[str]:
-    attempt = json.loads((folder / "attempt.json").read_text("utf-8"))
-    passed = {one["digest"] for one in _lines(folder / "evidence.jsonl") if one["passed"]}
-    people, wrong = set(), []
-    for event in _lines(folder / "events.jsonl"):
-        body = json.loads(event["body"])
-        if body.get("attempt") != attempt["id"]:
-            continue
+def _decisions(attempt: dict[str, Any], events: list[dict[str, Any]], evidence: list[dict[str, Any]]) -> list[str]:
+    own = [e for event in events if (e := json.loads(event["body"]) | event).get("attempt") == attempt["id"]]
+    happened = [event["event"] for event in own]
+    if not own or [name for name in happened if name.endswith(" asked for")] != happened[:1]:
+        return [f"attempt {attempt['id']}: was not asked for once, before all else"]
+    asked, kind, outcome = own[0], own[0]["kind"], attempt["outcome"]
+    asker, names = _identity(asked["actor"]), ("cohort", "kind", "actor", "reason", "approvals")
+    wrong = [f"attempt.json: its {name} is not what was asked for" for name in names if attempt[name] != asked[name]]
+    moves = {"completing"} if kind == "complete" else {"fencing", "switched"}
+    if outcome and not {f"{kind} {outcome}", *(moves if outcome == "done" else ())} <= {*happened}:
+        wrong.append(f"attempt.json: it says {outcome}, and that is not what happened")
+    loud = {one["digest"] for one in evidence if one["kind"] == "observed" and not one["passed"]}
+    itself = (asked["actor"], kind) == ("fishladder", "rollback") and any(one in asked["reason"] for one in loud)
+    if asked["approvals"] < 1 and not itself:
+        wrong.append("nobody had to approve it, and no evidence says why")
+    about, approved = ("gates", f"attempt {attempt['id']}", True), []
+    passed = {one["digest"] for one in evidence if (one["kind"], one["subject"], one["passed"]) == about}
+    for event in own:
         if event["event"] == "approved":
-            if body["evidence"] not in passed or body["person"] == attempt["actor"].casefold():
+            approved.append(event)
+            if event["evidence"] not in passed or asker in map(_identity, (event["person"], event["actor"])):
                 wrong.append(f"event {event['sequence']}: approves what did not pass, or what its own person asked for")
-            if event["at"] < body["expires_at"]:
-                people.add(body["person"])
-        elif event["event"] in ("fencing", "completing") and len(people) < attempt["approvals"]:
-            wrong.append(f"event {event['sequence']}: {len(people)} of {attempt['approvals']} people had approved")
+        elif event["event"] in MOVES and (most := _hold(approved, event)) < asked["approvals"]:
+            wrong.append(f"event {event['sequence']}: {most} of {asked['approvals']} people had approved")
     return wrong
+
+
+def _hold(approved: list[dict[str, Any]], move: dict[str, Any]) -> int:
+    votes = set()
+    for yes in approved:
+        began, now, ends = map(datetime.fromisoformat, (yes["at"], move["at"], yes["expires_at"]))
+        if began <= now < ends and yes["epoch"] == move["epoch"] - MOVES[move["event"]]:
+            votes.add((yes["spec"], yes["code"], yes["evidence"], _identity(yes["person"])))
+    return max(Counter(vote[:3] for vote in votes).values(), default=0)
+
+
+def _identity(account: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", account).casefold().split())
 
 
 if __name__ == "__main__":
-    problems = check(Path(__file__).parent, *sys.argv[1:2])
+    problems = check(Path(sys.argv[2]) if sys.argv[2:] else Path(__file__).parent, *sys.argv[1:2])
     print("\n".join(problems) or "whole")
     raise SystemExit(bool(problems))

@@ -135,7 +135,8 @@ def begin(
     made = tx.connection.execute(insert(tables.attempt).values(values))
     assert made.inserted_primary_key is not None
     number = int(made.inserted_primary_key[0])
-    audit.append(tx, actor, f"{kind} asked for", {"attempt": number, "cohort": cohort, "reason": reason})
+    asked = {"cohort": cohort, "kind": kind, "reason": reason, "approvals": approvals_needed}
+    audit.append(tx, actor, f"{kind} asked for", {"attempt": number, **asked})
     return get(tx, number)
 
 
