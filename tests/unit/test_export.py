@@ -243,7 +243,8 @@ def test_a_completion_whose_gates_were_cleared_while_it_was_under_way(case: Case
     (case.attempt,) = tasks.ask(case.desk, "complete", ["NZ"], actor="ann", reason="")
     approve(case.desk, case.attempt, "ben", "cleo")
     assert case.cutover().advance(case.attempt.id).step == "free"
-    tasks.open_gates(case.desk, case.attempt.id)
+    with pytest.raises(InputError, match="is free already"):
+        tasks.open_gates(case.desk, case.attempt.id)
     assert case.ends().outcome == "done"
     digest = export(case.small.ledger, case.attempt.id, tmp_path / "out", actor="auditor")
     assert check(tmp_path / "out", digest) == []
