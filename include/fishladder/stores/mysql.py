@@ -52,7 +52,7 @@ from fishladder.stores.mysql_types import Binary, MariaDbDialect, MySqlDialect
 from fishladder.stores.mysql_upsert import MySqlSession
 from fishladder.stores.silence import CONNECT_SECONDS, SILENT_SECONDS, keep_asking
 from fishladder.stores.sql import STREAM_ROWS, Guard, Session, named, percent_marks
-from fishladder.stores.sql_checks import Checks, WholeTables
+from fishladder.stores.sql_checks import Checks, WholeTables, words_last
 
 CHUNK_ROWS = 50_000
 METADATA_WAIT = 60
@@ -386,6 +386,13 @@ class MySqlStore(WholeTables):
     def may_write(self, account: str) -> bool | None:
         return may_write(self.run, account)
 
+    def own_tables(self) -> list[str]:
+        sql = (
+            "SELECT table_name FROM information_schema.tables WHERE table_schema = DATABASE()"
+            " AND table_name LIKE 'fishladder!_%' ESCAPE '!'"
+        )
+        return words_last(name.decode() for (name,) in self.run(sql))
+
     def install_tables(self) -> None:
         for table in TABLES:
             self.run(f"CREATE TABLE IF NOT EXISTS {table} ENGINE=InnoDB")
@@ -513,12 +520,8 @@ class MySqlStore(WholeTables):
             of_table.setdefault(table, []).append(f"DROP TRIGGER {self.dialect.quote(name)}")
         for table, statements in of_table.items():
             self._alone_with([table], statements)
-        sql = (
-            "SELECT table_name FROM information_schema.tables WHERE table_schema = DATABASE()"
-            " AND table_name LIKE 'fishladder!_%' ESCAPE '!'"
-        )
-        for (name,) in self.run(sql):
-            self.run(f"DROP TABLE IF EXISTS {self.dialect.quote(name.decode())}")
+        for name in self.own_tables():
+            self.run(f"DROP TABLE IF EXISTS {self.dialect.quote(name)}")
 
 
 _NUMBERS = {

@@ -68,7 +68,7 @@ from fishladder.stores.sql import (
     slices,
     statements,
 )
-from fishladder.stores.sql_checks import Checks, WholeTables
+from fishladder.stores.sql_checks import Checks, WholeTables, words_last
 
 CHUNK_ROWS = 50_000
 ROWS_PER_CALL = 500
@@ -459,6 +459,14 @@ class OracleStore(WholeTables):
         sql = f"SELECT object_name FROM all_objects WHERE owner = {SCHEMA} AND object_name LIKE '{OURS}%'"
         return {name.decode().lower() for (name,) in self.run(sql)}
 
+    def own_tables(self) -> list[str]:
+        return [name.lower() for name in self._own_tables()]
+
+    def _own_tables(self) -> list[str]:
+        """As the dictionary has them."""
+        sql = f"SELECT table_name FROM all_tables WHERE owner = {SCHEMA} AND table_name LIKE '{OURS}%'"
+        return words_last(name.decode() for (name,) in self.run(sql))
+
     def install_tables(self) -> None:
         there = self._there()
         for table, columns in TABLES.items():
@@ -619,10 +627,8 @@ class OracleStore(WholeTables):
             self.run(f"DROP FUNCTION {function}")
         if JOURNAL_IDS in there:
             self.run(f"DROP SEQUENCE {JOURNAL_IDS}")
-        for (name,) in self.run(
-            f"SELECT table_name FROM all_tables WHERE owner = {SCHEMA} AND table_name LIKE '{OURS}%'"
-        ):
-            self._patiently(name.decode(), f'DROP TABLE "{name.decode()}" PURGE')
+        for name in self._own_tables():
+            self._patiently(name, f'DROP TABLE "{name}" PURGE')
 
 
 _NUMBERS = (oracledb.DB_TYPE_NUMBER, oracledb.DB_TYPE_BINARY_DOUBLE, oracledb.DB_TYPE_BINARY_FLOAT)

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fishladder.cells import HOMELESS, NO_HOME, SHARED, key_text
 from fishladder.stores.base import Fence, ForeignKey, LoadState, Orphan, Relation
 from fishladder.stores.sql import Session, load_state, range_parameters, read_fences
+
+WORDS = "fishladder_rehearsal"
+"""The table in which a rehearsal leaves words, by which it knows a store again."""
+
+
+def words_last(names: Iterable[str]) -> list[str]:
+    """In the order in which tables are dropped: whoever dies on the way is still known for what it is."""
+    return sorted(names, key=lambda name: (name.casefold() == WORDS, name))
 
 
 class Checks:
@@ -32,6 +40,18 @@ class Checks:
 
     def hear(self, number: int, word: str) -> None:
         self.session.run("UPDATE fishladder_ledger SET no = ?, word = ? WHERE no < ?", [number, word, number])
+
+    def words(self) -> set[str]:
+        return {word.decode() for (word,) in self.session.run(f"SELECT word FROM {WORDS}", [])}
+
+    def write_word(self, word: str) -> None:
+        self.session.run(f"INSERT INTO {WORDS} (word) VALUES (?)", [word])
+
+    def erase_word(self, word: str) -> None:
+        self.session.run(f"DELETE FROM {WORDS} WHERE word = ?", [word])
+
+    def drop_words(self) -> None:
+        self.session.run(f"DROP TABLE {WORDS}", [])
 
     def chunk_ends(self, relation: Relation, rows: int) -> list[bytes]:
         columns = self.session.key_columns(relation, "t.")
@@ -149,3 +169,15 @@ class WholeTables(ABC):
 
     def hear(self, number: int, word: str) -> None:
         self._checks().hear(number, word)
+
+    def words(self) -> set[str]:
+        return self._checks().words()
+
+    def write_word(self, word: str) -> None:
+        self._checks().write_word(word)
+
+    def erase_word(self, word: str) -> None:
+        self._checks().erase_word(word)
+
+    def drop_words(self) -> None:
+        self._checks().drop_words()

@@ -30,7 +30,7 @@ from fishladder.stores.base import (
     Writer,
 )
 from fishladder.stores.sql import STREAM_ROWS, Guard, Session, named
-from fishladder.stores.sql_checks import Checks, WholeTables
+from fishladder.stores.sql_checks import Checks, WholeTables, words_last
 from fishladder.stores.sqlite_triggers import trigger_texts
 from fishladder.stores.sqlite_types import FUNCTIONS, SqliteDialect, can_be_key, declared_type, guard, logical_type
 
@@ -382,6 +382,10 @@ class SqliteStore(WholeTables):
     def _file(self) -> Path | None:
         path = self.run("SELECT file FROM pragma_database_list WHERE name = 'main'")[0][0]
         return Path(os.fsdecode(path)) if path else None
+
+    def own_tables(self) -> list[str]:
+        sql = "SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE 'fishladder!_%' ESCAPE '!'"
+        return words_last(name.decode() for (name,) in self.run(sql))
 
     def install_tables(self) -> None:
         with self._changing():
