@@ -118,7 +118,7 @@ def _desk(spec: Migration) -> tasks.Desk:
     kinds = spec.kinds()
 
     def open_(connection: str) -> Store:
-        kind, connect = connect_environment(connection, os.environ, loads=connection == spec.target.connection)
+        kind, connect = connect_environment(connection, os.environ, loads=spec.is_loaded(connection))
         if kind != kinds[connection]:
             raise InputError(
                 f"connection {connection} is a {kind} URL, but the migration file says {kinds[connection]}"

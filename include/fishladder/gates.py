@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 
 from fishladder import monitors, reports
 from fishladder.cells import HOMELESS, NO_HOME, SHARED
@@ -18,6 +18,11 @@ from fishladder.ledger.approvals import OBSERVED, subject
 from fishladder.spec import Migration
 from fishladder.spec_parts import Gates, duration_text, identity
 from fishladder.verdict import SILENT, tables_of
+
+REHEARSED = "rehearsal"
+"""The kind of evidence that a rehearsal leaves, about the migration by its name."""
+EDITED = "its evidence is not what was recorded"
+FOREVER = datetime(9999, 12, 31, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,9 +162,33 @@ class _Asked:
         )
 
     def rehearsals(self) -> Gate:
-        wanted = self.spec.gates.rehearsal_days
-        remedy = "rehearsals cannot be run yet: only rehearsal_days: 0 opens this gate"
-        return Gate(name="rehearsals", open=not wanted, found=f"{wanted} clean days are asked for", remedy=remedy)
+        """So many days in a row, up to today or yesterday (UTC), whose last rehearsal was clean."""
+        wanted, today = self.spec.gates.rehearsal_days, self.now.astimezone(UTC).date()
+        remedy = f"switch {self.spec.migration}_rehearse on and see what its task says"
+        if not wanted:
+            return Gate(name="rehearsals", open=True, found="no clean days are asked for", remedy=remedy)
+        days = self._rehearsed(today - timedelta(days=wanted))
+        day, count = today if today in days else today - timedelta(days=1), 0
+        while count < wanted and day in days and days[day] is None:
+            day, count = day - timedelta(days=1), count + 1
+        ahead = max(days, default=today) > today
+        why = "a rehearsal lies in the future" if ahead else f"{day}: {days.get(day, 'no rehearsal')}"
+        is_open = count == wanted and not ahead
+        found = f"{count} of {wanted} clean days" + ("" if is_open else f"; {why}")
+        return Gate(name="rehearsals", open=is_open, found=found, remedy=remedy)
+
+    def _rehearsed(self, since: date) -> dict[date, str | None]:
+        """By day, why it is not clean. Later than now is a day of its own."""
+        begin = datetime.combine(since, time(), UTC)
+        found = self.ledger.evidence_between(REHEARSED, self.spec.migration, begin, FOREVER, edited=True)
+        days: dict[date, str | None] = {}
+        for one in found:  # the last one of a day counts, and whatever was edited
+            day = one.began.astimezone(UTC).date() if one.began <= self.now else date.max
+            if not one.genuine or days.get(day) == EDITED:
+                days[day] = EDITED
+            else:
+                days[day] = None if one.passed else " ".join(str(one.body.get("problem")).split())
+        return days
 
     @property
     def _max_age(self) -> timedelta:

@@ -56,7 +56,7 @@ def run_reports(
     spec: Migration, source: Store, target: Store, clock: Clock, *, cohorts: Iterable[str], until: datetime
 ) -> list[ReportResult]:
     """Every report for every cohort over the closed period that ends before ``until`` (UTC)."""
-    period = {"from": "1970-01-01 00:00:00", "until": until.strftime("%Y-%m-%d %H:%M:%S")}
+    period = _period(until)
     return [
         _run(name, report, cohort, source, target, clock, period)
         for cohort in cohorts
@@ -69,8 +69,26 @@ def run_cutover_reports(
 ) -> list[ReportResult]:
     """The reports marked ``at_cutover`` up to this moment: nobody writes, so they are asked once."""
     marked = {name: report for name, report in spec.reports.items() if report.at_cutover}
-    period = {"cohort": cohort, "from": "1970-01-01 00:00:00", "until": now.strftime("%Y-%m-%d %H:%M:%S")}
+    period = {"cohort": cohort, **_period(now)}
     return [_compare(name, report, stores["source"], stores["target"], period) for name, report in marked.items()]
+
+
+def run_alone(
+    spec: Migration, target: Store, *, cohorts: Iterable[str], until: datetime
+) -> dict[str, dict[str, tuple[Line, ...]]]:
+    """Every report in a target without its source: by name, the lines of each cohort before ``until`` (UTC)."""
+    period, asked = _period(until), list(cohorts)
+    return {
+        name: {
+            cohort: tuple(sorted(target.query(report.target, {"cohort": cohort, **period}), key=_order))
+            for cohort in asked
+        }
+        for name, report in spec.reports.items()
+    }
+
+
+def _period(until: datetime) -> dict[str, str]:
+    return {"from": "1970-01-01 00:00:00", "until": until.strftime("%Y-%m-%d %H:%M:%S")}
 
 
 def _run(

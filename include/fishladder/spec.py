@@ -99,7 +99,17 @@ class Migration(SpecModel):
     def kinds(self) -> dict[str, Kind]:
         """The kind of store behind each of the copier's connections."""
         ends = {end.connection: end.kind for end in (self.source, self.target)}
-        return ends | dict.fromkeys(self.target.replicas, self.target.kind)
+        ends |= dict.fromkeys(self.target.replicas, self.target.kind)
+        if self.rehearsal is not None:
+            ends[self.rehearsal.connection] = self.target.kind
+            if self.rehearsal.source is not None:
+                ends[self.rehearsal.source] = self.source.kind
+        return ends
+
+    def is_loaded(self, connection: str) -> bool:
+        """Whether rows are loaded into the store behind it."""
+        rehearsing = self.rehearsal.connections if self.rehearsal is not None else ()
+        return connection in (self.target.connection, *rehearsing)
 
     def application_kinds(self) -> dict[str, Kind]:
         """The same for the application's connections."""

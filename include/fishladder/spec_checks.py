@@ -102,19 +102,11 @@ def _valid(model: type[M], raw: object) -> M | None:
 def cross_check(raw: Mapping[str, Any]) -> Iterator[Problem]:
     """What one part of a file says about another, for the parts that are right in themselves."""
     connections: dict[str, str] = {}
-    for place in (
-        ("source", "connection"),
-        ("target", "connection"),
-        ("application", "source"),
-        ("application", "target"),
-        ("rehearsal", "connection"),
-    ):
-        part = raw.get(place[0])
-        connection = part.get(place[1]) if isinstance(part, Mapping) else None
-        if isinstance(connection, str):
-            first = connections.setdefault(connection, ".".join(place))
-            if first != ".".join(place):
-                yield Problem(place=place, text=f"is the same as {first}; each needs an account of its own")
+    for place, connection in _connections(raw):
+        first = connections.setdefault(connection, ".".join(place))
+        if first != ".".join(place) and place[1] != "replicas":
+            need = "a store" if place[0] == "rehearsal" else "an account"
+            yield Problem(place=place, text=f"is the same as {first}; each needs {need} of its own")
 
     gates = _valid(Gates, raw.get("gates"))
     if gates and gates.rehearsal_days and "rehearsal" not in raw:
@@ -128,6 +120,24 @@ def cross_check(raw: Mapping[str, Any]) -> Iterator[Problem]:
         yield from _check_roots(tables, cohort)
         yield from _check_ways(tables)
         yield from _check_columns(tables)
+
+
+def _connections(raw: Mapping[str, Any]) -> Iterator[tuple[Place, str]]:
+    for place in (
+        ("source", "connection"),
+        ("target", "connection"),
+        ("application", "source"),
+        ("application", "target"),
+        ("target", "replicas"),
+        ("rehearsal", "connection"),
+        ("rehearsal", "source"),
+    ):
+        part = raw.get(place[0])
+        found = part.get(place[1]) if isinstance(part, Mapping) else None
+        if isinstance(found, str):
+            yield place, found
+        elif isinstance(found, list):
+            yield from (((*place, str(at)), one) for at, one in enumerate(found) if isinstance(one, str))
 
 
 def _check_waves(waves: tuple[tuple[str, ...], ...]) -> Iterator[Problem]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import unicodedata
 from collections.abc import Mapping
 from datetime import timedelta
@@ -89,6 +90,16 @@ def _zone(text: str) -> str:
     return text
 
 
+def _command(text: str) -> str:
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ValueError("must be a command as a shell reads it: a quotation mark is not closed") from error
+    if not words:
+        raise ValueError("must be a program and its arguments")
+    return text
+
+
 def _not_ours(name: str) -> str:
     if name.rpartition(".")[2].casefold().startswith("fishladder_"):
         raise ValueError("names that start with fishladder_ are fishladder's own; choose another")
@@ -146,11 +157,20 @@ class Application(SpecModel):
 
 
 class Rehearsal(SpecModel):
-    """A test environment that has only the target's kind of store."""
+    """A test environment in which the service runs on the target's kind of store alone."""
 
     connection: Connection
-    command: Text
-    """Runs the test workload; any exit code but 0 is a failed day."""
+    """The copier's, to a test store of the target's kind. Every rehearsal deletes its rows."""
+    source: Connection | None = None
+    """To a test store of the source's kind: then the whole migration is rehearsed, and its way back."""
+    command: Annotated[str, AfterValidator(_command)]
+    """Runs the test workload, without a shell; any exit code but 0 is a dirty day."""
+    patience: Duration = timedelta(hours=1)
+    """How long it may take."""
+
+    @property
+    def connections(self) -> tuple[str, ...]:
+        return (self.connection, *([self.source] if self.source is not None else []))
 
 
 class Cohort(SpecModel):
@@ -292,8 +312,8 @@ class Gates(SpecModel):
     max_age: Duration = timedelta(hours=26)
     """The newest of them began at most so long ago."""
     max_lag: Duration = timedelta(seconds=5)
-    rehearsal_days: int = Field(default=0, ge=0)
-    """Clean days of rehearsal."""
+    rehearsal_days: int = Field(default=0, ge=0, le=366)
+    """Clean days of rehearsal in a row, the last one today or yesterday."""
     monitor_age: Duration = timedelta(minutes=15)
     """Every monitor was quiet at most so long ago."""
     approvals: int = Field(default=1, ge=1)

@@ -61,7 +61,7 @@ def latest(tx: Transaction, kind: str, subject: str | None) -> Evidence | None:
     return None if row is None else _read(row)
 
 
-def between(tx: Transaction, kind: str, subject: str, since: datetime, until: datetime) -> list[Evidence]:
+def between(tx: Transaction, kind: str, subject: str, since: datetime, until: datetime, edited: bool) -> list[Evidence]:
     columns = tables.evidence.c
     query = select(tables.evidence).where(
         columns.migration == tx.migration,
@@ -70,7 +70,7 @@ def between(tx: Transaction, kind: str, subject: str, since: datetime, until: da
         columns.began.between(since, until),
     )
     found = (_read(row) for row in tx.connection.execute(query.order_by(columns.began, columns.id)))
-    return [one for one in found if one.genuine]
+    return [one for one in found if one.genuine or edited]
 
 
 def together_with(tx: Transaction, digest: str) -> list[Evidence]:

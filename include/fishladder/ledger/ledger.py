@@ -634,10 +634,15 @@ class Ledger:
         with self._read() as tx:
             return evidence.latest(tx, kind, subject)
 
-    def evidence_between(self, kind: str, subject: str, since: datetime, until: datetime) -> list[Evidence]:
-        """What began from ``since`` to ``until`` and is what was recorded; the oldest first."""
+    def evidence_between(
+        self, kind: str, subject: str, since: datetime, until: datetime, *, edited: bool = False
+    ) -> list[Evidence]:
+        """What began from ``since`` to ``until`` and is what was recorded; the oldest first.
+
+        ``edited``: also what is not genuine any more.
+        """
         with self._read() as tx:
-            return evidence.between(tx, kind, subject, since, until)
+            return evidence.between(tx, kind, subject, since, until, edited)
 
     def evidence(self, digest: str) -> list[Evidence]:
         """The one with this digest, and what was found with it: of the same kind, begun at the same moment.
