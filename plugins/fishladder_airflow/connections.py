@@ -43,7 +43,7 @@ def open_desk(migration_file: str, say: Report, kept: Callable[[str], None] = la
             yield Desk(
                 spec=spec,
                 ledger=ledger,
-                open=lambda name: open_store(kinds[name], name, loads=name == spec.target.connection),
+                open=lambda name: open_store(kinds[name], name, loads=spec.is_loaded(name)),
                 serve=lambda name: stores.open_application(serving[name], _connect(serving[name], name)),
                 measure=measure,
                 say=say,

@@ -37,6 +37,7 @@ from fishladder_airflow.operators import (
     Outcome,
     Preflight,
     Reconcile,
+    Rehearse,
     Report,
     SendBack,
     Summary,
@@ -66,6 +67,7 @@ def build(path: str | Path, *, default_args: Mapping[str, Any] | None = None) ->
     dags = (
         *(made.prepare(), made.load(), made.replicate(), made.reconcile(), made.monitor(), made.operate()),
         *(made.move("flip"), made.move("rollback"), made.finish()),
+        *([made.rehearse()] if made.spec.rehearsal is not None else []),
     )
     return {dag.dag_id: dag for dag in dags}
 
@@ -148,6 +150,13 @@ class _Factory:
         schedule = CronTriggerTimetable("*/5 * * * *", timezone="UTC", run_immediately=False)
         with self._dag("monitor", texts.MONITOR, schedule=schedule) as dag:
             Monitor(**self._alone("monitor"))
+        return dag
+
+    def rehearse(self) -> DAG:
+        # After the nightly reconciliation, which reads the same target.
+        schedule = CronTriggerTimetable("0 3 * * *", timezone="UTC", run_immediately=False)
+        with self._dag("rehearse", texts.REHEARSE, schedule=schedule) as dag:
+            Rehearse(**self._alone("rehearse"))
         return dag
 
     def operate(self) -> DAG:

@@ -22,6 +22,7 @@ from fishladder.errors import InputError
 from fishladder.gates import closed
 from fishladder.ledger import Kind
 from fishladder.operate import Order
+from fishladder.rehearsal import rehearse
 from fishladder.spec import nearest
 from fishladder_airflow.connections import accounts, open_desk
 from fishladder_airflow.links import EvidenceLink
@@ -418,6 +419,23 @@ class Monitor(EvidenceOperator):
         if loud:
             raise AirflowFailException("not quiet:\n" + "\n".join(loud))
         return {"quiet": len(found)}
+
+
+class Rehearse(EvidenceOperator):
+    """Rehearse once on the test stores. Fails on a dirty day, which repeating would not make clean."""
+
+    def execute(self, context: Context) -> dict[str, float]:
+        with self.desk() as desk:
+            rehearsed = rehearse(desk)
+        for step in rehearsed.steps:
+            self.log.info("%s: %.1f s", step.step, step.seconds)
+        if rehearsed.problem is not None:
+            raise AirflowFailException(f"a dirty day: {rehearsed.problem}")
+        return {step.step: step.seconds for step in rehearsed.steps}
+
+    def on_kill(self) -> None:
+        """Airflow ends the task, and waits for that: raised where it stands, this ends the command, too."""
+        raise AirflowException("the rehearsal was ended before its time")
 
 
 class Outcome(EvidenceOperator):

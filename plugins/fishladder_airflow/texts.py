@@ -8,6 +8,7 @@ SUMMARIES = {
     "replicate": "3. Follow the changes, all the time",
     "reconcile": "4. Compare every row and the reports, every night",
     "monitor": "Look for what must not be there, and for what must, every five minutes",
+    "rehearse": "Rehearse on test stores: the workload, the reports and the way back, every night",
     "flip": "5. Move a {cohort} to {target}, once somebody has approved it",
     "rollback": "Move a {cohort} back to {source}, once somebody has approved it",
     "finish": "6. End: no way back any more, and nothing of fishladder left",
@@ -79,6 +80,21 @@ Asks the monitors of **{migration}**: presence of the unexpected, absence of the
 
 *When it is red:* the log of its task says which monitor found what. Nothing was changed. Find the cause; no {cohort}
 flips until all are quiet again.
+"""
+
+REHEARSE = """\
+Rehearses the end of **{migration}** on its test stores, filled from {target}. No store of the migration is written.
+
+- **rehearse** copies {target} into the test stores and runs the test workload and the reports on a store of its kind
+  alone. With a test store of the source's kind, too, it rehearses the whole migration: every {cohort} is flipped before
+  the workload and rolled back after it, and every row and report is compared. What it found is evidence; the gate
+  *rehearsals* of a flip counts its clean days.
+
+*When to run it:* switch it on once `{migration}_load` has ended; it runs every night at three o'clock (UTC). Trigger it
+again after a dirty day: the last rehearsal of a day counts.
+
+*When it is red:* a dirty day, and the count begins anew. The log says which step found what, and ends with the last
+lines of the command. When it says that a store is not a test store, nothing was deleted: mend the connection.
 """
 
 OPERATE = """\
@@ -172,6 +188,8 @@ TASKS = {
     "send_back": "Rolls a flip back that was not quiet, if the file says automatic_rollback. Otherwise it is skipped.",
     "done": "What the attempt came to, kept as evidence: who approved it, how long it took, how long writes waited.",
     "uninstall": "Removes fishladder's triggers and tables from both stores once every cohort is complete.",
+    "rehearse": "Fills the test stores from the target, runs the workload and the reports there, and goes back. Red: "
+    "a dirty day, the message says why; or a store that is not known as a test store, and then nothing was deleted.",
     "operate": "Does what the form says. Red: the message says which field does not fit; nothing was done.",
     "preflight": "Tables, columns, keys, settings, privileges, accounts and cohorts of both stores, each with pass, "
     "warn or fail in the log. Changes nothing. Red: mend what the message says, then clear this task.",

@@ -45,6 +45,14 @@ def dags(request: pytest.FixtureRequest) -> dict[str, DAG]:
     return {dag_id.partition("_")[2]: dag for dag_id, dag in build(FILES[request.param]).items()}
 
 
+@pytest.fixture
+def rehearsing(tmp_path: Path) -> dict[str, DAG]:
+    """The DAGs of the billing example with a rehearsal."""
+    path = tmp_path / "billing.yaml"
+    path.write_text(FILES["billing"].read_text() + "rehearsal: {connection: billing_test, command: run}\n")
+    return {dag_id.partition("_")[2]: dag for dag_id, dag in build(path).items()}
+
+
 def test_every_file_makes_its_dags(parsed: dict[str, Any]) -> None:
     steps = ("finish", "flip", "load", "monitor", "operate", "prepare", "reconcile", "replicate", "rollback")
     assert parsed["errors"] == {}
@@ -127,6 +135,18 @@ def test_reconcile_runs_at_night_and_outcome_waits_for_everything(dags: dict[str
     assert isinstance(dag.timetable, CronTriggerTimetable)
     assert (dag.timetable.expression, dag.timetable.run_immediately) == ("0 1 * * *", False)
     assert dag.task_dict["outcome"].upstream_task_ids == {"report", "totals"}
+
+
+def test_only_a_file_that_asks_for_it_is_rehearsed_and_then_every_night(
+    rehearsing: dict[str, DAG], dags: dict[str, DAG]
+) -> None:
+    dag = rehearsing["rehearse"]
+    assert isinstance(dag.timetable, CronTriggerTimetable)
+    assert (dag.timetable.expression, dag.timetable.run_immediately) == ("0 3 * * *", False)
+    assert dag.task_ids == ["rehearse"] and dag.task_dict["rehearse"].pool == "default_pool"
+    assert rehearsing.keys() - {"rehearse"} == dags.keys()
+    test_everything_is_explained(rehearsing)
+    test_each_dag_has_a_page_that_names_its_tasks_when_to_run_it_and_what_to_do_when_it_is_red(rehearsing)
 
 
 def test_everything_is_explained(dags: dict[str, DAG]) -> None:
