@@ -71,7 +71,7 @@ def rehearse(desk: Desk, environment: Mapping[str, str] = os.environ) -> Rehears
     day, began = _Day(desk=desk, rehearsal=rehearsal, environment=environment), desk.clock.now()
 
     def keep(problem: str | None) -> Rehearsed:
-        body = {"steps": [asdict(step) for step in day.steps], "problem": problem}
+        body = {"steps": [asdict(step) for step in day.steps], "problem": problem, "runs": desk.runs}
         desk.keep(gates.REHEARSED, desk.spec.migration, body, problem is None, began)
         return Rehearsed(steps=tuple(day.steps), problem=problem)
 
@@ -115,6 +115,8 @@ class _Day:
     steps: list[Step] = field(default_factory=list)
     word: str = field(default_factory=lambda: secrets.token_hex(16))
     """This rehearsal's own."""
+    marked: bool = False
+    """Whether it is in the stores."""
 
     def run(self) -> None:
         first = self._begin()
@@ -125,7 +127,9 @@ class _Day:
                 url = f"sqlite:///{folder}/ledger.db"
                 upgrade(url)
                 self._both_ways(stage_spec(self.desk.spec, self.rehearsal, self.rehearsal.source, first), url)
-        self._check_alone()
+        for connection in self.rehearsal.connections:
+            with self._opened(connection):
+                continue  # it is this rehearsal's still
 
     @contextmanager
     def step(self, name: str) -> Iterator[dict[str, Any]]:
@@ -139,10 +143,20 @@ class _Day:
             self.steps.append(Step(step=name, seconds=seconds, found=found))
 
     def open(self, connection: str) -> Store:
-        """A store of the rehearsal. Raises InputError for any other: nothing here writes anywhere else."""
+        """A store of the rehearsal. Raises InputError for any other: nothing here writes anywhere else.
+
+        Once this rehearsal's word is in its stores, each new connection must find it. Raises StaleError.
+        """
         if connection not in self.rehearsal.connections:
             raise InputError(f"{connection} is no store of the rehearsal, which must not open it")
-        return self.desk.open(connection)
+        store = self.desk.open(connection)
+        if self.marked and self.word not in sandbox.words_in(store):
+            store.close()
+            raise StaleError(
+                f"another rehearsal began in {connection} before this one ended, or the connection leads elsewhere by"
+                " now: rehearse again"
+            )
+        return store
 
     # The copy
 
@@ -193,6 +207,7 @@ class _Day:
                 sandbox.check_empty(name, store, relations[name])
         for name, store in stores.items():
             sandbox.reset(store, relations[name], [owner, self.word], owned=owned[name])
+        self.marked = True
         return plans
 
     def _owner(self) -> str:
@@ -270,6 +285,7 @@ class _Day:
         with open_ledger(url, migration=spec.migration, clock=self.desk.clock.now) as ledger:
             stage = _Stage(spec=spec, ledger=ledger, open=self.open, clock=self.desk.clock, say=self.desk.say)
             with self.step("prepare"):
+                self._install_cohorts(stage)
                 tasks.prepare(stage, actor=ACTOR)
             with self.step("load") as found:
                 for table in tasks.cut(stage):
@@ -289,6 +305,15 @@ class _Day:
                     found[cohort] = self._move(stage, "rollback", cohort)
             with self.step("compare again") as found:
                 self._compare(stage, found)
+
+    def _install_cohorts(self, stage: Desk) -> None:
+        """Also those that homes name, and no row of the root any more: prepare knows the root's column alone."""
+        cohorts = self.desk.ledger.routes().keys()
+        stage.ledger.ensure_routes(cohorts, ACTOR)
+        with stage.stores() as (source, target):
+            assert isinstance(source, Fenced) and isinstance(target, Fenced)
+            source.install_fences(cohorts, "application")
+            target.install_fences(cohorts, "copier")
 
     def _replicate(self, stage: Desk) -> None:
         tasks.replicate(stage, seconds=FOLLOW_SECONDS, until_idle=True)
@@ -341,13 +366,6 @@ class _Day:
             yield store
         finally:
             store.close()
-
-    def _check_alone(self) -> None:
-        """Raises StaleError when another rehearsal has begun in the same stores: neither proves anything."""
-        for connection in self.rehearsal.connections:
-            with self._opened(connection) as store:
-                if self.word not in sandbox.words_in(store):
-                    raise StaleError(f"another rehearsal began in {connection} before this one ended: rehearse again")
 
 
 def stage_spec(spec: Migration, rehearsal: Rehearsal, source: str, first: int) -> Migration:
