@@ -1,4 +1,4 @@
-"""The stores that a rehearsal uses up: proved to be its own, emptied, filled from the migration's target (ADR 8)."""
+"""The stores that a rehearsal uses up: proved to be its own, emptied, filled from the migration's target (ADR 9)."""
 
 from __future__ import annotations
 
