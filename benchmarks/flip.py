@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median, quantiles
@@ -27,6 +27,7 @@ from fishladder.ledger import open_ledger, upgrade
 from fishladder.serving import Router
 from fishladder.spec import load
 from fishladder.stores import connect_url, open_application, open_store
+from fishladder.verdict import caught_up
 from tests.approving import approve
 
 FILE = Path(__file__).parents[1] / "include" / "migrations" / "billing.yaml"
@@ -139,6 +140,8 @@ def _moves(made: Billing) -> tuple[list[float], list[float], list[tuple[float, f
     try:
         ours.recv()  # it is ready
         with made.desk() as desk:
+            while not caught_up(desk.ledger, desk.clock.now(), timedelta(seconds=1)):
+                time.sleep(0.1)
             for kind, _ in zip(itertools.cycle(("flip", "rollback")), range(FLIPS), strict=False):
                 ours.send("before")
                 (asked,) = tasks.ask(desk, kind, [COHORT], actor="benchmark", reason="")  # type: ignore[arg-type]
