@@ -11,7 +11,7 @@ from itertools import count
 from typing import Any, Protocol, TypeAlias
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import MySQLdb
+import MySQLdb.connections
 import oracledb
 
 Row: TypeAlias = tuple[Any, ...]
