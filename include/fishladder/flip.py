@@ -340,7 +340,7 @@ class Cutover:
         doubts = self.ledger.dirty(STRAYS, tables=children) if children else []
         doubts += self.ledger.dirty(STRAYS, cohorts=[HOMELESS, NO_HOME])
         if max(len(entries), len(doubts)) >= STRAYS:
-            raise TransientError(f"{STRAYS} rows and more wait to be copied: the applier is too far behind for a flip")
+            raise LedgerError(f"{STRAYS} rows and more wait to be copied: the applier is too far behind for a flip")
         dirty = {Dirty(e.table, e.key, e.entity, e.cohort, journal=e.id) for e in entries if e.cohort != cohort}
         dirty |= {Dirty(d.table, d.key, d.entity, d.cohort, ledger=d.id) for d in doubts if d.cohort != cohort}
         theirs = self._whose(ends, {(line.table, line.key) for line in dirty})

@@ -12,7 +12,7 @@ from contextlib import closing
 
 import pytest
 
-from fishladder import apply, reconcile
+from fishladder import apply, flip, reconcile
 from tests.unit import flips as moving
 from tests.unit.flips import Flips
 from tests.unit.small import SCHEMA, SPEC, Small
@@ -41,6 +41,16 @@ def test_a_flip_takes_what_was_pending_of_its_new_rows_along(flips: Flips, chang
     flips.small.follow()
     assert flips.small.ledger.attempt(number).outcome == "done"
     assert flips.same()
+
+
+def test_an_applier_too_far_behind_aborts_it_at_once(flips: Flips, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Customers are not kept waiting until the deadline for what cannot be drained by then."""
+    number = flips.verified(cohort="NZ")
+    flips.small.application("UPDATE line SET text = 'new' WHERE item_id = 20")
+    monkeypatch.setattr(flip, "STRAYS", 1)
+    ended = flips.cutover.run(number)
+    assert (ended.outcome, flips.fences()) == ("aborted", [("application", 3), ("copier", 3)])
+    assert "1 rows and more wait to be copied: the applier is too far behind" in str(ended.error)
 
 
 @pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
