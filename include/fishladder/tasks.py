@@ -22,7 +22,7 @@ from fishladder.capacity import measure
 from fishladder.cells import NO_HOME
 from fishladder.clock import Clock, SystemClock
 from fishladder.errors import FatalError, InputError
-from fishladder.ledger import MACHINE, Attempt, CheckResult, Kind, Ledger
+from fishladder.ledger import BEFORE_SWITCH, MACHINE, Attempt, CheckResult, Kind, Ledger
 from fishladder.ledger.approvals import GATES, LOOK, OBSERVED, subject
 from fishladder.names import settle
 from fishladder.operate import Order, adopt, mark_keys, restart, rewrite_entities
@@ -45,6 +45,8 @@ UNPREPARED_POLL = 5.0
 """Seconds between looks whether somebody has prepared the migration."""
 PAUSED_POLL = 2.0
 """Seconds between looks whether a pause is over."""
+REPLAY_PATIENCE = 60.0
+"""Seconds that whoever asks for a rollback waits for a replay to end."""
 NOBODY = "airflow"
 """In whose name a run is that nobody triggered."""
 COLLECT_AFTER = 100_000
@@ -341,7 +343,8 @@ def replicate(desk: Desk, *, seconds: float, until_idle: bool = False) -> apply.
 def ask(desk: Desk, kind: Kind, cohorts: Sequence[str], *, actor: str, reason: str, request: str = "") -> list[Attempt]:
     """Open an attempt for each of these cohorts; the same ``request`` again gets the same ones, while open.
 
-    Raises InputError, and then none of them is open.
+    A rollback that is asked for while a flip of these replays waits for its end. Raises InputError, and then none of
+    them is open.
     """
     if identity(actor) in ("", NOBODY, MACHINE):
         raise InputError("nobody is known to ask for this, so nobody else could approve it: trigger it as a person")
@@ -352,6 +355,8 @@ def ask(desk: Desk, kind: Kind, cohorts: Sequence[str], *, actor: str, reason: s
         if kind == "flip":
             flip.check_homeless(ends.origin, ends.destination)
         flip.check_loads(plan, ends.destination)
+    if kind == "rollback":
+        _await_replay(desk, cohorts)
     known = desk.ledger.routes()
     return desk.ledger.begin_attempts(
         {cohort: flip.wave_needs(desk.spec, cohort, kind, known) for cohort in cohorts},
@@ -362,6 +367,16 @@ def ask(desk: Desk, kind: Kind, cohorts: Sequence[str], *, actor: str, reason: s
         deadline=int(desk.spec.gates.deadline.total_seconds()),
         approvals=desk.spec.gates.approvals,
     )
+
+
+def _await_replay(desk: Desk, cohorts: Sequence[str]) -> None:
+    """Until no attempt of these is past its switch, or for so long that something must be in its way."""
+    end = desk.clock.monotonic() + REPLAY_PATIENCE
+    while desk.clock.monotonic() < end:
+        under_way = desk.ledger.attempts(only_open=True)
+        if not any(other.cohort in cohorts and other.step not in BEFORE_SWITCH for other in under_way):
+            return
+        desk.clock.sleep(flip.POLL)
 
 
 def verify_cohort(desk: Desk, attempt: int) -> Attempt:

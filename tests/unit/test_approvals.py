@@ -156,6 +156,23 @@ def test_two_people_approve_and_it_moves(case: Case) -> None:
     assert said == [("cleo", "cleo"), ("ben", "ben")]
 
 
+def test_a_rollback_that_is_asked_for_during_replay_waits_for_its_end(case: Case) -> None:
+    approve(case.desk, case.attempt, "ben", "cleo")
+    case.verify()
+    cutover, number = case.cutover(), case.attempt.id
+    while cutover.advance(number).step != "replay":
+        assert case.small.ledger.attempt(number).outcome is None
+    with pytest.raises(InputError, match=r"its flip no\. 1 of ann is still open \(replay\); wait for its end"):
+        tasks.ask(case.desk, "rollback", ["NZ"], actor="ann", reason="it never ends")
+
+    class Meanwhile(Watch):
+        def sleep(self, seconds: float) -> None:
+            cutover.run(number)
+
+    (back,) = tasks.ask(replace(case.desk, clock=Meanwhile()), "rollback", ["NZ"], actor="ann", reason="")
+    assert (case.small.ledger.attempt(number).outcome, back.kind, back.step) == ("done", "rollback", "verify")
+
+
 @pytest.mark.parametrize("accounts", [(), ("ben",)])
 def test_without_enough_people_nothing_is_fenced(case: Case, accounts: tuple[str, ...]) -> None:
     """Whoever marks tasks green, clears them or runs the DAG twice: the ledger has no approval."""

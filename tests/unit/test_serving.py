@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -243,8 +244,6 @@ def test_reads_are_compared_off_the_customers_path(flips: Flips) -> None:
     flips.small.damage("UPDATE item SET amount = 99 WHERE id = 20")
     shadow = Shadow(observed=seen.append, waiting=3)
     router = router_of(flips, shadow=shadow)
-    for cohort in ("NZ", "AU", "*"):
-        router._routes[cohort] = (Route(stage="shadow", owner="source", epoch=1), 1e12)
     values = [router.read("both", {"item": item}, entity=entity).value for item, entity in ((10, 1), (20, 2), (30, 3))]
     assert (values, seen) == ([5, 6, 7], [])  # the customer did not wait
     router.read("both", {"item": 10}, entity=1)  # one too many: left out
@@ -255,6 +254,34 @@ def test_reads_are_compared_off_the_customers_path(flips: Flips) -> None:
         ("ignored", "rounded"),
         ("failed", "RuntimeError"),
     ]
+
+
+def test_a_difference_that_stays_is_a_mismatch(flips: Flips) -> None:
+    seen: list[Observation] = []
+    flips.small.damage("UPDATE item SET amount = 99 WHERE id = 10")
+    shadow = Shadow(observed=seen.append, settle=0)
+    assert router_of(flips, shadow=shadow).read("amount", {"item": 10}, entity=1).value == 5
+    shadow.close()
+    assert [(one.outcome, one.reason) for one in seen] == [("mismatch", None)]
+
+
+def test_a_copy_that_was_only_a_moment_behind_is_a_match(flips: Flips, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Observation] = []
+    flips.small.application("UPDATE item SET amount = 50 WHERE id = 10")
+    monkeypatch.setattr("fishladder.serving.shadow.time", SimpleNamespace(sleep=lambda seconds: flips.small.follow()))
+    shadow = Shadow(observed=seen.append)
+    assert router_of(flips, shadow=shadow).read("amount", {"item": 10}, entity=1).value == 50
+    shadow.close()
+    assert [one.outcome for one in seen] == ["match"]
+
+
+def test_what_the_target_owns_is_not_compared(flips: Flips) -> None:
+    assert flips.move().outcome == "done"
+    seen: list[Observation] = []
+    shadow = Shadow(observed=seen.append)
+    router_of(flips, shadow=shadow).read("amount", {"item": 10}, entity=1)
+    shadow.close()
+    assert seen == []
 
 
 def test_a_sample_of_none_compares_nothing(flips: Flips) -> None:

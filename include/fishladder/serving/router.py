@@ -82,7 +82,8 @@ class _Write:
 class Router:
     """One for a process; threads share it.
 
-    ``source`` and ``target``: the application's own accounts. ``shadow``: compares reads off the customer's path.
+    ``source`` and ``target``: the application's own accounts. ``shadow``: compares reads of cohorts that the source
+    owns, off the customer's path.
     """
 
     def __init__(
@@ -271,8 +272,8 @@ class Router:
             route = self._route(where, fresh=True)
         self.metrics.count("reads", operation=operation, stage=route.stage)
         self.metrics.seconds("read", time.monotonic() - began, operation=operation)
-        if self._shadow is not None and route.stage == "shadow":
-            self._shadow.compare(found, payload, value, self.stores["target"], self.metrics)
+        if self._shadow is not None and route.stage in ("off", "shadow"):
+            self._shadow.compare(found, payload, value, self.stores, self.metrics)
         return Answer(
             value=value,
             pending=tuple(
