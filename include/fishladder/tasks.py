@@ -275,12 +275,11 @@ def cut(desk: Desk) -> dict[str, int]:
 def load_table(desk: Desk, table: str, lane: str) -> load.LaneReport:
     """Load chunks of a table as one lane until none is left; while the migration is paused, wait."""
     total = load.LaneReport(chunks=0, rows=0, rejects=0)
-    began = desk.clock.monotonic()
 
     def progress(report: load.LaneReport) -> None:
         done = desk.ledger.progress(table)
         seconds = max(desk.clock.monotonic() - began, 1e-6)
-        left = (done.chunks - done.done) * seconds / max(report.chunks, 1)
+        left = (done.chunks - done.done) * seconds / max(done.done - before, 1)  # at the speed of all lanes
         desk.say(
             f"{table} lane {lane}: chunk {done.done} of {done.chunks}, {report.rows} rows here,"
             f" {report.rows / seconds:,.0f} rows/s, about {left:.0f} s left, {done.rejects} rejects"
@@ -289,6 +288,7 @@ def load_table(desk: Desk, table: str, lane: str) -> load.LaneReport:
     with desk.ends() as (plan, (ends,)), desk.pace(ends.destination) as pace:
         found = plan.table(table)
         while True:
+            began, before = desk.clock.monotonic(), desk.ledger.progress(table).done
             done = load.load_lane(
                 found,
                 ends.origin,

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
-from fishladder import load
+from fishladder import load, tasks
 from fishladder.clock import SystemClock
 from fishladder.errors import FenceError, InputError, StaleError
 from fishladder.fence import set_fence
+from fishladder.spec import digest
 from fishladder.stores.base import LoadState
+from fishladder.tasks import code_digest
 from tests import independent
 from tests.unit.small import SCHEMA, Small
+from tests.unit.test_approvals import Watch, desk_of
 
 TABLES = ["price", "customer", "item", "line"]
 
@@ -35,6 +40,36 @@ def _claim(small: Small, table: str, lane: str) -> load.Chunk:
     assert chunk is not None
     small.target.raise_token(table, chunk.no, chunk.generation, chunk.token)
     return chunk
+
+
+class Still(Watch):
+    """Time passes only when somebody sleeps."""
+
+    def monotonic(self) -> float:
+        return self.later.total_seconds()
+
+
+def test_a_lane_says_how_far_all_have_come_and_how_long_it_will_take(
+    small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three rows in chunks of one, and the end. Each takes ten seconds; the other lane does one meanwhile."""
+    small.ledger.record_spec(small.spec.to_json(), digest(small.spec.data_part()), code_digest(), "test")
+    load.cut(small.plan, small.source, small.ledger, 1)
+    real, others, said, clock = load.load_chunk, [_claim(small, "item", "2")], list[str](), Still()
+
+    def slow(*arguments: Any) -> tuple[int, int]:
+        if small.ledger.progress("item").done == 1:
+            real(*arguments[:-1], others.pop())
+        clock.sleep(10)
+        return real(*arguments)
+
+    monkeypatch.setattr(load, "load_chunk", slow)
+    tasks.load_table(replace(desk_of(small, clock), say=said.append), "item", "1")
+    assert said == [
+        "item lane 1: chunk 1 of 4, 1 rows here, 0 rows/s, about 30 s left, 0 rejects",
+        "item lane 1: chunk 3 of 4, 2 rows here, 0 rows/s, about 7 s left, 0 rejects",
+        "item lane 1: chunk 4 of 4, 2 rows here, 0 rows/s, about 0 s left, 0 rejects",
+    ]
 
 
 def test_a_zombie_lane_writes_nothing(small: Small) -> None:
