@@ -6,22 +6,19 @@ slow enough to be seen, a reconciliation that finds what was planted.
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from pathlib import Path
+from contextlib import closing
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser
 
 from billing.airflow import Airflow, DemoError
+from billing.browser import WIDTH, Person, chromium
 from billing.database import connect
 from billing.demo import ROOT, Demo, alone, say
 from fishladder.ledger import open_ledger
 
 IMAGES = ROOT / "docs" / "images"
-WIDTH = 1500
 SCALE = 1280 / WIDTH
-"""Airflow's pages need this width, and the images shall be 1280 wide."""
+"""The images shall be 1280 wide."""
 SLOW = 250
 """Rows per second of a lane while the load is looked at."""
 STRANGERS = (
@@ -34,23 +31,12 @@ STRANGERS = (
 """What preflight finds in the target: a table that does not fit, a row and a trigger."""
 
 
-class Camera:
-    """A browser that is signed in."""
+class Camera(Person):
+    """Whoever takes the pictures."""
 
-    def __init__(self, page: Page, airflow: Airflow) -> None:
-        self.page, self.airflow = page, airflow
+    def __init__(self, browser: Browser, airflow: Airflow, user: str = "admin") -> None:
+        super().__init__(browser, airflow, user, scale=SCALE)
         self.times = True  # are shown in logs
-        page.goto(airflow.url)
-        page.fill('input[name="username"]', "admin")
-        page.fill('input[name="password"]', airflow.passwords["admin"])
-        page.click('button[type="submit"]')
-        page.get_by_text("Pool Slots").first.wait_for()
-
-    def look(self, path: str, *texts: str) -> None:
-        """Open a page and wait until all of these can be read."""
-        self.page.goto(self.airflow.url + path)
-        for text in texts:
-            self.page.get_by_text(text).first.wait_for()
 
     def look_at_log(self, path: str, *texts: str) -> None:
         """The same of a task's log, from its beginning and without times: the tables in it need the room."""
@@ -78,13 +64,13 @@ class Tour(Demo):
         self.start_airflow()
         assert self.airflow is not None
         self.airflow.wait_for_dag("billing_operate")
-        with _browser() as page:
-            camera = Camera(page, self.airflow)
+        with chromium() as browser:
+            camera = Camera(browser, self.airflow)
             self.preflight(self.airflow, camera)
             self.throttle(camera)
             self.load(self.airflow, camera)
             self.reconcile(self.airflow, camera)
-            self.flip(self.airflow, camera)
+            self.flip(self.airflow, camera, Camera(browser, self.airflow, "approver"))
 
     def preflight(self, airflow: Airflow, camera: Camera) -> None:
         with closing(connect(self.target)) as db:
@@ -106,15 +92,13 @@ class Tour(Demo):
 
     def throttle(self, camera: Camera) -> None:
         """Make the load slow, by the form."""
-        camera.look("/dags/billing_operate", "billing_operate")
-        camera.page.get_by_role("button", name="Trigger").first.click()
-        form = camera.page.get_by_role("dialog")
+        form = camera.form("billing_operate")
         form.get_by_role("combobox").first.fill("throttle")
         camera.page.keyboard.press("Enter")
         form.get_by_role("button", name="For throttle").click()
         form.get_by_label("Rows per second").fill(str(SLOW))
         camera.shoot("form", 1080)
-        form.get_by_role("button", name="Trigger", exact=True).click()
+        camera.send(form)
         self._wait("the throttle", self._throttled)
 
     def _throttled(self) -> bool:
@@ -146,38 +130,42 @@ class Tour(Demo):
         camera.look("/dags?tags=billing", "billing_replicate", "billing_operate")
         camera.shoot("dags", 960)
 
-    def flip(self, airflow: Airflow, camera: Camera) -> None:
-        """A person is asked, answers, and two countries have moved."""
+    def flip(self, airflow: Airflow, camera: Camera, approver: Camera) -> None:
+        """A person asks, another one reads and answers, and a country has moved; then two at once."""
         airflow.wait_for_dag("billing_flip")
         self._expect("billing_monitor", "success")
-        run = airflow.trigger("billing_flip", {"cohorts": ["NZ"], "reason": "the first wave"})
-        self._wait("somebody to be asked", lambda: self._asked(airflow, run))
+        form = camera.form("billing_flip")
+        camera.fill_cohorts(form, ["NZ"], "the first wave")
+        camera.shoot("flip-form", 900)
+        run = camera.send(form)
+        self._wait("somebody to be asked", lambda: self._asked(airflow, run) == 1)
         task = f"/dags/billing_flip/runs/{run}/tasks/country.approve/mapped/0"
-        camera.look(f"{task}/required_actions", "Asked for by", "audit chain")
-        camera.shoot("approve", 980)
+        approver.look(f"{task}/required_actions", "Asked for by")
+        approver.shoot("approve", 1200)
+        self._answered(airflow, run)
+        self._expect("billing_reconcile", "success")  # by rows that have moved
+        self._expect("billing_monitor", "success")
+        form = camera.form("billing_flip")
+        camera.fill_cohorts(form, ["AU", "IE"], "the second wave")
+        run = camera.send(form)
+        self._wait("somebody to be asked", lambda: self._asked(airflow, run) == 2)
+        self._answered(airflow, run)
+        camera.look(f"/dags/billing_flip/runs/{run}/tasks/group/country", "IE")
+        camera.shoot("flip", 640)
+        camera.look_at_log(f"/dags/billing_flip/runs/{run}/tasks/country.done/mapped/0", "fence")
+        camera.shoot("summary", 640)
+        camera.look("/fishladder/billing_flip/cohorts", "live")
+        camera.shoot("cohorts", 560)
+
+    def _answered(self, airflow: Airflow, run: str) -> None:
         airflow.approve("billing_flip", run, "country.approve", 0.0)
         if airflow.ended("billing_flip", run) != "success":
             raise DemoError("billing_flip failed; its log says why")
-        camera.look(f"/dags/billing_flip/runs/{run}", "cutover")
-        camera.shoot("flip", 640)
 
-    def _asked(self, airflow: Airflow, run: str) -> bool:
-        tasks = airflow.tasks("billing_flip", run)
-        states = {task["state"] for task in tasks if task["task_id"] == "country.approve"}
-        return bool(states & {"deferred", "awaiting_input"})
-
-
-@contextmanager
-def _browser() -> Iterator[Page]:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        raise DemoError("there is no Chromium: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=Path(chromium), args=["--no-sandbox", "--disable-gpu"])
-        context = browser.new_context(device_scale_factor=SCALE, locale="en-GB", timezone_id="UTC")
-        context.set_default_timeout(60_000)
-        yield context.new_page()
-        browser.close()
+    def _asked(self, airflow: Airflow, run: str) -> int:
+        """How many answers are awaited."""
+        states = [task["state"] for task in airflow.tasks("billing_flip", run) if task["task_id"] == "country.approve"]
+        return sum(state in ("deferred", "awaiting_input") for state in states)
 
 
 def main() -> int:

@@ -20,6 +20,7 @@ from fishladder.operate import ACTIONS
 from fishladder.spec import OTHERS, Migration, load
 from fishladder.verdict import tables_of
 from fishladder_airflow import texts
+from fishladder_airflow.links import cohorts_path, link_to
 from fishladder_airflow.operators import (
     ApplyChanges,
     ApproveFlip,
@@ -215,18 +216,22 @@ class _Factory:
         return self._task(task_id) | {"pool": "default_pool"}
 
     def _cohorts(self, kind: Kind) -> dict[str, Param]:
-        label = self.spec.cohort.label
-        named = [cohort for wave in self.spec.cohort.waves for cohort in wave if cohort != OTHERS]
+        label, waves = self.spec.cohort.label, self.spec.cohort.waves
+        named = [cohort for wave in waves for cohort in wave if cohort != OTHERS]
+        # With examples Airflow lets people choose among those alone; without, they write one in each line.
+        choice: dict[str, Any] = {"examples": [*named, SHARED]} if len(named) == sum(map(len, waves)) else {}
+        dag_id = f"{self.spec.migration}_{'finish' if kind == 'complete' else kind}"
         return {
             "cohorts": Param(
                 [],
                 type="array",
                 items={"type": "string"},
                 minItems=1,
-                examples=[*named, SHARED],
                 title=label.capitalize(),
-                description=f"Which {label}s, one wave at a time; {SHARED!r} for the tables that belong to none, which"
-                " flip last and go back first.",
+                description_md=f"Each {label} that shall go, in a line of its own, of one wave at a time; `{SHARED}`"
+                " stands for the tables that belong to none, which flip last and go back first."
+                f" [Where each {label} is now]({link_to(cohorts_path(dag_id))})",
+                **choice,
             ),
             "reason": Param(
                 "", type="string", title="Reason", description="For the audit trail, and for whoever approves."

@@ -1,4 +1,4 @@
-"""Links from a task to the evidence that it kept, and the address of the page that shows it."""
+"""Links from a task to the evidence that it kept, and the addresses of the pages that Airflow serves."""
 
 from __future__ import annotations
 
@@ -16,6 +16,16 @@ def evidence_path(dag_id: str, digest: str) -> str:
     return f"/{dag_id}/evidence/{digest}"
 
 
+def cohorts_path(dag_id: str) -> str:
+    """Where the page of all cohorts is, seen from ``PREFIX``."""
+    return f"/{dag_id}/cohorts"
+
+
+def link_to(path: str) -> str:
+    """Without a host: the browser is at Airflow already, by whatever name it knows it."""
+    return urlsplit(conf.get("api", "base_url", fallback="")).path.rstrip("/") + PREFIX + path
+
+
 class EvidenceLink(BaseOperatorLink):
     """To the evidence of which the operator's ``evidence`` is the digest; to nowhere if it kept none."""
 
@@ -24,8 +34,4 @@ class EvidenceLink(BaseOperatorLink):
         return "Evidence"
 
     def get_link(self, operator: Any, *, ti_key: Any) -> str:
-        if not operator.evidence:
-            return ""
-        # Without a host: the browser is at Airflow already, by whatever name it knows it.
-        base = urlsplit(conf.get("api", "base_url", fallback="")).path.rstrip("/")
-        return base + PREFIX + evidence_path(ti_key.dag_id, operator.evidence)
+        return link_to(evidence_path(ti_key.dag_id, operator.evidence)) if operator.evidence else ""

@@ -1,12 +1,13 @@
-"""The page that shows a piece of evidence, inside Airflow's web server. It reads the ledger and changes nothing.
+"""Pages inside Airflow's web server: a piece of evidence, and where each cohort is. They read the ledger alone.
 
-Whoever may read the log of a DAG's tasks, and nobody else, may read it. It holds counts, findings and the figures of
+Whoever may read the log of a DAG's tasks, and nobody else, may read them. They hold counts, findings and the figures of
 reports, no rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from html import escape
 from typing import Any
 
@@ -15,10 +16,11 @@ from airflow.api_fastapi.core_api.security import requires_access_dag
 from fastapi import Depends, FastAPI, HTTPException
 from fastapi.responses import HTMLResponse
 
+from fishladder.cells import NO_HOME
 from fishladder.errors import FishladderError
-from fishladder.ledger import Evidence, open_ledger
+from fishladder.ledger import Attempt, Evidence, Ledger, open_ledger
 from fishladder_airflow.connections import ledger_url
-from fishladder_airflow.links import evidence_path
+from fishladder_airflow.links import cohorts_path, evidence_path
 from fishladder_airflow.texts import SUMMARIES
 
 HEADERS = {
@@ -49,34 +51,56 @@ app = FastAPI(title="fishladder", docs_url=None, redoc_url=None, openapi_url=Non
 )
 def evidence(dag_id: str, digest: str) -> HTMLResponse:
     """The evidence of this digest, with all that was found with it."""
-    found = _find(dag_id, digest)
+    with _ledger(dag_id) as ledger:
+        found = ledger.evidence(digest)
     if not found:
         raise HTTPException(404, f"the ledger holds no such evidence of {dag_id}")
-    return HTMLResponse(_page(dag_id, found), headers=HEADERS)
+    return _answer(f"{dag_id}: {found[0].kind}", map(_piece, found))
 
 
-def _find(dag_id: str, digest: str) -> list[Evidence]:
-    # The right to read one DAG opens no other migration's evidence: the id says whose it is.
+@app.get(
+    cohorts_path("{dag_id}"),
+    dependencies=[Depends(requires_access_dag("GET", DagAccessEntity.TASK_LOGS))],
+    response_class=HTMLResponse,
+)
+def cohorts(dag_id: str) -> HTMLResponse:
+    """Each cohort's stage and owner, and its newest attempt."""
+    with _ledger(dag_id) as ledger:
+        routes, attempts = ledger.routes(), ledger.attempts()
+    newest = {attempt.cohort: attempt for attempt in reversed(attempts)}
+    rows = [
+        {"cohort": cohort, "stage": route.stage, "owner": route.owner, "newest attempt": _said(newest.get(cohort))}
+        for cohort, route in routes.items()
+        if cohort != NO_HOME
+    ]
+    return _answer(f"{dag_id}: where each cohort is", [_html(rows) if rows else "<p>Nothing was prepared yet."])
+
+
+def _said(attempt: Attempt | None) -> str:
+    if attempt is None:
+        return ""
+    state = f"is at {attempt.step}" if attempt.outcome is None else attempt.outcome
+    said = f"{attempt.kind} no. {attempt.id} of {attempt.actor}, {attempt.opened_at:%Y-%m-%d %H:%M} UTC: {state}"
+    return f"{said}: {attempt.error}" if attempt.error else said
+
+
+@contextmanager
+def _ledger(dag_id: str) -> Iterator[Ledger]:
+    # The right to read one DAG opens no other migration's ledger: the id says whose it is.
     migration, _, step = dag_id.rpartition("_")
     if step not in SUMMARIES:
-        return []
+        raise HTTPException(404, f"{dag_id} is no DAG of a migration")
     try:
         with open_ledger(ledger_url(), migration=migration) as ledger:
             ledger.check_version()
-            return ledger.evidence(digest)
+            yield ledger
     except FishladderError as error:
         raise HTTPException(503, f"the web server cannot read the ledger: {error}") from error
 
 
-def _page(dag_id: str, found: list[Evidence]) -> str:
-    title = f"{dag_id}: {found[0].kind}"
-    return "".join(
-        [
-            f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>",
-            f"<h1>{escape(title)}</h1>",
-            *map(_piece, found),
-        ]
-    )
+def _answer(title: str, parts: Iterable[str]) -> HTMLResponse:
+    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>"
+    return HTMLResponse("".join([head, f"<h1>{escape(title)}</h1>", *parts]), headers=HEADERS)
 
 
 def _piece(one: Evidence) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
@@ -137,6 +138,24 @@ def test_whoever_may_not_read_the_log_may_not_read_the_evidence(web: TestClient,
 @pytest.mark.parametrize("dag_id", ["chinook_prepare", "billing", "billing_x", "x_billing_prepare"])
 def test_the_right_to_read_one_dag_opens_no_other_migration(web: TestClient, kept: str, dag_id: str) -> None:
     assert web.get(f"/fishladder/{dag_id}/evidence/{kept}", headers=signed_in("viewer")).status_code == 404
+
+
+def test_where_each_cohort_is(web: TestClient, stores: Stores) -> None:
+    path = "/fishladder/billing_flip/cohorts"
+    assert [web.get(path, headers=headers).status_code for headers in ({}, signed_in(None))] == [401, 403]
+    assert "Nothing was prepared yet" in web.get(path, headers=signed_in("viewer")).text
+    with open_ledger(stores.ledger, migration="billing") as ledger:
+        ledger.ensure_routes(["AU", "NZ", "*", "shared"], "test")
+        first = ledger.begin_attempt("NZ", "flip", actor="<ada>", reason="", deadline=60)
+        ledger.abort(first, "it rained")
+        ledger.begin_attempt("NZ", "flip", actor="ben", reason="", deadline=60)
+    page = web.get(path, headers=signed_in("viewer")).text
+    assert re.findall(r"<td>(\w+)</td><td>off</td><td>source</td>", page) == ["AU", "NZ", "shared"]
+    assert "flip no. 2 of ben, " in page and " UTC: is at verify<" in page and "it rained" not in page
+    with open_ledger(stores.ledger, migration="billing") as ledger:
+        ledger.abort(ledger.attempt(2), "<it> snowed")
+    assert "UTC: aborted: &lt;it&gt; snowed" in web.get(path, headers=signed_in("viewer")).text
+    assert web.get("/fishladder/billing_x/cohorts", headers=signed_in("viewer")).status_code == 404
 
 
 def test_what_evidence_says_is_text_to_the_browser(web: TestClient, kept: str) -> None:
