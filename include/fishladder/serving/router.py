@@ -2,7 +2,8 @@
 
 No lease and no clock decide anything. A write holds the owner's fence, shared, in its own transaction and compares the
 epoch with the route it believes in; what it believes may be old, and then it is refused and looks again. So an
-outage of the ledger stops no customer of a cohort that is not being moved.
+outage of the ledger stops no customer of a cohort that is not being moved, where its route is known. A router that
+starts meanwhile serves nobody, and one that has not heard of a move does not serve that cohort.
 """
 
 from __future__ import annotations
