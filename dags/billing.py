@@ -1,6 +1,4 @@
-"""The DAGs of include/migrations/billing.yaml: billing_prepare, billing_load, billing_replicate, billing_reconcile,
-billing_operate.
-"""
+"""The DAGs of include/migrations/billing.yaml: what each is for, docs/dags.md says."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The DAGs of include/migrations/chinook.yaml: chinook_prepare, chinook_load, chinook_replicate, chinook_reconcile,
-chinook_operate.
-"""
+"""The DAGs of include/migrations/chinook.yaml: what each is for, docs/dags.md says."""
 
 from __future__ import annotations
 

@@ -375,7 +375,9 @@ def test_commands_run(page: str, line: str) -> None:
         assert all((ROOT / file).exists() or "shop" in file for file in files)
         command = [sys.executable, "-m", *arguments[2:], "--help"]
     else:
-        assert arguments[0] in ("airflow", "apt-get") or line in "".join(blocks(DOCS / "operating.md", "sh"))
+        known = ("airflow", "apt-get", "cp", "export")
+        assert arguments[0] in known or line in "".join(blocks(DOCS / "operating.md", "sh"))
+        assert arguments[0] != "cp" or (ROOT / arguments[1]).is_file()
         return
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, f"{page}: {line}: {done.stdout}{done.stderr}"
