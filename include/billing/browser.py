@@ -58,8 +58,8 @@ class Person:
 
     def switch_on(self, dag: str) -> None:
         self.look(f"/dags/{dag}", dag)
-        self.page.locator('[data-scope="switch"][data-part="control"]').first.click()
-        self.page.locator('[data-scope="switch"][data-part="control"][data-state="checked"]').first.wait_for()
+        with self.page.expect_response(lambda answer: answer.request.method == "PATCH"):
+            self.page.locator('[data-scope="switch"][data-part="control"]').first.click()
 
     def form(self, dag: str) -> Locator:
         """Open the form that starts a run."""

@@ -13,11 +13,14 @@ LONGEST_QUEUE = 1.0
 """Seconds to queue for the lock when those fail; the cohort's writers wait behind it meanwhile."""
 
 
-def set_fence(store: Store, clock: Clock, cohort: str, writer: Writer, epoch: int, *, deadline: float = 30.0) -> Fence:
+def set_fence(
+    store: Store, clock: Clock, cohort: str, writer: Writer, epoch: int, *, deadline: float = 30.0, head: str = ""
+) -> Fence:
     """Let ``writer`` write this cohort from now on, and return the fence as it then stands.
 
     Waits for every open transaction of the cohort. Only ever to a higher epoch: a late or repeated order changes
-    nothing, and the answer shows it. ``deadline`` in seconds; raises TransientError when it passes.
+    nothing, and the answer shows it. ``deadline`` in seconds; raises TransientError when it passes. ``head``: where the
+    audit chain ends, to be remembered by the store.
     """
     assert isinstance(store, Fenced)
     end, tries = clock.monotonic() + deadline, 0
@@ -29,7 +32,7 @@ def set_fence(store: Store, clock: Clock, cohort: str, writer: Writer, epoch: in
                 if cohort not in found:
                     raise FatalError(f"the store has no fence for {cohort}; run prepare")
                 if found[cohort].epoch < epoch:
-                    transaction.write_fence(cohort, Fence(writer=writer, epoch=epoch))
+                    transaction.write_fence(cohort, Fence(writer=writer, epoch=epoch, head=head))
                 transaction.commit()
             break
         except TransientError as error:

@@ -272,9 +272,8 @@ class Cutover:
     def _order(self, attempt: Attempt, side: Side, writer: Writer) -> None:
         """Set a fence, and believe only what is read back."""
         wanted = Fence(writer=writer, epoch=attempt.epoch)
-        found = set_fence(
-            self.stores[side], self.clock, attempt.cohort, writer, wanted.epoch, deadline=self._patience(attempt)
-        )
+        patience, store = self._patience(attempt), self.stores[side]
+        found = set_fence(store, self.clock, attempt.cohort, writer, wanted.epoch, deadline=patience, head=attempt.head)
         if found == wanted:
             return
         if self.ledger.attempt(attempt.id) != attempt:
@@ -290,8 +289,15 @@ class Cutover:
         source = self.stores["source"]
         found = check_homeless(source, self.stores["target"])
         if found.writer != "nobody":
-            patience = self._patience(attempt)
-            found = set_fence(source, self.clock, HOMELESS, "nobody", found.epoch + 1, deadline=patience)
+            found = set_fence(
+                source,
+                self.clock,
+                HOMELESS,
+                "nobody",
+                found.epoch + 1,
+                deadline=self._patience(attempt),
+                head=attempt.head,
+            )
         if found.writer != "nobody":
             raise LedgerError(f"{attempt.cohort}: the source's fence of {HOMELESS} still says {found.writer}")
 

@@ -207,7 +207,8 @@ def adopt(plan: Plan, source: Store, target: Store, ledger: Ledger, pace: Pace, 
         else:
             ledger.adopt_table(table.name, state.generation, "closed")
     load_again(again, target, ledger, pace, actor=actor)
-    told = ledger.finish_adoption(heard_by(target), actor)
+    anchors = {*source.anchors().values(), *target.anchors().values()}
+    told = ledger.finish_adoption(heard_by(target), anchors, actor)
     target.hear(told.number, told.word)
     return [table.name for table in again]
 

@@ -71,6 +71,9 @@ def test_a_chunk_that_is_not_committed_is_not_done(store: Any) -> None:
         assert transaction.take_chunk("t", 1, 1, 1) is None
 
 
+HEAD = f"12345 {'9f' * 32}"
+
+
 def test_fences(store: Any) -> None:
     store.install_tables()
     store.install_fences(["NZ", "Ōtepoti"], "application")
@@ -80,9 +83,11 @@ def test_fences(store: Any) -> None:
     with store.begin() as transaction:
         assert transaction.lock_fences(None) == store.fences()
         assert transaction.lock_fences(["AU", "XX"], exclusive=True) == {"AU": two}
-        transaction.write_fence("AU", Fence(writer="nobody", epoch=7))
+        transaction.write_fence("AU", Fence(writer="nobody", epoch=7, head=HEAD))
+        transaction.write_fence("NZ", Fence(writer="nobody", epoch=7))
         transaction.commit()
     assert store.fences()["AU"] == Fence(writer="nobody", epoch=7)
+    assert store.anchors() == {"AU": HEAD}
 
 
 def test_touched_keys_are_noted_once(store: Any) -> None:

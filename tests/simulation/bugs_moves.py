@@ -77,7 +77,7 @@ def order_not_read_back() -> AbstractContextManager[Any]:
     """An order to a fence is repeated until it is read back: one that got no answer may not have been heard."""
     real = flip.set_fence
 
-    def broken(store: Any, clock: Any, cohort: str, writer: Any, epoch: int, *, deadline: float) -> Fence:
+    def broken(store: Any, clock: Any, cohort: str, writer: Any, epoch: int, **_: Any) -> Fence:
         with suppress(TransientError, AmbiguousError):
             real(store, clock, cohort, writer, epoch, deadline=0)
         return Fence(writer=writer, epoch=epoch)

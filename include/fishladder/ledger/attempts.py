@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal
 
@@ -36,7 +36,8 @@ STABLE = {"source": "off", "target": "live"}
 class Attempt:
     """``epoch``: the route's, which only this attempt changes. ``deadline``: seconds from fence to switch.
 
-    ``error``: why it is being, or was, aborted. ``approvals``: how many different people have to approve it.
+    ``error``: why it is being, or was, aborted. ``approvals``: how many different people have to approve it. ``head``:
+    where the audit chain ended when one was read by its number, as "57 3fa…".
     """
 
     id: int
@@ -55,6 +56,7 @@ class Attempt:
     ended_at: datetime | None = None
     outcome: str | None = None
     error: str | None = None
+    head: str = field(default="", compare=False)
 
     @property
     def loser(self) -> StoreName:
@@ -149,6 +151,12 @@ def get(tx: Transaction, number: int) -> Attempt:
     return _attempt(row)
 
 
+def anchored(tx: Transaction, number: int) -> Attempt:
+    """With where the chain ends now, for the fences that it will order."""
+    end = audit.head(tx)
+    return replace(get(tx, number), head=f"{end.sequence} {end.digest}")
+
+
 def open_of(tx: Transaction, cohort: str) -> Attempt | None:
     columns = tables.attempt.c
     query = select(tables.attempt).where(columns.migration == tx.migration, columns.cohort == cohort, columns.open == 1)
@@ -174,8 +182,7 @@ def every(tx: Transaction, *, only_open: bool, limit: int) -> list[Attempt]:
 
 
 def _attempt(row: Row[Any]) -> Attempt:
-    names = [name for name in Attempt.__dataclass_fields__ if name != "id"]
-    return Attempt(id=row.id, **{name: getattr(row, name) for name in names})
+    return Attempt(**{name: getattr(row, name) for name in Attempt.__dataclass_fields__ if name != "head"})
 
 
 # Proofs ------------------------------------------------------------------------------------------------------------

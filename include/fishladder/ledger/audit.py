@@ -2,15 +2,15 @@
 
 An event's digest is SHA-256 over all its columns, the previous event's digest among them. The head row says which
 event is the last; it is locked until the transaction ends, so events of one migration are numbered without a gap.
-Whoever can rewrite every event *and* the head goes unnoticed here: that is why the head is also anchored elsewhere
-(in the fence rows and approvals).
+Whoever can rewrite every event *and* the head goes unnoticed here: that is why every order to a fence leaves the head
+in the store's fence row, which the ledger's own database has no hand in.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -23,6 +23,7 @@ from fishladder.ledger.database import Transaction, transaction, upsert
 
 MACHINE = "fishladder"
 """The actor of what nobody in particular asked for."""
+ADOPTED = "restored ledger adopted"
 _FIRST = "0" * 64
 _COLUMNS = ("migration", "sequence", "at", "actor", "event", "body", "previous")
 
@@ -91,6 +92,21 @@ def append(tx: Transaction, actor: str, event: str, body: Mapping[str, Any]) -> 
         .where(columns.migration == tx.migration)
         .values(sequence=fields["sequence"], digest=digest)
     )
+
+
+def unknown(tx: Transaction, anchors: Collection[str]) -> set[str]:
+    """Of these ends of the chain ("57 3fa…"), those that it does not have and that no adoption has forgiven."""
+    if not anchors:
+        return set()
+    columns = tables.audit.c
+    adopted = select(columns.body).where(columns.migration == tx.migration, columns.event == ADOPTED)
+    forgiven = {anchor for body in tx.connection.scalars(adopted) for anchor in json.loads(body).get("anchors", ())}
+    left = set(anchors) - forgiven
+    digests = [anchor.partition(" ")[2] for anchor in left]
+    query = select(columns.sequence, columns.digest).where(
+        columns.migration == tx.migration, columns.digest.in_(digests)
+    )
+    return left - {f"{row.sequence} {row.digest}" for row in tx.connection.execute(query)}
 
 
 def events(tx: Transaction, limit: int) -> list[Event]:

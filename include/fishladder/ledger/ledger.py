@@ -178,7 +178,7 @@ class Ledger:
     def attempt(self, number: int) -> Attempt:
         """As it is now. Raises InputError if there is none."""
         with self._read() as tx:
-            return attempts.get(tx, number)
+            return attempts.anchored(tx, number)
 
     def attempts(self, *, only_open: bool = False, limit: int = 1000) -> list[Attempt]:
         """The newest first."""
@@ -718,10 +718,14 @@ class Ledger:
         with self._write() as tx:
             chunks.adopt(tx, table, generation, phase)
 
-    def finish_adoption(self, heard: Told, actor: str) -> Told:
-        """After a backup was restored and all was adopted: what to tell the target, which has ``heard`` that."""
+    def finish_adoption(self, heard: Told, anchors: Collection[str], actor: str) -> Told:
+        """After a backup was restored and all was adopted: what to tell the target, which has ``heard`` that.
+
+        ``anchors``: of both stores. Those that lead to events which the backup did not have are forgiven by name.
+        """
         with self._write() as tx:
-            audit.append(tx, actor, "restored ledger adopted", {"heard": heard.number})
+            forgiven = sorted(audit.unknown(tx, anchors))
+            audit.append(tx, actor, audit.ADOPTED, {"heard": heard.number, "anchors": forgiven})
             return told.tell(tx, heard, adopting=True)
 
     # Audit ---------------------------------------------------------------------------------------------
@@ -735,6 +739,11 @@ class Ledger:
         """The newest first."""
         with self._read() as tx:
             return audit.events(tx, limit)
+
+    def unknown_anchors(self, anchors: Collection[str]) -> set[str]:
+        """Of these ends of the audit chain, as stores remember them, those that it does not have any more."""
+        with self._read() as tx:
+            return audit.unknown(tx, anchors)
 
     def audit_head(self) -> Head:
         """Where the chain ends, to be anchored outside the ledger."""

@@ -183,8 +183,11 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fence:
+    """``head``: where the ledger's audit chain ended when this order was given (written, and read by ``anchors``)."""
+
     writer: Writer
     epoch: int
+    head: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -453,6 +456,10 @@ class Fenced(Protocol):
         ...
 
     def fences(self) -> dict[str, Fence]: ...
+
+    def anchors(self) -> dict[str, str]:
+        """By cohort, where the audit chain ended at the last order to its fence; without those that never had one."""
+        ...
 
     def load_states(self) -> dict[str, LoadState]: ...
 

@@ -464,8 +464,8 @@ class Session:
         return read_fences(self.run(f"{sql} ORDER BY cohort{lock}", parameters))
 
     def write_fence(self, cohort: str, fence: Fence) -> None:
-        sql = "UPDATE fishladder_fence SET writer = ?, epoch = ? WHERE cohort = ?"
-        self.run(sql, [fence.writer, fence.epoch, cohort])
+        sql = "UPDATE fishladder_fence SET writer = ?, epoch = ?, audit_head = ? WHERE cohort = ?"
+        self.run(sql, [fence.writer, fence.epoch, fence.head or None, cohort])
 
     def touch(self, entries: Iterable[tuple[str, bytes, str]], attempt: str) -> None:
         known = "SELECT 1 FROM fishladder_touched WHERE table_name = ? AND row_key = ? AND attempt = ?"

@@ -30,6 +30,10 @@ class Checks:
     def fences(self) -> dict[str, Fence]:
         return read_fences(self.session.run("SELECT cohort, writer, epoch FROM fishladder_fence ORDER BY cohort", []))
 
+    def anchors(self) -> dict[str, str]:
+        sql = "SELECT cohort, audit_head FROM fishladder_fence WHERE audit_head IS NOT NULL"
+        return {cohort.decode(): head.decode() for cohort, head in self.session.run(sql, [])}
+
     def load_states(self) -> dict[str, LoadState]:
         found = self.session.run("SELECT table_name, generation, is_open FROM fishladder_load", [])
         return {table.decode(): load_state(generation, is_open) for table, generation, is_open in found}
@@ -160,6 +164,9 @@ class WholeTables(ABC):
 
     def fences(self) -> dict[str, Fence]:
         return self._checks().fences()
+
+    def anchors(self) -> dict[str, str]:
+        return self._checks().anchors()
 
     def load_states(self) -> dict[str, LoadState]:
         return self._checks().load_states()

@@ -1,0 +1,71 @@
+"""What the stores' fences testify against the ledger (design §12).
+
+Only the ledger's orders set fences, and each leaves there where the audit chain ended. So a store or a ledger that was
+restored from a backup shows, and a chain that was cut or written anew, even by somebody who could write all of the
+ledger's database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from fishladder.cells import HOMELESS
+from fishladder.ledger import Ledger, Route
+from fishladder.plan import Side
+from fishladder.stores.base import Fence, Fenced, Store, Writer
+
+_WRITERS: Mapping[str, Mapping[Side, Writer]] = {
+    "off": {"source": "application", "target": "copier"},
+    "shadow": {"source": "application", "target": "copier"},
+    "live": {"source": "copier", "target": "application"},
+    "complete": {"source": "nobody", "target": "free"},
+}
+"""Whom each store's fence lets write at a stage in which no attempt is moving the cohort (design §9)."""
+
+
+def contradictions(ledger: Ledger, stores: Mapping[Side, Store]) -> list[str]:
+    """One sentence for each; none when ledger and stores agree. Cohorts that are moving are left out."""
+    before = _still(ledger)
+    problems = list(_rewritten(ledger, stores))
+    fences = {side: _fenced(store).fences() for side, store in stores.items()}
+    after = _still(ledger)
+    for cohort, route in before.items():
+        if after.get(cohort) != route:
+            continue  # it has moved meanwhile
+        for side, found in fences.items():
+            wanted = Fence(writer=_WRITERS[route.stage][side], epoch=route.epoch)
+            if cohort in found and found[cohort] != wanted:
+                problems.append(
+                    f"{cohort} is {route.stage} in epoch {route.epoch}, and the {side}'s fence says"
+                    f" {found[cohort].writer} in epoch {found[cohort].epoch}: the {side} or the ledger was restored"
+                    " from a backup, or somebody has written there by hand"
+                )
+    return problems
+
+
+def _still(ledger: Ledger) -> dict[str, Route]:
+    """The routes of cohorts that nothing moves."""
+    routes = ledger.routes()
+    moving = {attempt.cohort for attempt in ledger.attempts(only_open=True)}
+    return {
+        cohort: route
+        for cohort, route in routes.items()
+        if cohort not in (*moving, HOMELESS) and route.stage in _WRITERS
+    }
+
+
+def _rewritten(ledger: Ledger, stores: Mapping[Side, Store]) -> Iterator[str]:
+    for side, store in stores.items():
+        anchors = _fenced(store).anchors()
+        unknown = ledger.unknown_anchors(anchors.values())
+        for cohort, anchor in anchors.items():
+            if anchor in unknown:
+                yield (
+                    f"the {side}'s fence of {cohort} was set when the audit chain ended with event {anchor[:16]}…,"
+                    " which is not in it any more: it was cut or written anew"
+                )
+
+
+def _fenced(store: Store) -> Fenced:
+    assert isinstance(store, Fenced)
+    return store

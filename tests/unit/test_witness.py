@@ -1,0 +1,106 @@
+"""The stores' fences remember what the ledger has ordered: what was restored or rewritten shows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+
+import pytest
+from sqlalchemy import text
+
+from fishladder.ledger import verify
+from fishladder.ledger.audit import _digest
+from fishladder.plan import Side
+from fishladder.stores.base import Fenced
+from fishladder.witness import contradictions
+from tests.unit.flips import Flips
+
+
+def said(flips: Flips) -> list[str]:
+    stores: dict[Side, object] = {"source": flips.small.source, "target": flips.small.target}
+    return contradictions(flips.small.ledger, stores)  # type: ignore[arg-type]
+
+
+def test_they_agree_at_every_step_of_the_way(flips: Flips) -> None:
+    assert said(flips) == []
+    number = flips.verified()
+    while flips.cutover.advance(number).outcome is None:
+        assert said(flips) == []
+    for kind in ("rollback", "flip", "complete"):
+        assert (flips.move(kind) if kind != "complete" else flips.cutover.run(flips.ask(kind).id)).outcome == "done"
+        assert said(flips) == []
+
+
+def test_each_order_leaves_where_the_chain_ended(flips: Flips) -> None:
+    flips.move()
+    ours, theirs = flips.small.source, flips.small.target
+    assert isinstance(ours, Fenced) and isinstance(theirs, Fenced)
+    chain = {f"{event.sequence} {event.digest}": event.event for event in flips.small.ledger.events()}
+    assert set(ours.anchors()) == {"NZ", "?"} and set(theirs.anchors()) == {"NZ"}
+    assert chain[theirs.anchors()["NZ"]] == chain[ours.anchors()["NZ"]] == "switched"
+    assert chain[ours.anchors()["?"]] == "fencing"
+
+
+def rewritten(flips: Flips, edit: Callable[[list[dict[str, object]]], list[dict[str, object]]]) -> None:
+    """By somebody who may write the ledger's database, and knows how digests are made."""
+    with flips.small.ledger.engine.begin() as connection:
+        columns = "migration, sequence, at, actor, event, body, previous, digest"
+        rows = connection.execute(text(f"SELECT {columns} FROM ledger_audit ORDER BY sequence")).mappings()
+        made, previous = [], "0" * 64
+        for number, row in enumerate(edit([dict(row) for row in rows]), start=1):
+            made.append(row | {"sequence": number, "previous": previous})
+            previous = made[-1]["digest"] = _digest(made[-1])
+        connection.execute(text("DELETE FROM ledger_audit"))
+        values = ", ".join(f":{name.strip()}" for name in columns.split(","))
+        connection.execute(text(f"INSERT INTO ledger_audit ({columns}) VALUES ({values})"), made)
+        head = {"sequence": len(made), "digest": previous}
+        connection.execute(text("UPDATE ledger_audit_head SET sequence = :sequence, digest = :digest"), head)
+
+
+def without_reason(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    for row in rows:
+        if row["event"] == "flip asked for":
+            row["body"] = json.dumps(json.loads(str(row["body"])) | {"reason": "somebody else wanted it"})
+    return rows
+
+
+EDITS = {
+    "cut before the flip": lambda rows: [
+        row for row in rows if row["event"] not in ("fencing", "queueing", "switched")
+    ],
+    "another reason": without_reason,
+    "somebody else's": lambda rows: [row | {"actor": "ben"} for row in rows],
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_a_chain_that_was_written_anew(
+    flips: Flips, edit: Callable[[list[dict[str, object]]], list[dict[str, object]]]
+) -> None:
+    flips.move()
+    rewritten(flips, edit)
+    assert verify(flips.small.ledger.engine) == []  # by itself it is whole
+    problems = said(flips)
+    assert len(problems) == 3 and all("which is not in it any more" in problem for problem in problems)
+    assert problems[0].startswith("the source's fence of ?") or problems[0].startswith("the source's fence of NZ")
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_a_store_that_was_restored_from_before_a_flip(flips: Flips, side: str) -> None:
+    """Then both stores take the cohort's writes, or neither does."""
+    before = flips.small.rows(side, "SELECT writer, epoch FROM fishladder_fence WHERE cohort = 'NZ'")[0]
+    flips.move()
+    sql = f"UPDATE fishladder_fence SET writer = '{before[0]}', epoch = {before[1]} WHERE cohort = 'NZ'"
+    flips.small.application(sql, store=side)
+    (problem,) = said(flips)
+    assert problem.startswith(
+        f"NZ is live in epoch 3, and the {side}'s fence says {before[0]} in epoch 1: the {side} or"
+    )
+
+
+def test_an_anchor_that_somebody_has_edited(flips: Flips) -> None:
+    flips.move()
+    for nonsense in ("x", "57", f"1 {hashlib.sha256().hexdigest()}", " "):
+        flips.small.application(f"UPDATE fishladder_fence SET audit_head = '{nonsense}' WHERE cohort = 'NZ'")
+        assert ["which is not in it any more" in problem for problem in said(flips)] == [True]
