@@ -373,9 +373,9 @@ def load_skips_what_is_refused() -> AbstractContextManager[Any]:
     """Each row that fails alone becomes a reject: INSERT IGNORE would forget it."""
     real = load.insert_all_that_fit
 
-    def broken(copy: Any, table: Any, rows: Any) -> Any:
-        real(copy, table, rows)
-        return []
+    def broken(copy: Any, table: Any, stream: Any) -> Any:
+        written, _ = real(copy, table, stream)
+        return written, []
 
     return patch.object(load, "insert_all_that_fit", broken)
 
@@ -441,9 +441,9 @@ def closed_by_the_generation_before() -> AbstractContextManager[Any]:
 def applies_while_the_load_is_open() -> AbstractContextManager[Any]:
     """The applier leaves tables alone that lanes still load: a chunk read earlier would land on top of it."""
 
-    def everything(plan: Any, ends: Any, ledger: Any, limit: int = 10) -> Any:
+    def everything(plan: Any, ends: Any, ledger: Any, limit: int = 10, cohorts: Any = None) -> Any:
         with ends.origin.read() as origin:
-            entries = origin.entries([table.name for table in plan.tables], limit)
+            entries = origin.entries([table.name for table in plan.tables], limit, cohorts)
         return [apply.Dirty(table=e.table, key=e.key, entity=e.entity, cohort=e.cohort, journal=e.id) for e in entries]
 
     return patch.multiple(apply, _closed=lambda state: True, read_dirty=everything)
@@ -875,7 +875,7 @@ ELSEWHERE = {
 FOUND_AT: dict[str, int] = {
     "ambiguous_commit_taken_for_done": 379,
     "applier_asks_no_fence": 8,
-    "applies_while_the_load_is_open": 2,
+    "applies_while_the_load_is_open": 5,
     "bisect_loses_rows": 5,
     "candidate_taken_for_a_mismatch": 8,
     "cascade_not_journaled": 4,
