@@ -6,7 +6,7 @@ import shutil
 import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -211,10 +211,13 @@ class Company:
 
     def attempt(self, store: str, operation: Operation, dice: Dice) -> None:
         """An operation, unless it is refused by a fence, a key or a foreign key: the customer is told so."""
-        with suppress(sqlite3.IntegrityError), self.transaction(store) as connection:
-            for statement, parameters in operation(dice):
-                self.seam.point(f"{statement.split(' (')[0][:60]} {parameters}")
-                connection.execute(statement, parameters)
+        try:
+            with self.transaction(store) as connection:
+                for statement, parameters in operation(dice):
+                    self.seam.point(f"{statement.split(' (')[0][:60]} {parameters}")
+                    connection.execute(statement, parameters)
+        except sqlite3.IntegrityError as error:
+            self.seam.say(f"is refused by the {store}: {error}")
 
     def stray(self) -> None:
         """A misconfigured service writes into the target as the application: it must be refused."""

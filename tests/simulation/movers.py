@@ -75,7 +75,7 @@ def mover(company: Company, asks: list[str]) -> Once:
         seam.say(f"attempt {attempt.id}: {kind} of {cohort}")
         if attempt.step == "verify" and kind != "complete" and not cutover.verify(attempt):
             ledger.abort(attempt, "it differs")
-        seam.say(f"attempt {attempt.id}: {cutover.run(attempt.id).outcome}")
+        seam.say(f"attempt {attempt.id}: {kind} of {cohort}: {cutover.run(attempt.id).outcome}")
         asks.pop(0)
         return False
 
@@ -128,6 +128,7 @@ def meddler(company: Company) -> Once:
                         ledger.switch(attempt, {})
                     elif what == "abort":
                         ledger.abort(attempt, "somebody changed their mind")
+                        seam.say(f"attempt {attempt.id}: given up at {attempt.step}")
             except (LedgerError, StaleError) as error:
                 seam.say(str(error))
         return False

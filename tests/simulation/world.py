@@ -170,6 +170,7 @@ class Network:
         if self.partitions and random.random() < self.partitions:
             whom = random.choice((None, actor.name))  # nobody reaches this database, or only this actor does not
             self._away[whom, database] = self.seam.now + random.choice((0.02, 0.1, 0.5))
+            self.seam.say(f"the {database} is out of reach for {whom or 'everybody'}")
         if any(self._away.get((whom, database), 0.0) > self.seam.now for whom in (None, actor.name)):
             return "away"
         if self.cuts and random.random() < self.cuts:
@@ -194,6 +195,7 @@ class Clock:
             return 0.0
         if actor.name not in self._off or self.seam.random.random() < 0.05:
             self._off[actor.name] = self.seam.random.uniform(-self.skew, self.skew)
+            self.seam.say(f"its clock is off by {self._off[actor.name]:+.1f} s")
         return self._off[actor.name]
 
     def monotonic(self) -> float:
