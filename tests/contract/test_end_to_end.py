@@ -23,6 +23,8 @@ from tests import independent
 from tests.contract.shop import SPEC
 from tests.contract.stores import PATIENCE, STORES
 
+pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+"""What kills a client, or an applier, beside a test fails the test."""
 PAIRS = [
     *(("sqlite", "sqlite"), ("mysql", "mysql"), ("mariadb", "mariadb"), ("oracle", "mysql")),
     *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (("sqlite", "mysql"), ("mysql", "sqlite"))),

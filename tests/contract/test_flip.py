@@ -35,6 +35,8 @@ from tests.contract.stores import PATIENCE, STORES, Place
 from tests.scenario.migration import until
 from tests.scenario.worker import desk
 
+pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+"""What kills a client, or an applier, beside a test fails the test."""
 PAIRS = [
     *(("sqlite", "sqlite"), ("mysql", "mariadb")),
     *(pytest.param(pair, marks=pytest.mark.slow) for pair in (("mysql", "mysql"), ("oracle", "mysql"))),

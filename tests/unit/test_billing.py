@@ -257,6 +257,7 @@ def _deadlock(db: Database, other: Database) -> Exception:
     return error
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 class TestTraffic:
     def test_invariants_hold_and_the_log_is_what_the_database_holds(self, url: str, tmp_path: Path) -> None:
         log = tmp_path / "log"
