@@ -10,7 +10,9 @@ import pytest
 from tests.unit import flips as moving
 from tests.unit import small as smalls
 from tests.unit.flips import Flips
-from tests.unit.small import Small
+from tests.unit.small import SCHEMA, SPEC, Small
+
+LOOSE = SCHEMA.replace("customer_id INTEGER NOT NULL REFERENCES customer (id) ON DELETE CASCADE", "customer_id INTEGER")
 
 
 @pytest.fixture
@@ -32,6 +34,16 @@ def small(make_small: Callable[..., Small]) -> Small:
 
 @pytest.fixture
 def flips(small: Small) -> Iterator[Flips]:
+    small.load()
+    small.follow()
+    with moving.flips(small) as made:
+        yield made
+
+
+@pytest.fixture
+def loose(make_small: Callable[..., Small]) -> Iterator[Flips]:
+    """As ``flips``, but an item may be there before its customer is."""
+    small = make_small(schema=LOOSE, spec=SPEC + "ids: {interleaved: true}\n")
     small.load()
     small.follow()
     with moving.flips(small) as made:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -11,22 +11,10 @@ from fishladder import install, tasks
 from fishladder.errors import FenceError, InputError
 from fishladder.flip import check_homeless
 from fishladder.stores import connect_url, open_store
-from tests.unit import flips as moving
 from tests.unit.flips import Flips
-from tests.unit.small import SCHEMA, SPEC, Small
+from tests.unit.small import Small
 
-LOOSE = SCHEMA.replace("customer_id INTEGER NOT NULL REFERENCES customer (id) ON DELETE CASCADE", "customer_id INTEGER")
 OPEN, SHUT = [("application", 1), ("copier", 1)], [("nobody", 2), ("copier", 1)]
-
-
-@pytest.fixture
-def loose(make_small: Callable[..., Small]) -> Iterator[Flips]:
-    """As ``flips``, but an item may be there before its customer is."""
-    small = make_small(schema=LOOSE, spec=SPEC + "ids: {interleaved: true}\n")
-    small.load()
-    small.follow()
-    with moving.flips(small) as made:
-        yield made
 
 
 def desk(small: Small) -> tasks.Desk:
