@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -153,4 +153,17 @@ def test_what_it_came_to(case: Case) -> None:
     told = tasks.summary(case.desk, case.attempt.id)
     assert sorted(told["approved_by"]) == ["ben", "cleo"]
     assert (told["actor"], told["outcome"], told["writes_queued"], told["longest_wait"]) == ("ann", "done", 0, None)
-    assert told["seconds_fenced"] >= 0
+
+
+def test_how_long_it_was_fenced(case: Case) -> None:
+    """From the fence to the switch, by the ledger's clock."""
+    now = datetime.now(UTC)
+    case.small.ledger._clock = lambda: now
+    number = case.flips.verified("rollback")
+    case.flips.until(number, "drain")
+    assert tasks.summary(case.desk, number)["seconds_fenced"] is None
+    now += timedelta(seconds=2, milliseconds=500)
+    case.flips.until(number, "open")
+    now += timedelta(seconds=40)
+    assert case.flips.cutover.run(number).outcome == "done"
+    assert tasks.summary(case.desk, number)["seconds_fenced"] == 2.5
