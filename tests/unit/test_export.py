@@ -442,3 +442,43 @@ def test_an_approval_for_other_evidence(copied: tuple[Path, str], name: str, val
             yes["body"]["evidence"] = gates["digest"]
 
     assert "approves what did not pass" in "\n".join(_forge(folder, change))
+
+
+# What nobody but the chain, the head and the approvals can tell -----------------------------------------------------
+
+
+def test_any_byte_that_is_changed_with_the_manifest_is_found(copied: tuple[Path, str]) -> None:
+    """Without the digest of the export: the manifest is made again each time, and says nothing.
+
+    What the verifier cannot know then: the page and its own text, which nothing else repeats; what attempt.json says
+    beside ASKED, such as its moments; and blanks and escapes that make the same value in JSON.
+    """
+    folder, _ = copied
+    rng = random.Random(11)
+    for name in ("events.jsonl", "evidence.jsonl", "attempt.json"):
+        whole = (folder / name).read_bytes()
+        for at in rng.sample(range(len(whole)), 250):
+            changed = whole[:at] + bytes([whole[at] ^ (1 << rng.randrange(8))]) + whole[at + 1 :]
+            _rewrite_bytes(folder, name, changed)
+            if not check(folder):
+                assert _meaning(name, changed) == _meaning(name, whole), f"{name}, byte {at}"
+        _rewrite_bytes(folder, name, whole)
+    assert check(folder) == []
+
+
+ASKED = ("id", "cohort", "kind", "actor", "reason", "approvals", "outcome", "head")
+
+
+def _meaning(name: str, text: bytes) -> Any:
+    """What the verifier has to tell from another one."""
+    if name == "attempt.json":
+        attempt = json.loads(text)
+        return {field: attempt[field] for field in ASKED}
+    return [json.loads(line) for line in text.decode().splitlines()]
+
+
+def _rewrite_bytes(folder: Path, name: str, text: bytes) -> None:
+    (folder / name).write_bytes(text)
+    listed = json.loads((folder / "manifest.json").read_text())
+    listed[name] = hashlib.sha256(text).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(listed, indent=2))
