@@ -1,0 +1,94 @@
+"""The end of a migration: nothing of fishladder is left in either store, and every row is as it was."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from fishladder import tasks
+from fishladder.errors import InputError
+from tests.unit.flips import Flips
+from tests.unit.test_approvals import desk_of
+
+TABLES = ("price", "customer", "item", "line")
+STORES = ("source", "target")
+
+
+@pytest.fixture
+def desk(flips: Flips) -> tasks.Desk:
+    flips.small.ledger.record_spec(flips.small.spec.to_json(), "", "", "test")
+    return desk_of(flips.small)
+
+
+def complete(flips: Flips, *cohorts: str) -> None:
+    for cohort in cohorts:
+        assert flips.move("flip", cohort).outcome == "done"
+    for cohort in cohorts:
+        assert flips.cutover.run(flips.ask("complete", cohort).id).outcome == "done"
+
+
+def things(flips: Flips, store: str) -> list[str]:
+    """What is in a store besides rows, as it was made."""
+    found = flips.small.rows(store, "SELECT type || ' ' || name || ': ' || coalesce(sql, '') FROM sqlite_master")
+    return sorted(text for (text,) in found)
+
+
+def left(flips: Flips) -> list[str]:
+    return [thing for store in STORES for thing in things(flips, store) if "fishladder" in thing.lower()]
+
+
+def rows(flips: Flips) -> list[object]:
+    return [flips.small.rows(store, f"SELECT * FROM {table} ORDER BY 1, 2") for store in STORES for table in TABLES]
+
+
+def finished(flips: Flips) -> list[str]:
+    return [event.actor for event in flips.small.ledger.events() if event.event == "finished"]
+
+
+def test_nothing_is_left_in_the_stores_but_their_rows(flips: Flips, desk: tasks.Desk) -> None:
+    complete(flips, "NZ", "AU", "shared")
+    flips.small.application("UPDATE item SET amount = 99 WHERE id = 10", store="target")
+    flips.small.follow()
+    before = rows(flips)
+    assert left(flips)
+    assert tasks.finish(desk, actor="ann")
+    assert left(flips) == []
+    assert (rows(flips), finished(flips)) == (before, ["ann"])
+    for store in STORES:  # nobody is refused any more, nor journaled
+        flips.small.application("UPDATE item SET amount = amount + 1", "DELETE FROM customer WHERE id = 3", store=store)
+
+
+def test_before_the_last_is_complete_nothing_is_removed(flips: Flips, desk: tasks.Desk) -> None:
+    complete(flips, "NZ", "AU")
+    assert flips.move("flip", "shared").outcome == "done"
+    said: list[str] = []
+    before = [things(flips, store) for store in STORES], rows(flips)
+    assert not tasks.finish(replace(desk, say=said.append), actor="ann")
+    assert said == ["not complete yet: shared; both stores stay as they are"]
+    assert ([things(flips, store) for store in STORES], rows(flips)) == before
+    assert finished(flips) == []
+
+
+def test_a_task_that_is_run_again_finds_nothing_to_do(flips: Flips, desk: tasks.Desk) -> None:
+    complete(flips, "NZ", "AU", "shared")
+    assert tasks.finish(desk, actor="ann")
+    before = [things(flips, store) for store in STORES], rows(flips)
+    assert tasks.finish(desk, actor="ann")
+    assert ([things(flips, store) for store in STORES], rows(flips)) == before
+
+
+def test_who_died_between_the_stores_goes_on(flips: Flips, desk: tasks.Desk) -> None:
+    complete(flips, "NZ", "AU", "shared")
+    flips.small.source.uninstall()
+    assert left(flips)
+    assert tasks.finish(desk, actor="ann")
+    assert left(flips) == []
+
+
+def test_another_file_than_the_one_that_was_prepared_finishes_nothing(flips: Flips, desk: tasks.Desk) -> None:
+    complete(flips, "NZ", "AU", "shared")
+    flips.small.ledger.record_spec(flips.small.spec.to_json().replace('"line"', '"lines"'), "another", "", "test")
+    with pytest.raises(InputError, match="its file changed since prepare ran"):
+        tasks.finish(desk, actor="ann")
+    assert left(flips)
