@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -510,3 +511,18 @@ def test_a_completion_changes_nothing_before_it_is_approved(case: Case) -> None:
     (case.attempt,) = tasks.ask(case.desk, "complete", ["NZ"], actor="ann", reason="")
     approve(case.desk, case.attempt, "ben", "cleo")
     assert case.ends().outcome == "done" and case.small.ledger.route("NZ").stage == "complete"
+
+
+def test_a_flip_with_no_router_alive_ends_well(case: Case) -> None:
+    """Nobody queues, and neither operations nor the application's connections are asked for."""
+    approve(case.desk, case.attempt, "ben", "cleo")
+    case.verify()
+    ended = tasks.cut_over(case.desk, case.attempt.id)
+    assert (ended.outcome, ended.error) == ("done", None)
+    route = case.small.ledger.route("NZ")
+    assert (route.stage, route.owner, case.small.ledger.count_queue()) == ("live", "target", {})
+    case.small.application("UPDATE item SET amount = 77 WHERE id = 10", store="target")
+    with pytest.raises(sqlite3.IntegrityError, match="is not open to the application here"):
+        case.small.application("UPDATE item SET amount = 78 WHERE id = 10")
+    tasks.replicate(case.desk, seconds=20, until_idle=True)
+    assert case.flips.amount(10, "source") == 77 and case.flips.same()

@@ -10,18 +10,20 @@ from typing import Any
 
 import pytest
 
-from fishladder import apply, install, reconcile
+from fishladder import apply, install, reconcile, tasks
 from fishladder.cells import SHARDS
 from fishladder.cli import main
 from fishladder.clock import SystemClock
 from fishladder.errors import InputError, LedgerError, StaleError
 from fishladder.fence import set_fence
-from fishladder.flip import wave_needs
+from fishladder.flip import check_ids, wave_needs
 from fishladder.ledger import Route
 from fishladder.serving import Refused, Replayer
+from fishladder.spec import loads
 from fishladder.stores.sqlite import SqliteTransaction
 from tests.unit.flips import Flips
 from tests.unit.small import SPEC
+from tests.unit.test_approvals import desk_of
 
 # The way there and back --------------------------------------------------------------------------------------------
 
@@ -376,6 +378,24 @@ def test_two_attempts_for_one_cohort(flips: Flips) -> None:
 def test_who_cannot_go(flips: Flips, kind: Any, cohort: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
         flips.ask(kind, cohort)
+
+
+def test_a_cohort_that_is_live_does_not_flip_again(flips: Flips) -> None:
+    flips.move()
+    with pytest.raises(InputError, match="NZ: a flip starts from off or shadow; the cohort is live"):
+        flips.ask()
+    assert (flips.small.ledger.route("NZ").stage, flips.small.ledger.attempts(only_open=True)) == ("live", [])
+
+
+def test_stores_that_would_generate_the_same_ids(flips: Flips) -> None:
+    flips.small.ledger.record_spec(flips.small.spec.to_json(), "", "", "test")
+    desk = desk_of(flips.small)
+    with pytest.raises(InputError, match=r"price: both stores generate its ids, .* ids: \{interleaved: true\}, run"):
+        tasks.ask(desk, "flip", ["NZ"], actor="ann", reason="")
+    assert flips.small.ledger.attempts() == []
+    apart = loads(SPEC + "ids: {interleaved: true}\n", name="small.yaml", environment={})
+    with desk.ends() as (plan, (ends,)):
+        check_ids(apart, plan, ends.origin, ends.destination)
 
 
 def test_waves_and_shared_tables_keep_their_order(flips: Flips) -> None:
