@@ -41,12 +41,13 @@ def export(ledger: Ledger, number: int, folder: Path, *, actor: str) -> str:
     own = [event for event in events if event.body.get("attempt") == number]
     evidence = _evidence(ledger, attempt, own)
     head = events[-1].digest if events else "0" * 64
-    facts = {name: _plain(value) for name, value in asdict(attempt).items()} | {"head": head}
+    file = _file(ledger, own, evidence)
+    facts = {name: _plain(value) for name, value in asdict(attempt).items()} | {"head": head, "file": file}
     files = {
         "attempt.json": json.dumps(facts, indent=2, ensure_ascii=False),
         "events.jsonl": "".join(_event_line(ledger.migration, event) for event in events),
         "evidence.jsonl": "".join(_evidence_line(ledger.migration, one) for one in evidence),
-        "page.html": _page(ledger.migration, attempt, own, evidence),
+        "page.html": _page(ledger.migration, attempt, own, evidence, file),
         "verify.py": Path(export_verify.__file__).read_text("utf-8"),
     }
     for name, text in files.items():
@@ -71,6 +72,15 @@ def _evidence(ledger: Ledger, attempt: Attempt, own: Sequence[Event]) -> list[Ev
     return found + [one for digest in sorted(named) for one in ledger.evidence(digest) if one.digest == digest]
 
 
+def _file(ledger: Ledger, own: Sequence[Event], evidence: Sequence[Evidence]) -> str | None:
+    """The text of the migration file that was approved, or else judged; its SHA-256 is what an approval has as spec."""
+    judged = [one.body["runs"]["spec"] for one in evidence if one.kind == GATES and one.genuine]
+    digests = judged + [event.body["spec"] for event in own if event.event == APPROVED]
+    record = ledger.spec(digests[-1]) if digests else None
+    whole = record is not None and hashlib.sha256(record.spec.encode()).hexdigest() == record.digest
+    return record.spec if record is not None and whole else None
+
+
 def _plain(value: object) -> object:
     return value.isoformat() if isinstance(value, datetime) else value
 
@@ -88,7 +98,9 @@ def _evidence_line(migration: str, one: Evidence) -> str:
     return canonical({name: getattr(one, name) for name in names} | {"migration": migration, "began": began}) + "\n"
 
 
-def _page(migration: str, attempt: Attempt, own: Sequence[Event], evidence: Sequence[Evidence]) -> str:
+def _page(
+    migration: str, attempt: Attempt, own: Sequence[Event], evidence: Sequence[Evidence], file: str | None
+) -> str:
     shown = [one for one in evidence if one.kind == GATES and one.genuine]
     gates = [(gate["name"], gate["found"], one.digest) for one in shown for gate in one.body["gates"]]
     title = f"{migration}: {attempt.kind} of {attempt.cohort}, no. {attempt.id}: {attempt.outcome or attempt.step}"
@@ -100,6 +112,7 @@ def _page(migration: str, attempt: Attempt, own: Sequence[Event], evidence: Sequ
         (one.subject, one.body["must_be"], _sides(one.body["values"]), _sides(one.body.get("before", {})))
         for one in observed
     ]
+    said = json.loads(file)["gates"].items() if file is not None else ()
     seen = [(one.kind, one.subject, "passed" if one.passed else "failed", _when(one.began)) for one in evidence]
     return "\n".join(
         [
@@ -107,6 +120,7 @@ def _page(migration: str, attempt: Attempt, own: Sequence[Event], evidence: Sequ
             f"<h1>{escape(title)}</h1><p>{escape(asked)}</p>",
             _table("Who approved", ("account", "when", "evidence"), approvals),
             _table("Gates, as they were shown", ("gate", "found", "evidence"), gates),
+            _table("What the migration file asked for", ("gates.", "value"), said),
             _table("What the monitors said", ("monitor", "must be", "value", "before"), monitors),
             _table("What happened", ("event", "when", "who", "what", "why"), steps),
             _table("Evidence at that time", ("kind", "about", "result", "as of"), seen),

@@ -22,7 +22,7 @@ from fishladder.capacity import measure
 from fishladder.cells import NO_HOME
 from fishladder.clock import Clock, SystemClock
 from fishladder.errors import FatalError, InputError
-from fishladder.ledger import BEFORE_SWITCH, MACHINE, Attempt, CheckResult, Kind, Ledger
+from fishladder.ledger import BEFORE_SWITCH, MACHINE, Attempt, CheckResult, Kind, Ledger, SpecRecord
 from fishladder.ledger.approvals import GATES, LOOK, OBSERVED, subject
 from fishladder.names import settle
 from fishladder.operate import Order, adopt, mark_keys, restart, rewrite_entities
@@ -32,7 +32,7 @@ from fishladder.preflight import preflight
 from fishladder.restored import check_ledger, tell_target
 from fishladder.serving import Replayer
 from fishladder.serving.operations import load_operations
-from fishladder.spec import Migration, digest, nearest
+from fishladder.spec import Migration, nearest
 from fishladder.spec_parts import duration_text, identity
 from fishladder.stores.application import Application
 from fishladder.stores.base import Fenced, Finding, Store
@@ -148,8 +148,13 @@ class Desk:
                 replica.close()
 
     @contextmanager
-    def cutover(self) -> Iterator[flip.Cutover]:
-        """What moves a cohort."""
+    def cutover(self, actor: str = MACHINE) -> Iterator[flip.Cutover]:
+        """What moves a cohort, in the name of ``actor``."""
+
+        def closed(attempt: Attempt, fenced: bool) -> list[str]:
+            self.note_deployment(actor)
+            return gates.closed(self.evaluate(attempt, fenced=fenced))
+
         with ExitStack() as kept:
             plan, (ends,) = kept.enter_context(self.ends())
             yield flip.Cutover(
@@ -160,7 +165,7 @@ class Desk:
                 clock=self.clock,
                 replay=partial(self._replay, kept),
                 runs=self.runs,
-                gates=lambda attempt, fenced: gates.closed(self.evaluate(attempt, fenced=fenced)),
+                gates=closed,
                 say=self.say,
             )
 
@@ -188,8 +193,8 @@ class Desk:
             kept.callback(store.close)
         Replayer(self.ledger, load_operations(application.operations), stores).replay(cohort)
 
-    def check_spec(self) -> None:
-        """Raises InputError unless prepare has taken this very migration file."""
+    def check_spec(self) -> SpecRecord:
+        """The file that the ledger knows. Raises InputError unless prepare has taken the data part of this very one."""
         record = self.ledger.spec()
         if record is None:
             raise InputError(f"{self.spec.migration}: run {self.spec.migration}_prepare first")
@@ -197,6 +202,16 @@ class Desk:
             raise InputError(
                 f"{self.spec.migration}: its file changed since prepare ran; run {self.spec.migration}_prepare"
             )
+        return record
+
+    def note_deployment(self, actor: str) -> None:
+        """See that the audit has the file, as a whole, and the code that judge an attempt, and the ledger its text.
+
+        Gates, monitors and reports change without prepare. Raises InputError where it has to run.
+        """
+        known, runs = self.check_spec(), self.runs
+        if (known.digest, known.code_digest) != (runs["spec"], runs["code"]):
+            self.ledger.record_spec(self.spec.to_json(), runs["spec"], runs["code"], actor, after=known)
 
     def keep(self, kind: str, subject: str, body: Mapping[str, Any], passed: bool, began: datetime) -> None:
         """Keep evidence as of ``began``."""
@@ -260,7 +275,7 @@ def prepare(desk: Desk, *, actor: str, accounts: dict[str, str] | None = None) -
         plan = resolve(desk.spec, source.describe(), target.describe())
         installed = install.install(desk.spec, plan, source, target, desk.ledger, actor=actor)
         tell_target(target, desk.ledger)
-    desk.ledger.record_spec(desk.spec.to_json(), digest(desk.spec.data_part()), code_digest(), actor)
+    desk.ledger.record_spec(desk.spec.to_json(), desk.runs["spec"], desk.runs["code"], actor)
     desk.say(f"fences for {len(installed.cohorts)} {desk.spec.cohort.label} cohorts; triggers and homes are installed")
     return installed
 
@@ -389,14 +404,15 @@ def verify_cohort(desk: Desk, attempt: int) -> Attempt:
     return desk.ledger.attempt(attempt)
 
 
-def open_gates(desk: Desk, attempt: int) -> list[gates.Gate]:
+def open_gates(desk: Desk, attempt: int, *, actor: str = MACHINE) -> list[gates.Gate]:
     """Evaluate the gates of an attempt, and keep what was found, with the page that a person will be shown.
 
-    An approval is for exactly that, and for the migration file and the code that made it. Raises InputError once the
-    attempt waits for nobody any more.
+    An approval is for exactly that, and for the migration file and the code that made it: the audit knows both, and
+    that ``actor`` ran them. Raises InputError once the attempt waits for nobody any more.
     """
     began = desk.clock.now()
     found = _waiting(desk, attempt)
+    desk.note_deployment(actor)
     evaluated = desk.evaluate(found)
     body = {
         "cohort": found.cohort,
@@ -666,9 +682,9 @@ def finish(desk: Desk, *, actor: str) -> bool:
     return True
 
 
-def cut_over(desk: Desk, attempt: int) -> Attempt:
+def cut_over(desk: Desk, attempt: int, *, actor: str = MACHINE) -> Attempt:
     """Take an attempt to its end: moved, or back where it was."""
-    with desk.cutover() as cutover:
+    with desk.cutover(actor) as cutover:
         return cutover.run(attempt)
 
 

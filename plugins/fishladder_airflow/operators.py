@@ -31,6 +31,11 @@ ASKED_AGAIN = 50
 """How often at most a question is asked again after an answer that did not count."""
 
 
+def _who(context: Context) -> str:
+    """Who triggered the run."""
+    return context["dag_run"].triggering_user_name or tasks.NOBODY
+
+
 class MigrationOperator(BaseOperator):
     """Works on the migration that ``migration_file`` describes."""
 
@@ -85,7 +90,7 @@ class Install(EvidenceOperator):
     """Create what the target lacks, then fishladder's tables, fences, triggers and homes; take the migration file."""
 
     def execute(self, context: Context) -> dict[str, int]:
-        actor = context["dag_run"].triggering_user_name or "airflow"
+        actor = _who(context)
         with self.desk() as desk:
             installed = tasks.prepare(desk, actor=actor, accounts=accounts(desk.spec))
         return {"cohorts": len(installed.cohorts), "homeless": installed.homeless}
@@ -95,7 +100,7 @@ class Operate(MigrationOperator):
     """Do what a person asked for in the form, under that person's name in the audit trail."""
 
     def execute(self, context: Context) -> dict[str, int]:
-        actor = context["dag_run"].triggering_user_name or "airflow"
+        actor = _who(context)
         with open_desk(self.migration_file, self.log.info) as desk:
             order = _order(context["params"])
             done = tasks.operate(desk, order, actor=actor)
@@ -156,7 +161,7 @@ class AskFor(MigrationOperator):
                 desk,
                 self.kind,
                 form["cohorts"],
-                actor=run.triggering_user_name or "airflow",
+                actor=_who(context),
                 reason=form["reason"],
                 request=f"{run.dag_id} {run.run_id}",
             )
@@ -178,7 +183,7 @@ class EvaluateGates(AttemptOperator, EvidenceOperator):
 
     def execute(self, context: Context) -> dict[str, str]:
         with self.desk() as desk:
-            found = tasks.open_gates(desk, self.attempt["attempt"])
+            found = tasks.open_gates(desk, self.attempt["attempt"], actor=_who(context))
         for gate in found:
             self.log.info("%s: %s: %s", "open" if gate.open else "closed", gate.name, gate.found)
         if problems := closed(found):
@@ -271,7 +276,7 @@ class Cutover(AttemptOperator):
 
     def execute(self, context: Context) -> str:
         with open_desk(self.migration_file, self.log.info) as desk:
-            attempt = tasks.cut_over(desk, self.attempt["attempt"])
+            attempt = tasks.cut_over(desk, self.attempt["attempt"], actor=_who(context))
         if attempt.outcome == "aborted":
             raise AirflowFailException(f"{attempt.cohort}: aborted, and back where it was: {attempt.error}")
         return attempt.step
@@ -315,7 +320,7 @@ class Finish(MigrationOperator):
     """Remove fishladder from both stores once every cohort is complete; skipped before."""
 
     def execute(self, context: Context) -> None:
-        actor = context["dag_run"].triggering_user_name or "airflow"
+        actor = _who(context)
         with open_desk(self.migration_file, self.log.info) as desk:
             if not tasks.finish(desk, actor=actor):
                 raise AirflowSkipException("some cohorts are not complete yet")

@@ -10,6 +10,7 @@ import pytest
 from airflow.providers.standard.exceptions import HITLTimeoutError
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskAwaitingInput
 
+from fishladder import tasks
 from fishladder.tasks import Desk
 from fishladder_airflow import operators
 from fishladder_airflow.dags import build
@@ -29,7 +30,13 @@ def ask(by: str | None = "ann", run_id: str = "manual") -> list[dict[str, Any]]:
 
 
 def gates(attempt: dict[str, Any]) -> dict[str, str]:
-    return operators.EvaluateGates(task_id="gates", migration_file=str(FILE), attempt=attempt).execute({})
+    operator = operators.EvaluateGates(task_id="gates", migration_file=str(FILE), attempt=attempt)
+    return operator.execute({"dag_run": run()})  # type: ignore[typeddict-item]
+
+
+def cut_over(attempt: dict[str, Any]) -> str:
+    operator = operators.Cutover(task_id="cutover", migration_file=str(FILE), attempt=attempt)
+    return operator.execute({"dag_run": run()})  # type: ignore[typeddict-item]
 
 
 class Question:
@@ -79,6 +86,15 @@ def test_closed_gates_are_red_and_say_what_to_run(prepared: Desk) -> None:
     assert not sensor.poke({})
     make_evidence(prepared)
     assert sensor.poke({})
+
+
+def test_new_code_is_an_event_under_the_name_of_who_runs_it(prepared: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_evidence(prepared)
+    (attempt,) = ask()
+    monkeypatch.setattr(tasks, "code_digest", lambda: "f" * 64)
+    gates(attempt)
+    newest = next(event for event in prepared.ledger.events() if event.event == "spec recorded")
+    assert (newest.actor, newest.body["code_digest"]) == ("ann", "f" * 64)
 
 
 def test_a_person_sees_the_evidence_and_says_yes(prepared: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,12 +179,12 @@ def test_tasks_marked_green_open_nothing(prepared: Desk) -> None:
     make_evidence(prepared)
     (attempt,) = ask()
     with pytest.raises(AirflowFailException, match="has not compared its rows yet"):
-        operators.Cutover(task_id="cutover", migration_file=str(FILE), attempt=attempt).execute({})
+        cut_over(attempt)
     (attempt,) = ask(run_id="manual again")
     gates(attempt)
     operators.VerifyCohort(task_id="verify", migration_file=str(FILE), attempt=attempt).execute({})
     with pytest.raises(AirflowFailException, match="0 of 1 approvals hold"):
-        operators.Cutover(task_id="cutover", migration_file=str(FILE), attempt=attempt).execute({})
+        cut_over(attempt)
     assert prepared.ledger.route("NZ").owner == "source"
 
 

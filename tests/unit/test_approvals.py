@@ -20,9 +20,9 @@ from fishladder.flip import Cutover
 from fishladder.gates import closed
 from fishladder.ledger import Attempt, CheckResult
 from fishladder.serving import Replayer
-from fishladder.spec import digest
+from fishladder.spec import Migration
 from fishladder.stores import connect_url, open_store
-from fishladder.tasks import Desk, code_digest
+from fishladder.tasks import Desk
 from tests.approving import approve, make_evidence
 from tests.unit import flips as moving
 from tests.unit import small as smalls
@@ -136,8 +136,9 @@ def with_evidence(folder: Path) -> Small:
     small = smalls.make(folder, spec=SPEC + GATES)
     small.load()
     small.follow()
-    small.ledger.record_spec(small.spec.to_json(), digest(small.spec.data_part()), code_digest(), "test")
-    make_evidence(desk_of(small))
+    desk = desk_of(small)
+    small.ledger.record_spec(small.spec.to_json(), desk.runs["spec"], desk.runs["code"], "test")
+    make_evidence(desk)
     return small
 
 
@@ -526,3 +527,55 @@ def test_a_flip_with_no_router_alive_ends_well(case: Case) -> None:
         case.small.application("UPDATE item SET amount = 78 WHERE id = 10")
     tasks.replicate(case.desk, seconds=20, until_idle=True)
     assert case.flips.amount(10, "source") == 77 and case.flips.same()
+
+
+# Deployments ---------------------------------------------------------------------------------------------------------
+
+
+def with_gates(case: Case, **words: object) -> Desk:
+    """The same migration with other gates, which nobody runs prepare for."""
+    gates = case.desk.spec.gates.model_copy(update=words)
+    return replace(case.desk, spec=case.desk.spec.model_copy(update={"gates": gates}))
+
+
+def deployed(case: Case) -> list[tuple[str, str, str]]:
+    """Who ran which file and which code, the oldest first."""
+    events = [event for event in reversed(case.small.ledger.events()) if event.event == "spec recorded"]
+    return [(event.actor, event.body["digest"], event.body["code_digest"]) for event in events]
+
+
+def test_gates_that_ask_for_less_are_an_event(case: Case) -> None:
+    tasks.open_gates(case.desk, case.attempt.id, actor="ann")
+    (before,) = deployed(case)
+    less = with_gates(case, approvals=1)
+    tasks.open_gates(less, case.attempt.id, actor="eve")
+    tasks.open_gates(less, case.attempt.id, actor="ann")
+    assert deployed(case) == [before, ("eve", less.runs["spec"], less.runs["code"])]
+    (newest,) = (event for event in case.small.ledger.events() if event.actor == "eve")
+    assert (newest.body["digest_before"], newest.body["code_digest_before"]) == before[1:]
+    for desk in case.desk, less:  # an auditor can read what each of them asked for
+        record = case.small.ledger.spec(desk.runs["spec"])
+        assert record is not None and Migration.from_json(record.spec).gates == desk.spec.gates
+
+
+def test_new_code_is_an_event(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "code_digest", lambda: "f" * 64)
+    tasks.open_gates(case.desk, case.attempt.id, actor="ann")
+    assert deployed(case)[1:] == [("ann", case.desk.runs["spec"], "f" * 64)]
+
+
+def test_what_comes_between_approval_and_cutover_is_an_event(case: Case) -> None:
+    approve(case.desk, case.attempt, "ben", "cleo")
+    case.verify()
+    other = with_gates(case, approvals=1)
+    ended = tasks.cut_over(other, case.attempt.id, actor="eve")
+    assert ended.outcome == "aborted" and "another migration file or code" in str(ended.error)
+    assert deployed(case)[1:] == [("eve", other.runs["spec"], other.runs["code"])]
+
+
+def test_another_data_part_still_needs_prepare(case: Case) -> None:
+    tables = {**case.desk.spec.tables, "item": case.desk.spec.tables["price"]}
+    other = replace(case.desk, spec=case.desk.spec.model_copy(update={"tables": tables}))
+    with pytest.raises(InputError, match="its file changed since prepare ran; run small_prepare"):
+        tasks.open_gates(other, case.attempt.id)
+    assert len(deployed(case)) == 1

@@ -482,3 +482,23 @@ def _rewrite_bytes(folder: Path, name: str, text: bytes) -> None:
     listed = json.loads((folder / "manifest.json").read_text())
     listed[name] = hashlib.sha256(text).hexdigest()
     (folder / "manifest.json").write_text(json.dumps(listed, indent=2))
+
+
+def test_an_auditor_reads_what_the_gates_were(case: Case, tmp_path: Path) -> None:
+    flip(case)
+    other = case.desk.spec.model_copy(update={"gates": case.desk.spec.gates.model_copy(update={"approvals": 1})})
+    case.small.ledger.record_spec(other.to_json(), "d", "c", "eve")  # later; not what was approved
+    export(case.small.ledger, case.attempt.id, tmp_path / "out", actor="auditor")
+    file = json.loads((tmp_path / "out" / "attempt.json").read_text())["file"]
+    assert file == case.desk.spec.to_json() and json.loads(file)["gates"]["approvals"] == 2
+    events = [json.loads(line) for line in (tmp_path / "out" / "events.jsonl").read_text().splitlines()]
+    approved = {json.loads(event["body"])["spec"] for event in events if event["event"] == "approved"}
+    assert approved == {hashlib.sha256(file.encode()).hexdigest()}
+    assert "<tr><td>approval_expires</td><td>1h</td></tr>" in (tmp_path / "out" / "page.html").read_text()
+
+
+def test_a_file_that_was_changed_in_the_ledger_is_not_passed_on(case: Case, tmp_path: Path) -> None:
+    flip(case)
+    case.sql("UPDATE ledger_spec SET spec = replace(spec, '\"approvals\"\\:2', '\"approvals\"\\:1')")
+    export(case.small.ledger, case.attempt.id, tmp_path / "out", actor="auditor")
+    assert json.loads((tmp_path / "out" / "attempt.json").read_text())["file"] is None

@@ -97,15 +97,20 @@ class Ledger:
 
     # The migration file --------------------------------------------------------------------------------
 
-    def record_spec(self, spec_json: str, digest: str, code_digest: str, actor: str) -> bool:
-        """Whether it was new: another digest, of the file or of the code, than the last one recorded."""
-        with self._write() as tx:
-            return specs.record(tx, spec_json, digest, code_digest, actor)
+    def record_spec(
+        self, spec_json: str, digest: str, code_digest: str, actor: str, after: SpecRecord | None = None
+    ) -> bool:
+        """Whether it was new: another digest, of the file or of the code, than the last one recorded.
 
-    def spec(self) -> SpecRecord | None:
-        """The last one recorded."""
+        ``after``: what the caller knows as the last one. Raises TransientError when another has come between.
+        """
+        with self._write() as tx:
+            return specs.record(tx, spec_json, digest, code_digest, actor, after)
+
+    def spec(self, digest: str | None = None) -> SpecRecord | None:
+        """The last one recorded, or the last one with this digest."""
         with self._read() as tx:
-            return specs.latest(tx)
+            return specs.latest(tx, digest)
 
     # Routes --------------------------------------------------------------------------------------------
 

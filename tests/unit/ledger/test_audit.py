@@ -73,11 +73,12 @@ def event(sequence: int, of: Any = AUDIT) -> Any:
 
 def test_events_name_who_did_what_in_a_chain(chain: Ledger) -> None:
     lines = chain.events()
+    before = {"digest_before": None, "code_digest_before": None}
     assert [(line.sequence, line.actor, line.event, line.body) for line in lines] == [
         (4, "ada", "control changed", {"paused": True, "rows_per_second": 7}),
         (3, MACHINE, "table started", {"table": "invoice", "generation": 1}),
         (2, "bob", "routes added", {"cohorts": ["AU", "NZ"]}),
-        (1, "ada", "spec recorded", {"digest": "d1", "code_digest": "c1"}),
+        (1, "ada", "spec recorded", {"digest": "d1", "code_digest": "c1"} | before),
     ]
     assert [line.previous for line in lines] == [*(line.digest for line in lines[1:]), "0" * 64]
     assert lines[0].at.utcoffset() == timedelta(0)

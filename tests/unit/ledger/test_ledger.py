@@ -15,7 +15,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import event, text
 
-from fishladder.errors import InputError, LedgerError, StaleError
+from fishladder.errors import InputError, LedgerError, StaleError, TransientError
 from fishladder.ledger import (
     CheckResult,
     Chunk,
@@ -234,7 +234,25 @@ def test_a_spec_is_new_once(ledger: Ledger, clock: Clock) -> None:
     assert latest is not None
     assert (latest.spec, latest.digest, latest.code_digest, latest.actor) == ('{"a":1}', "d1", "c1", "ada")
     assert latest.at == clock.now
-    assert [line.event for line in ledger.events()] == ["spec recorded"] * 3
+    first = ledger.spec("d1")
+    assert first == latest and ledger.spec("d2") is None
+    told = [(line.event, line.actor, *line.body.values()) for line in reversed(ledger.events())]
+    # code, code before, file, file before
+    assert told == [
+        ("spec recorded", "ada", "c1", None, "d1", None),
+        ("spec recorded", "bob", "c2", "c1", "d1", "d1"),
+        ("spec recorded", "ada", "c1", "c2", "d1", "d1"),
+    ]
+
+
+def test_a_spec_that_another_one_has_overtaken_is_not_recorded(ledger: Ledger) -> None:
+    ledger.record_spec("{}", "d1", "c1", "ada")
+    known = ledger.spec()
+    ledger.record_spec("{}", "d2", "c1", "prepare")
+    with pytest.raises(TransientError, match="somebody has recorded another migration file meanwhile"):
+        ledger.record_spec("{}", "d3", "c1", "gates", after=known)
+    assert not ledger.record_spec("{}", "d2", "c1", "gates", after=known), "two who want the same agree"
+    assert len(ledger.events()) == 2
 
 
 def test_a_table_from_new_to_closed(ledger: Ledger) -> None:
