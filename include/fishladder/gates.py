@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 
 from fishladder import monitors, reports
-from fishladder.cells import HOMELESS, NO_HOME, SHARED
+from fishladder.cells import HOMELESS
 from fishladder.flip import wave_needs
 from fishladder.ledger import MACHINE, Attempt, Ledger, verify
 from fishladder.ledger.approvals import OBSERVED, subject
@@ -109,9 +109,7 @@ class _Asked:
         return Gate(name="clean passes", open=not wrong, found=found, remedy=remedy)
 
     def reports(self) -> Gate:
-        # Tables that belong to no cohort are in every cohort's reports, and go last.
-        cohort = self.attempt.cohort
-        cohorts = sorted(self.ledger.routes().keys() - {NO_HOME, SHARED}) if cohort == SHARED else [cohort]
+        cohorts = reports.cohorts_of(self.ledger.routes(), self.attempt.cohort)
         wrong = [
             line
             for report, asked in self.spec.reports.items()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
+from fishladder.cells import NO_HOME, SHARED
 from fishladder.clock import Clock
 from fishladder.plan import Side
 from fishladder.spec import Migration, digest
@@ -41,6 +43,26 @@ class ReportResult:
         ours, theirs = Counter(self.source), Counter(self.target)
         only = [f"only in the source: {_words(line)}" for line in (ours - theirs).elements()]
         return only + [f"only in the target: {_words(line)}" for line in (theirs - ours).elements()]
+
+    def pairs(self) -> list[tuple[Line | None, Line | None]]:
+        """The lines of both sides in order, each beside its like; None: the other side lacks it."""
+        ours, theirs = Counter(self.source), Counter(self.target)
+        return [
+            (line if number < ours[line] else None, line if number < theirs[line] else None)
+            for line in sorted(ours | theirs, key=_order)
+            for number in range(max(ours[line], theirs[line]))
+        ]
+
+
+def result_of(name: str, cohort: str, body: Mapping[str, Any]) -> ReportResult:
+    """What a piece of evidence says."""
+    ours, theirs = (tuple(map(tuple, body[side])) for side in ("source", "target"))
+    return ReportResult(name=name, cohort=cohort, source=ours, target=theirs)
+
+
+def cohorts_of(cohorts: Collection[str], cohort: str) -> list[str]:
+    """Whose reports are those of a cohort. Tables that belong to none are in every cohort's, and go last."""
+    return sorted(set(cohorts) - {NO_HOME, SHARED}) if cohort == SHARED else [cohort]
 
 
 def _words(line: Line) -> str:

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime, time, timedelta
+from datetime import UTC, datetime, time
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from fishladder import apply, flip, gates, install, load, monitors, reconcile, reports, verdict
+from fishladder import apply, flip, gates, install, load, monitors, page, reconcile, reports, verdict
 from fishladder.capacity import measure
 from fishladder.cells import NO_HOME
 from fishladder.clock import Clock, SystemClock
@@ -33,7 +32,7 @@ from fishladder.restored import check_ledger, tell_target
 from fishladder.serving import Replayer
 from fishladder.serving.operations import load_operations
 from fishladder.spec import Migration, nearest
-from fishladder.spec_parts import duration_text, identity
+from fishladder.spec_parts import identity
 from fishladder.stores.application import Application
 from fishladder.stores.base import Fenced, Finding, Store
 
@@ -51,8 +50,6 @@ NOBODY = "airflow"
 """In whose name a run is that nobody triggered."""
 COLLECT_AFTER = 100_000
 """Objects more than there were: so often Python looks for cycles while rows are moved."""
-HISTORY_WITHIN, HISTORY = timedelta(hours=1), 3
-"""Whoever approves sees so many of a monitor's newest values."""
 _moving: list[tuple[int, int, int]] = []
 _moving_lock = threading.Lock()
 _LEVELS = ("fail", "warn", "pass")
@@ -420,7 +417,7 @@ def open_gates(desk: Desk, attempt: int, *, actor: str = MACHINE) -> list[gates.
         "epoch": found.epoch,
         "gates": [asdict(gate) for gate in evaluated],
         "automatic_rollback": desk.spec.gates.automatic_rollback,
-        "page": page(desk, found, evaluated),
+        "page": page.write(desk.spec, desk.ledger, found, evaluated, began),
         "runs": desk.runs,
     }
     desk.keep(GATES, subject(attempt), body, not gates.closed(evaluated), began)
@@ -452,74 +449,6 @@ def what_will_happen(desk: Desk, attempt: int) -> tuple[str, str]:
         )
     evidence = f"Evidence as of {shown.began:%Y-%m-%d %H:%M:%S} UTC, digest {shown.digest}"
     return f"{shown.body['page']}\n\n{evidence}", shown.digest
-
-
-def page(desk: Desk, attempt: Attempt, evaluated: Sequence[gates.Gate]) -> str:
-    """What is known about an attempt, in Markdown."""
-    spec, cohort = desk.spec, _quoted(attempt.cohort)
-    way = (attempt.loser, attempt.winner) if attempt.kind != "complete" else ("target", "target")
-    here, there = (getattr(spec, side).connection for side in way)
-    story = {
-        "flip": f"Writes of **{cohort}** go from {here} to {there}. They queue for seconds; reads go on.",
-        "rollback": f"Writes of **{cohort}** go back from {here} to {there}. They queue for seconds; reads go on.",
-        "complete": f"**{cohort}** stays in {here} for good: nothing is copied back, and there is no way back.",
-    }[attempt.kind]
-    lines = [story, "", f"Asked for by {_quoted(attempt.actor)}: {_quoted(attempt.reason) or '(no reason given)'}", ""]
-    lines += ["| gate | found |", "|---|---|"]
-    lines += [f"| {gate.name} | {gate.found} |" for gate in evaluated]
-    facts = {
-        "stage": desk.ledger.route(attempt.cohort).stage,
-        "deadline": f"{attempt.deadline} s from fence to switch; past it, it goes back by itself",
-        **({"after it": _observation(spec)} if attempt.kind == "flip" else {}),
-        "approvals": f"{attempt.approvals}, of different people, each for {duration_text(spec.gates.approval_expires)}",
-    }
-    lines += ["", "| fact | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())]
-    return "\n".join(lines + _figures(desk, attempt.cohort))
-
-
-def _observation(spec: Migration) -> str:
-    then = "it goes back by itself" if spec.gates.automatic_rollback else "people judge"
-    return f"observed for {duration_text(spec.gates.observe)}; when a monitor is not quiet, {then}"
-
-
-def _quoted(text: str) -> str:
-    """As it is, in one line of Markdown: nobody's words look like a fact of the ledger."""
-    return re.sub(r"([^\w\s,;:])", r"\\\1", " ".join(text.split()))
-
-
-def _figures(desk: Desk, cohort: str) -> list[str]:
-    """The reports of a cohort, the newest pass over each table, and what the monitors said."""
-    lines = ["", "| report | source | target |", "|---|---|---|"]
-    for report in desk.spec.reports:
-        newest = desk.ledger.latest_evidence("report", f"{report} {cohort}")
-        known = newest is not None and newest.genuine
-        sides = [_total(newest.body[side]) if newest and known else "-" for side in ("source", "target")]
-        lines.append(f"| {report} | {sides[0]} | {sides[1]} |")
-    lines += ["", "| table | clean passes | newest began | rows compared |", "|---|---|---|---|"]
-    for table in verdict.tables_of(desk.spec):
-        newest_pass = next(iter(desk.ledger.checks(table, limit=1)), None)
-        began = newest_pass.started_at.isoformat(sep=" ", timespec="seconds") if newest_pass else "never"
-        compared = newest_pass.result.compared if newest_pass and newest_pass.result else "-"
-        lines.append(f"| {table} | {desk.ledger.clean_passes(table)} | {began} | {compared} |")
-    return lines + _observations(desk)
-
-
-def _observations(desk: Desk) -> list[str]:
-    """The newest values of each monitor, and what it was like before."""
-    now, lines = desk.clock.now(), ["", "| monitor | must be | newest values | before |", "|---|---|---|---|"]
-    for name, monitor in desk.spec.monitors.items():
-        found = desk.ledger.evidence_between("monitor", name, now - HISTORY_WITHIN, now)[: -HISTORY - 1 : -1]
-        values = [", ".join(f"{side} {_quoted(text)}" for side, text in one.body["values"].items()) for one in found]
-        before = [f"{side} {_quoted(text)}" for one in found[:1] for side, text in one.body.get("before", {}).items()]
-        lines.append(f"| {name} | {monitor.must_be} | {' · '.join(values) or '-'} | {', '.join(before) or '-'} |")
-    return lines
-
-
-def _total(lines: Sequence[Sequence[str | None]]) -> str:
-    """A report's newest line, and how many there are."""
-    if not lines:
-        return "no lines"
-    return f"{' / '.join('NULL' if cell is None else _quoted(cell) for cell in lines[-1])} ({len(lines)} lines)"
 
 
 def approve(desk: Desk, attempt: int, *, account: str, shown: str, request: str = "") -> None:
