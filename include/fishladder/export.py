@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 
-from fishladder import export_verify
+from fishladder import export_verify, reports
+from fishladder.cells import SHARED
 from fishladder.errors import InputError
 from fishladder.ledger import Attempt, Event, Evidence, Ledger, canonical
 from fishladder.ledger.approvals import APPROVED, GATES, subject
@@ -74,7 +75,7 @@ def _evidence(ledger: Ledger, attempt: Attempt, own: Sequence[Event]) -> list[Ev
 
 def _file(ledger: Ledger, own: Sequence[Event], evidence: Sequence[Evidence]) -> str | None:
     """The text of the migration file that was approved, or else judged; its SHA-256 is what an approval has as spec."""
-    judged = [one.body["runs"]["spec"] for one in evidence if one.kind == GATES and one.genuine]
+    judged = [one.body["runs"]["spec"] for one in evidence if one.kind == GATES and one.genuine and "runs" in one.body]
     digests = judged + [event.body["spec"] for event in own if event.event == APPROVED]
     record = ledger.spec(digests[-1]) if digests else None
     whole = record is not None and hashlib.sha256(record.spec.encode()).hexdigest() == record.digest
@@ -121,12 +122,24 @@ def _page(
             _table("Who approved", ("account", "when", "evidence"), approvals),
             _table("Gates, as they were shown", ("gate", "found", "evidence"), gates),
             _table("What the migration file asked for", ("gates.", "value"), said),
+            _table("What the reports said", ("report", "as of", "source", "target"), _reports(attempt, evidence)),
             _table("What the monitors said", ("monitor", "must be", "value", "before"), monitors),
             _table("What happened", ("event", "when", "who", "what", "why"), steps),
             _table("Evidence at that time", ("kind", "about", "result", "as of"), seen),
             f"<p>{CHECKED}</p></html>",
         ]
     )
+
+
+def _reports(attempt: Attempt, evidence: Sequence[Evidence]) -> Iterator[tuple[str, ...]]:
+    """Every line of the cohort's reports on both sides; of shared tables, of all cohorts."""
+    for one in evidence:
+        name, _, cohort = one.subject.partition(" ")
+        if one.kind != "report" or not one.genuine or attempt.cohort not in (cohort, SHARED):
+            continue
+        result = reports.result_of(name, cohort, one.body)
+        yield one.subject, _when(one.began), result.in_short(), ""
+        yield from (("", "", *map(reports.words, pair)) for pair in result.pairs())
 
 
 def _sides(found: Mapping[str, str]) -> str:

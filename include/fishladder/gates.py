@@ -6,9 +6,10 @@ says what is missing and what to run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
+from typing import Any
 
 from fishladder import monitors, reports
 from fishladder.cells import HOMELESS
@@ -110,22 +111,23 @@ class _Asked:
 
     def reports(self) -> Gate:
         cohorts = reports.cohorts_of(self.ledger.routes(), self.attempt.cohort)
-        wrong = [
-            line
-            for report, asked in self.spec.reports.items()
-            for one in cohorts
-            if (line := self._doubt("report", f"{report} {one}", self._max_age, "differs", reports.whole(asked)))
-        ]
+        wrong = [line for name in self.spec.reports for one in cohorts if (line := self._unequal(name, one))]
         found = "; ".join(wrong) or f"{len(self.spec.reports)} equal"
         remedy = f"run {self.spec.migration}_reconcile and see what its task report says"
         return Gate(name="reports", open=not wrong, found=found, remedy=remedy)
+
+    def _unequal(self, name: str, cohort: str) -> str | None:
+        def failed(body: Mapping[str, Any]) -> str:
+            return reports.result_of(name, cohort, body).in_short()
+
+        return self._doubt("report", f"{name} {cohort}", self._max_age, failed, reports.whole(self.spec.reports[name]))
 
     def monitors(self) -> Gate:
         age = self.spec.gates.monitor_age
         wrong = [
             line
             for name, asked in self.spec.monitors.items()
-            if (line := self._doubt("monitor", name, age, "is not quiet", monitors.whole(asked)))
+            if (line := self._doubt("monitor", name, age, lambda _: "is not quiet", monitors.whole(asked)))
         ]
         found = "; ".join(wrong) or f"{len(self.spec.monitors)} quiet"
         remedy = f"switch {self.spec.migration}_monitor on and see what its task says"
@@ -145,7 +147,7 @@ class _Asked:
                 continue
             elif not (move and move.kind == "flip" and self.ledger.latest_evidence(OBSERVED, subject(move.id))):
                 wrong.append(f"{cohort} was not observed to the end")
-            elif line := self._doubt(OBSERVED, subject(move.id), None, "was not quiet"):
+            elif line := self._doubt(OBSERVED, subject(move.id), None, lambda _: "was not quiet"):
                 wrong.append(f"{cohort}: {line}")
         found = "; ".join(wrong) or f"{len(needs)} observed for {duration_text(self.spec.gates.observe)}"
         remedy = f"wait for the task observe of its {self.spec.migration}_flip, or mend what it found and clear it"
@@ -193,9 +195,17 @@ class _Asked:
         return self.spec.gates.max_age
 
     def _doubt(
-        self, kind: str, subject: str, age: timedelta | None, failed: str, asked: str | None = None
+        self,
+        kind: str,
+        subject: str,
+        age: timedelta | None,
+        failed: Callable[[Mapping[str, Any]], str],
+        asked: str | None = None,
     ) -> str | None:
-        """What is wrong with the newest evidence about something. ``asked``: the digest of what the file asks."""
+        """What is wrong with the newest evidence about something.
+
+        ``failed``: what the body of one that did not pass says. ``asked``: the digest of what the file asks.
+        """
         newest = self.ledger.latest_evidence(kind, subject)
         if newest is None:
             return f"{subject}: nothing is known"
@@ -204,7 +214,7 @@ class _Asked:
         if asked is not None and newest.body.get(kind) != asked:
             return f"{subject}: what is known is of another {kind} than the migration file has now"
         if not newest.passed:
-            return f"{subject} {failed}"
+            return f"{subject} {failed(newest.body)}"
         if newest.began > self.now or (age is not None and newest.began < self.now - age):
             within = f"within {duration_text(age)}" if age is not None else "before now"
             return f"{subject}: as of {newest.began:%Y-%m-%d %H:%M} UTC, which is not {within}"

@@ -17,6 +17,8 @@ from fishladder.stores.base import Store
 
 Line = tuple[str | None, ...]
 
+SHOWN = 3
+"""So many differences are named where one line says it all."""
 TRIES = 5
 BETWEEN_TRIES = 1.0
 """Seconds in which a change that is on its way may arrive before two totals count as different."""
@@ -40,9 +42,19 @@ class ReportResult:
         if self.source and self.target and len(self.source[0]) != len(self.target[0]):
             widths = f"the source returns {len(self.source[0])} columns, the target {len(self.target[0])}"
             return [f"{widths}: select the same ones on both sides of reports.{self.name}"]
-        ours, theirs = Counter(self.source), Counter(self.target)
-        only = [f"only in the source: {_words(line)}" for line in (ours - theirs).elements()]
-        return only + [f"only in the target: {_words(line)}" for line in (theirs - ours).elements()]
+        return [
+            f"only in the source: {words(ours)}" if ours is not None else f"only in the target: {words(theirs)}"
+            for ours, theirs in self.pairs()
+            if ours != theirs
+        ]
+
+    def in_short(self) -> str:
+        """The same in one line of text, with the first differences only."""
+        if self.equal:
+            return "equal"
+        found = self.differences()
+        more = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
+        return " ".join(f"differs: {'; '.join(found[:SHOWN] + more)}".split())
 
     def pairs(self) -> list[tuple[Line | None, Line | None]]:
         """The lines of both sides in order, each beside its like; None: the other side lacks it."""
@@ -65,8 +77,9 @@ def cohorts_of(cohorts: Collection[str], cohort: str) -> list[str]:
     return sorted(set(cohorts) - {NO_HOME, SHARED}) if cohort == SHARED else [cohort]
 
 
-def _words(line: Line) -> str:
-    return " | ".join("NULL" if cell is None else cell for cell in line)
+def words(line: Line | None) -> str:
+    """One line as text; empty for none."""
+    return "" if line is None else " | ".join("NULL" if cell is None else cell for cell in line)
 
 
 def whole(report: Report) -> str:

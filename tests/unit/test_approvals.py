@@ -431,6 +431,13 @@ def test_a_gate_says_what_is_missing_and_what_to_run(case: Case, change: str, wo
         case.shown()
 
 
+def test_the_gate_of_the_reports_names_what_differs(case: Case) -> None:
+    case.small.damage("UPDATE item SET amount = 55 WHERE id = 10")
+    tasks.report(case.desk)
+    (line,) = (line for line in closed(tasks.open_gates(case.desk, case.attempt.id)) if line.startswith("reports"))
+    assert "amounts NZ differs: only in the source: 5; only in the target: 55; run small_reconcile" in line
+
+
 @pytest.mark.parametrize(
     ("later", "words"),
     [

@@ -81,6 +81,13 @@ def test_a_person_reads_who_decided_what(exported: tuple[Case, Path, str]) -> No
         assert words in page, words
 
 
+def test_a_person_reads_the_figures_of_both_sides(exported: tuple[Case, Path, str]) -> None:
+    _, folder, _ = exported
+    page = (folder / "page.html").read_text()
+    assert "<tr><td>amounts NZ</td>" in page and "<td>equal</td><td></td></tr><tr><td></td><td></td><td>5</td>" in page
+    assert "<tr><td>amounts AU" not in page, "another cohort's are in evidence.jsonl"
+
+
 def test_any_byte_that_is_changed_is_found(exported: tuple[Case, Path, str]) -> None:
     _, folder, digest = exported
     rng = random.Random(7)

@@ -21,6 +21,7 @@ from fishladder import metrics, monitors, tasks
 from fishladder.errors import FatalError, InputError, SpecError
 from fishladder.export import export
 from fishladder.monitors import FEWEST, Observed
+from fishladder.page import write
 from fishladder.spec import loads
 from fishladder.spec_parts import Metric, Monitor
 from fishladder.tasks import Desk
@@ -540,10 +541,10 @@ def test_whoever_approves_sees_the_newest_values_and_the_past(
 ) -> None:
     items = Monitor(must_be="positive", source="select count(*) from item")
     desk, attempt = approving(failed=MORE, items=items, away=Monitor(must_be="zero", target="select * from `a|b`"))
-    shown = tasks.page(desk, desk.ledger.attempt(attempt), []).split("\n")
+    shown = write(desk.spec, desk.ledger, desk.ledger.attempt(attempt), [], desk.clock.now()).split("\n")
     assert "| items | positive | - | - |" in shown
     values(desk, page, *[4] * 12, 5, 6)
-    lines = tasks.page(desk, desk.ledger.attempt(attempt), []).split("\n")
+    lines = write(desk.spec, desk.ledger, desk.ledger.attempt(attempt), [], desk.clock.now()).split("\n")
     assert "| items | positive | source 3 · source 3 · source 3 | - |" in lines
     (line,) = (line for line in lines if line.startswith("| failed "))
     assert line.startswith("| failed | no_more_than_before | metric 6 · metric 5 · metric 4 | metric at most 6,")

@@ -53,3 +53,18 @@ def test_reports_under_the_fence_stop_the_switch(
     assert ended.outcome == ("aborted" if error else "done")
     assert small.ledger.route("NZ").owner == ("source" if error else "target")
     assert error is None or f"money: {error}" in str(ended.error)
+
+
+def test_the_first_differences_in_one_line() -> None:
+    def result(*target: Line) -> ReportResult:
+        source = (("2026-01", "1"), ("2026-02", "2"))
+        return ReportResult(name="revenue", cohort="NZ", source=source, target=target)
+
+    assert result(("2026-01", "1"), ("2026-02", "2")).in_short() == "equal"
+    assert result(("2026-01", "1"), ("2026-02", "a\n b")).in_short() == (
+        "differs: only in the source: 2026-02 | 2; only in the target: 2026-02 | a b"
+    )
+    assert result(*((f"2026-0{month}", "9") for month in range(1, 6))).in_short() == (
+        "differs: only in the source: 2026-01 | 1; only in the target: 2026-01 | 9; only in the source: 2026-02 | 2;"
+        " and 4 more"
+    )
