@@ -86,6 +86,9 @@ def _reports(spec: Migration, ledger: Ledger, cohort: str) -> Iterator[tuple[str
                 yield title, "-", "-"
                 continue
             result = reports.result_of(name, one, newest.body)
+            if result.problem is not None:
+                yield title, quoted(result.in_short()), "-"
+                continue
             yield title, _count(result.source), _count(result.target)
             pairs, label = result.pairs(), f"as of {_when(newest.began)}"
             for ours, theirs in pairs[-few:]:

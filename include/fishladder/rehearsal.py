@@ -338,7 +338,7 @@ class _Day:
         with stage.stores() as (source, target):
             until, cohorts = stage.clock.now() + timedelta(days=1), _reported(stage.ledger.routes())
             asked = run_reports(stage.spec, source, target, stage.clock, cohorts=cohorts, until=until)
-        wrong += [f"report {result.name} {result.cohort} differs" for result in asked if not result.equal]
+            wrong += [f"report {one.name} {one.cohort} {one.in_short()}" for one in asked if not one.equal]
         if wrong:
             raise FatalError("; ".join(dict.fromkeys(wrong)))
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from fishladder.cells import NO_HOME, SHARED
 from fishladder.clock import Clock
+from fishladder.errors import FishladderError, TransientError
 from fishladder.plan import Side
 from fishladder.spec import Migration, digest
 from fishladder.spec_parts import Report
@@ -26,19 +27,25 @@ BETWEEN_TRIES = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportResult:
-    """One report for one cohort: the lines of both stores, and whether they are the same text, line by line."""
+    """One report for one cohort: the lines of both stores, and whether they are the same text, line by line.
+
+    ``problem``: why it could not be asked, if so.
+    """
 
     name: str
     cohort: str
-    source: tuple[Line, ...]
-    target: tuple[Line, ...]
+    source: tuple[Line, ...] = ()
+    target: tuple[Line, ...] = ()
+    problem: str | None = None
 
     @property
     def equal(self) -> bool:
-        return self.source == self.target
+        return self.problem is None and self.source == self.target
 
     def differences(self) -> list[str]:
         """What differs, a line each, in words for a person; a line that one side has twice is one of them."""
+        if self.problem is not None:
+            return [f"could not be asked: {self.problem}"]
         if self.source and self.target and len(self.source[0]) != len(self.target[0]):
             widths = f"the source returns {len(self.source[0])} columns, the target {len(self.target[0])}"
             return [f"{widths}: select the same ones on both sides of reports.{self.name}"]
@@ -52,9 +59,9 @@ class ReportResult:
         """The same in one line of text, with the first differences only."""
         if self.equal:
             return "equal"
-        found = self.differences()
+        found, differs = self.differences(), "" if self.problem is not None else "differs: "
         more = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
-        return " ".join(f"differs: {'; '.join(found[:SHOWN] + more)}".split())
+        return " ".join(f"{differs}{'; '.join(found[:SHOWN] + more)}".split())
 
     def pairs(self) -> list[tuple[Line | None, Line | None]]:
         """The lines of both sides in order, each beside its like; None: the other side lacks it."""
@@ -68,8 +75,8 @@ class ReportResult:
 
 def result_of(name: str, cohort: str, body: Mapping[str, Any]) -> ReportResult:
     """What a piece of evidence says."""
-    ours, theirs = (tuple(map(tuple, body[side])) for side in ("source", "target"))
-    return ReportResult(name=name, cohort=cohort, source=ours, target=theirs)
+    ours, theirs = (tuple(map(tuple, body.get(side, ()))) for side in ("source", "target"))
+    return ReportResult(name=name, cohort=cohort, source=ours, target=theirs, problem=body.get("problem"))
 
 
 def cohorts_of(cohorts: Collection[str], cohort: str) -> list[str]:
@@ -89,14 +96,23 @@ def whole(report: Report) -> str:
 
 def run_reports(
     spec: Migration, source: Store, target: Store, clock: Clock, *, cohorts: Iterable[str], until: datetime
-) -> list[ReportResult]:
-    """Every report for every cohort over the closed period that ends before ``until`` (UTC)."""
+) -> Iterator[ReportResult]:
+    """Every report for every cohort over the closed period that ends before ``until`` (UTC).
+
+    One that cannot be asked says why, and keeps no other from being asked. Raises TransientError where a store is away,
+    after the result that says so.
+    """
     period = _period(until)
-    return [
-        _run(name, report, cohort, source, target, clock, period)
-        for cohort in cohorts
-        for name, report in spec.reports.items()
-    ]
+    for cohort in cohorts:
+        for name, report in spec.reports.items():
+            try:
+                result = _run(name, report, cohort, source, target, clock, period)
+            except (FishladderError, UnicodeError) as error:  # text that is no UTF-8
+                yield ReportResult(name=name, cohort=cohort, problem=str(error))
+                if isinstance(error, TransientError):
+                    raise
+            else:
+                yield result
 
 
 def run_cutover_reports(

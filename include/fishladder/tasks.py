@@ -18,7 +18,7 @@ from typing import Any
 
 from fishladder import apply, flip, gates, install, load, monitors, page, reconcile, reports, verdict
 from fishladder.capacity import measure
-from fishladder.cells import NO_HOME
+from fishladder.cells import NO_HOME, SHARED
 from fishladder.clock import Clock, SystemClock
 from fishladder.errors import FatalError, InputError
 from fishladder.ledger import BEFORE_SWITCH, MACHINE, Attempt, CheckResult, Kind, Ledger, SpecRecord
@@ -660,16 +660,20 @@ def reconcile_table(desk: Desk, table: str) -> CheckResult:
 
 
 def report(desk: Desk) -> list[reports.ReportResult]:
-    """All financial reports per cohort over the period that ended at midnight (UTC), kept as evidence."""
+    """All financial reports per cohort over the period that ended at midnight (UTC), kept as evidence.
+
+    One that cannot be asked is kept, too, as evidence that fails.
+    """
     began = desk.clock.now()
     until = datetime.combine(began.date(), time(), UTC)
+    results = []
     with desk.stores() as (source, target):
-        cohorts = [cohort for cohort in desk.ledger.routes() if cohort not in ("*", "shared")]
-        results = reports.run_reports(desk.spec, source, target, desk.clock, cohorts=cohorts, until=until)
-    for result in results:
-        body = {"source": result.source, "target": result.target, "until": until.isoformat()}
-        body |= {"report": reports.whole(desk.spec.reports[result.name])}
-        desk.keep("report", f"{result.name} {result.cohort}", body, result.equal, began)
+        cohorts = reports.cohorts_of(desk.ledger.routes(), SHARED)
+        for result in reports.run_reports(desk.spec, source, target, desk.clock, cohorts=cohorts, until=until):
+            body = {"source": result.source, "target": result.target, "problem": result.problem}
+            body |= {"until": until.isoformat(), "report": reports.whole(desk.spec.reports[result.name])}
+            desk.keep("report", f"{result.name} {result.cohort}", body, result.equal, began)
+            results.append(result)
     return results
 
 

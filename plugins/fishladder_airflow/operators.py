@@ -386,15 +386,21 @@ class Reconcile(TableOperator, EvidenceOperator):
 
 
 class Report(EvidenceOperator):
-    """Ask both stores every financial report of every cohort, and keep the answers as evidence."""
+    """Ask both stores every financial report of every cohort, and keep the answers as evidence.
+
+    Fails when one could not be asked. That some differ is for another task to judge.
+    """
 
     def execute(self, context: Context) -> dict[str, int]:
         with self.desk() as desk:
             results = tasks.report(desk)
         for result in results:
-            self.log.info("%s %s: %s", result.name, result.cohort, "equal" if result.equal else "differs")
-            for line in result.differences():
+            self.log.info("%s %s: %s", result.name, result.cohort, "equal" if result.equal else "not equal")
+            for line in () if result.equal else result.differences():
                 self.log.info("  %s", line)
+        failed = [f"{one.name} {one.cohort} {one.in_short()}" for one in results if one.problem is not None]
+        if failed:
+            raise AirflowFailException("\n".join(failed))
         equal = sum(result.equal for result in results)
         return {"equal": equal, "different": len(results) - equal}
 

@@ -205,7 +205,7 @@ TASKS = {
     "reconcile": "One pass over a table: missing, extra and different rows, duplicates and orphans. Differences are "
     "recorded and marked dirty; this task is green all the same, and **outcome** judges.",
     "report": "The financial reports of every cohort in both stores, over the time until last midnight (UTC), compared "
-    "line by line and kept as evidence.",
+    "line by line and kept as evidence. Red when one could not be asked; the message says why.",
     "totals": "Rows of every table and cohort in both stores, kept as evidence. While customers are busy they may "
     "differ by what is on its way.",
     "outcome": "A table of all newest passes in the log. Red unless every table is clean, nothing is rejected and all "

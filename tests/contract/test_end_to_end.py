@@ -83,6 +83,6 @@ def test_a_copy_under_live_traffic(
             assert problems == (0, 0, 0, 0, 0, 0), (table.name, found)
         assert ledger.open_rejects() == []
         assert independent.compare(ours.admin, theirs.admin) == []
-        reports = run_reports(migration, source, target, clock, cohorts=["NZ", "US"], until=clock.now())
+        reports = [*run_reports(migration, source, target, clock, cohorts=["NZ", "US"], until=clock.now())]
         assert [report.differences() for report in reports if not report.equal] == []
         assert any(report.source for report in reports)

@@ -11,6 +11,7 @@ from airflow.providers.standard.exceptions import HITLTimeoutError
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskAwaitingInput
 
 from fishladder import tasks
+from fishladder.reports import ReportResult
 from fishladder.tasks import Desk
 from fishladder_airflow import operators
 from fishladder_airflow.dags import build
@@ -197,6 +198,21 @@ def test_a_monitor_that_is_not_quiet_is_red(prepared: Desk) -> None:
         target.run("DELETE FROM fishladder_copying")  # type: ignore[attr-defined]
     with pytest.raises(AirflowFailException, match="negative_balance must be zero: target 1"):
         monitor.execute({})
+
+
+def test_a_report_that_cannot_be_asked_is_red(prepared: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = operators.Report(task_id="report", migration_file=str(FILE))
+    assert report.execute({})["different"] == 0
+    lines = (("2026-01", "1"),)
+    found = [
+        ReportResult(name="revenue", cohort="AU", source=lines),  # differs, which outcome judges
+        ReportResult(name="revenue", cohort="NZ", problem="no such table: nowhere"),
+    ]
+    monkeypatch.setattr(tasks, "report", lambda desk: found[:1])
+    assert report.execute({}) == {"equal": 0, "different": 1}
+    monkeypatch.setattr(tasks, "report", lambda desk: found)
+    with pytest.raises(AirflowFailException, match=r"^revenue NZ could not be asked: no such table: nowhere$"):
+        report.execute({})
 
 
 @pytest.mark.parametrize("rejected", [False, True])
