@@ -81,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     added.set_defaults(run=_adopt)
     audit = commands.add_parser("audit", help="the audit trail").add_subparsers(required=True, metavar="what")
     added = audit.add_parser("verify", help="check that no event was edited, cut or swapped")
+    added.add_argument("file", type=Path, nargs="?", help="a migration file: its stores' fences are asked, too")
     added.add_argument("--migration", help="only this one; otherwise all")
     added.add_argument("--json", action="store_true", help="for machines")
     added.set_defaults(run=_verify)
@@ -277,8 +278,12 @@ def _adopt(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    with _ledger(options.migration or "") as ledger:
-        problems = verify(ledger.engine, options.migration)
+    spec = None if options.file is None else load(options.file)
+    migration = spec.migration if spec is not None else options.migration
+    with _ledger(migration or "") as ledger:
+        problems = verify(ledger.engine, migration)
+    if spec is not None:
+        problems += tasks.ask_stores(_desk(spec))
     if options.json:
         print(json.dumps({"whole": not problems, "problems": problems}, indent=2))
         return int(bool(problems))

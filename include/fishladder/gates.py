@@ -36,10 +36,24 @@ class Gate:
     remedy: str
 
 
-def evaluate(spec: Migration, ledger: Ledger, attempt: Attempt, now: datetime, *, fenced: bool = False) -> list[Gate]:
-    """Every gate of an attempt. ``fenced``: writes wait by now, and the drain asks what is still to be copied."""
+def evaluate(
+    spec: Migration,
+    ledger: Ledger,
+    attempt: Attempt,
+    now: datetime,
+    *,
+    contradictions: Sequence[str] | None,
+    fenced: bool = False,
+) -> list[Gate]:
+    """Every gate of an attempt. ``fenced``: writes wait by now, and the drain asks what is still to be copied.
+
+    ``contradictions``: what the stores' fences say against the ledger; None: they were not asked, and nobody may go by
+    the answer.
+    """
     asked = _Asked(spec, ledger, attempt, now)
     found = [asked.rejects(), asked.mismatches(), asked.audit(), asked.approvals()]
+    if contradictions is not None:
+        found.append(asked.fences(contradictions))
     if not fenced:
         found.append(asked.applier())
     if attempt.kind != "rollback":
@@ -85,6 +99,11 @@ class _Asked:
         found = f"{len(problems)} problems: {problems[0]}" if problems else "intact"
         remedy = "somebody wrote into the ledger: see python -m fishladder audit verify"
         return Gate(name="audit chain", open=not problems, found=found, remedy=remedy)
+
+    def fences(self, contradictions: Sequence[str]) -> Gate:
+        found = f"{len(contradictions)} problems: {contradictions[0]}" if contradictions else "as the ledger has them"
+        remedy = "nothing moves until somebody has looked: see docs/disaster-recovery.md"
+        return Gate(name="fences", open=not contradictions, found=found, remedy=remedy)
 
     def applier(self) -> Gate:
         last, most = self.ledger.status("applier"), self.spec.gates.max_lag
@@ -149,7 +168,9 @@ class _Asked:
                 wrong.append(f"{cohort} was not observed to the end")
             elif line := self._doubt(OBSERVED, subject(move.id), None, lambda _: "was not quiet"):
                 wrong.append(f"{cohort}: {line}")
-        found = "; ".join(wrong) or f"{len(needs)} observed for {duration_text(self.spec.gates.observe)}"
+        found = "; ".join(wrong) or "nothing comes before it"
+        if needs and not wrong:
+            found = f"{len(needs)} observed for {duration_text(self.spec.gates.observe)}"
         remedy = f"wait for the task observe of its {self.spec.migration}_flip, or mend what it found and clear it"
         return Gate(name="observed", open=not wrong, found=found, remedy=remedy)
 

@@ -21,7 +21,7 @@ from fishladder.errors import FatalError, InputError, StaleError
 from fishladder.install import BACKFILL_ROWS, create_target_tables
 from fishladder.ledger import Attempt, Kind, open_ledger, upgrade
 from fishladder.names import settle
-from fishladder.plan import Plan, PlanTable, resolve
+from fishladder.plan import Plan, PlanTable, Side, resolve
 from fishladder.reports import run_alone, run_reports
 from fishladder.spec import Application, Migration, Target
 from fishladder.spec_parts import Rehearsal
@@ -88,7 +88,9 @@ def rehearse(desk: Desk, environment: Mapping[str, str] = os.environ) -> Rehears
 class _Stage(Desk):
     """The desk of a migration whose stores and ledger are a rehearsal's own: its attempts have no gates."""
 
-    def evaluate(self, attempt: Attempt, *, fenced: bool = False) -> list[gates.Gate]:
+    def evaluate(
+        self, attempt: Attempt, *, fenced: bool = False, stores: Mapping[Side, Store] | None = None
+    ) -> list[gates.Gate]:
         return []
 
 

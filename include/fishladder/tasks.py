@@ -10,7 +10,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, time
 from functools import cache, partial
 from pathlib import Path
@@ -35,6 +35,7 @@ from fishladder.spec import Migration, nearest
 from fishladder.spec_parts import identity
 from fishladder.stores.application import Application
 from fishladder.stores.base import Fenced, Finding, Store
+from fishladder.witness import contradictions
 
 Report = Callable[[str], None]
 """Takes a line about progress, for the log of the task."""
@@ -150,14 +151,15 @@ class Desk:
 
         def closed(attempt: Attempt, fenced: bool) -> list[str]:
             self.note_deployment(actor)
-            return gates.closed(self.evaluate(attempt, fenced=fenced))
+            return gates.closed(self.evaluate(attempt, fenced=fenced, stores=stores))
 
         with ExitStack() as kept:
             plan, (ends,) = kept.enter_context(self.ends())
+            stores: dict[Side, Store] = {"source": ends.origin, "target": ends.destination}
             yield flip.Cutover(
                 spec=self.spec,
                 plan=plan,
-                stores={"source": ends.origin, "target": ends.destination},
+                stores=stores,
                 ledger=self.ledger,
                 clock=self.clock,
                 replay=partial(self._replay, kept),
@@ -171,9 +173,13 @@ class Desk:
         """The digests of the migration file, with its gates, reports and monitors, and of the code."""
         return {"spec": hashlib.sha256(self.spec.to_json().encode()).hexdigest(), "code": code_digest()}
 
-    def evaluate(self, attempt: Attempt, *, fenced: bool = False) -> list[gates.Gate]:
-        """An attempt's gates, as they are now."""
-        return gates.evaluate(self.spec, self.ledger, attempt, self.clock.now(), fenced=fenced)
+    def evaluate(
+        self, attempt: Attempt, *, fenced: bool = False, stores: Mapping[Side, Store] | None = None
+    ) -> list[gates.Gate]:
+        """An attempt's gates, as they are now; ``stores`` are opened where none are given."""
+        against = ask_stores(self) if stores is None else contradictions(self.ledger, stores)
+        now = self.clock.now()
+        return gates.evaluate(self.spec, self.ledger, attempt, now, contradictions=against, fenced=fenced)
 
     def _replay(self, kept: ExitStack, cohort: str) -> None:
         """What is queued of a cohort; the operations and the application's connections are wanted only then."""
@@ -693,12 +699,19 @@ def totals(desk: Desk) -> dict[str, dict[str, tuple[int, int]]]:
 
 
 def outcome(desk: Desk) -> verdict.Verdict:
-    """What the newest passes and reports add up to, kept as evidence."""
+    """What the newest passes and reports add up to, and whether the fences are as they must be, kept as evidence."""
     began = desk.clock.now()
     found = verdict.judge(desk.spec, desk.ledger)
+    found = replace(found, problems=(*found.problems, *ask_stores(desk)))
     body = {"lines": found.lines, "problems": found.problems}
     desk.keep("outcome", desk.spec.migration, body, not found.problems, began)
     return found
+
+
+def ask_stores(desk: Desk) -> list[str]:
+    """What their fences say against the ledger."""
+    with desk.stores() as (source, target):
+        return contradictions(desk.ledger, {"source": source, "target": target})
 
 
 def check_names(spec: Migration, tables: Sequence[str]) -> None:
@@ -812,7 +825,8 @@ def _awaited(desk: Desk, attempt: Attempt) -> dict[str, Any]:
     """What an attempt that has fenced nothing yet waits for."""
     if attempt.outcome is not None or attempt.step != "verify":
         return {}
-    closed, people = gates.closed(desk.evaluate(attempt)), _approved_by(desk, attempt.id)
+    evaluated = gates.evaluate(desk.spec, desk.ledger, attempt, desk.clock.now(), contradictions=None)
+    closed, people = gates.closed(evaluated), _approved_by(desk, attempt.id)
     return {"closed_gates": closed, "approvals": attempt.approvals, "approved_by": people}
 
 

@@ -161,7 +161,7 @@ def test_a_country_moves_by_clicks_alone(story: Story, monkeypatch: pytest.Monke
         run("billing_monitor")
         with story.customers() as felt:
             first = ask("billing_flip", "it is time")
-            answer_too_soon(story, first)
+            answer_at_once(story, first)
             ann.answer("billing: NZ: may it go?", "Approve")  # who asked may not
             until(lambda: asked(story, first) == 3, "the question to be asked again")
             assert (story.route("NZ"), story.events("approved")) == (("off", "source"), [])
@@ -193,10 +193,10 @@ def asked(story: Story, run: str) -> int:
     return int(task["try_number"]) if task["state"] in ("deferred", "awaiting_input") else 0
 
 
-def answer_too_soon(story: Story, run: str) -> None:
-    """Within the first seconds, in which Airflow fails an answer: the question comes again, and nothing has moved."""
+def answer_at_once(story: Story, run: str) -> None:
+    """By whoever asked, in the first seconds: whether Airflow fails that or it is refused, the question comes again."""
     until(lambda: asked(story, run) == 1, "the question")
     path = f"/api/v2/dags/billing_flip/dagRuns/{run}/taskInstances/country.approve/0/hitlDetails"
-    story.airflow.call("PATCH", path, {"chosen_options": ["Approve"], "params_input": {}}, user="approver")
+    story.airflow.call("PATCH", path, {"chosen_options": ["Approve"], "params_input": {}})
     until(lambda: asked(story, run) == 2, "the question to be asked again")
     assert (story.route("NZ"), story.events("approved")) == (("off", "source"), [])
