@@ -312,6 +312,15 @@ def test_another_attempt(case: Case) -> None:
     case.aborts("0 of 2 approvals hold")
 
 
+def test_another_epoch(case: Case) -> None:
+    """Whatever has raised it: nobody has approved a move from where the cohort is now."""
+    approve(case.desk, case.attempt, "ben", "cleo")
+    case.verify()
+    for table, cohort in ("route", "cohort = 'NZ'"), ("attempt", "id = 1"):
+        case.sql(f"UPDATE ledger_{table} SET epoch = epoch + 1 WHERE {cohort}")
+    case.aborts("0 of 2 approvals hold")
+
+
 def test_time(case: Case) -> None:
     approve(case.desk, case.attempt, "ben", "cleo")
     case.verify()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Row, delete, insert, select, text, update
 
-from fishladder.errors import FatalError, LedgerError
+from fishladder.errors import FatalError, InputError, LedgerError
 from fishladder.ledger import (
     MACHINE,
     CheckResult,
@@ -189,6 +189,23 @@ def test_eight_threads_make_one_chain(ledger: Ledger) -> None:
     assert [line.sequence for line in lines] == list(range(160, 0, -1))
     assert len(ledger.routes()) == 80
     assert verify(ledger.engine) == []
+
+
+def test_of_eight_runs_at_once_one_opens_an_attempt(ledger: Ledger) -> None:
+    ledger.ensure_routes(["NZ"], "ada")
+
+    def ask(run: int) -> str | None:
+        try:
+            ledger.begin_attempt("NZ", "flip", actor=f"ann {run}", reason="", deadline=60, request=f"run {run}")
+        except InputError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(8) as pool:
+        said = list(pool.map(ask, range(8)))
+    assert said.count(None) == 1 and all("is still open" in why for why in said if why is not None)
+    (attempt,) = ledger.attempts()
+    assert [event.actor for event in ledger.events() if event.event == "flip asked for"] == [attempt.actor]
 
 
 def test_what_eight_threads_do_at_once_happens_once(ledger: Ledger) -> None:
