@@ -45,6 +45,7 @@ def write(spec: Migration, ledger: Ledger, attempt: Attempt, evaluated: Sequence
     parts = [
         [story],
         [f"Asked for by {quoted(attempt.actor)}: {quoted(attempt.reason) or '(no reason given)'}"],
+        *_manual(spec, attempt),
         _table(("gate", "found"), [(gate.name, quoted(gate.found)) for gate in evaluated]),
         _table(("fact", "value"), facts.items()),
         _table(("report", "source", "target"), _reports(spec, ledger, attempt.cohort)),
@@ -72,6 +73,13 @@ def _when(moment: datetime) -> str:
 def _observation(spec: Migration) -> str:
     then = "it goes back by itself" if spec.gates.automatic_rollback else "people judge"
     return f"observed for {duration_text(spec.gates.observe)}; when a monitor is not quiet, {then}"
+
+
+def _manual(spec: Migration, attempt: Attempt) -> list[list[str]]:
+    """What a person has to see to, because nothing else can."""
+    if attempt.kind != "flip" or not spec.gates.manual:
+        return []
+    return [["Whoever approves this confirms:"], [f"- {quoted(sentence)}" for sentence in spec.gates.manual]]
 
 
 def _reports(spec: Migration, ledger: Ledger, cohort: str) -> Iterator[tuple[str, str, str]]:

@@ -320,6 +320,8 @@ class Gates(SpecModel):
     """Different people who must approve, none of them who asked."""
     approval_expires: Duration = timedelta(hours=8)
     """How long an approval holds."""
+    manual: tuple[Word, ...] = ()
+    """What nothing here can check: whoever approves a flip confirms it."""
     people: Mapping[Word, tuple[Word, ...]] = {}
     """Person: other accounts of theirs. All together have one say."""
     service_accounts: tuple[Word, ...] = ()

@@ -142,6 +142,7 @@ EDITED = {
     "gates.monitor_age": "gates: {monitor_age: 1h}",
     "gates.approvals": "gates: {approvals: 2}",
     "gates.approval_expires": "gates: {approval_expires: 1h}",
+    "gates.manual": "gates: {manual: [the service desk knows the date]}",
     "gates.people": "gates: {people: {ann: [ann.admin]}}",
     "gates.service_accounts": "gates: {service_accounts: [ci]}",
     "gates.deadline": "gates: {deadline: 10s}",

@@ -123,3 +123,16 @@ def test_the_last_differences_and_what_became_of_them(small: Small) -> None:
     small.follow()
     tasks.reconcile_table(desk, "item")
     assert finds() == [["line", "1 missing", "1", "clean passes: 0"], ["item", "2 differs", "1", "clean passes: 1"]]
+
+
+def test_whoever_approves_a_flip_confirms_what_nothing_can_check(small: Small) -> None:
+    sentences = ("The service desk of *NZ* knows the date.", "Finance has closed the month.")
+    desk = desk_of(small)
+    spec = desk.spec.model_copy(update={"gates": desk.spec.gates.model_copy(update={"manual": sentences})})
+    attempt = ask(desk)
+    text = page.write(spec, desk.ledger, attempt, [], desk.clock.now())
+    asked = r"- The service desk of \*NZ\* knows the date\." + "\n" + r"- Finance has closed the month\."
+    assert f"\n\nWhoever approves this confirms:\n\n{asked}\n\n" in text
+    assert replace(desk, spec=spec).runs != desk.runs, "another sentence voids what was approved"
+    for other, kind in ((desk.spec, "flip"), (spec, "rollback")):
+        assert "confirms" not in page.write(other, desk.ledger, replace(attempt, kind=kind), [], desk.clock.now())
