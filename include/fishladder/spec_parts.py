@@ -32,6 +32,9 @@ OTHERS = "*"
 MAX_WINDOW = timedelta(days=90)
 """How far back a monitor looks at most: at one value in five minutes that is 26,000 of them."""
 
+MAX_DURATION = timedelta(days=3660)
+"""Ten years. Time has an end (in the year 9999, or 1), and a gate that cannot count back so far is not a gate."""
+
 _NAME = r"^[a-z][a-z0-9_]{0,39}$"
 _CONNECTION = r"^[A-Za-z0-9_.\-]{1,200}$"
 _WORD = r"^[^\x00-\x1f\x7f]+$"
@@ -67,7 +70,10 @@ def _duration(value: object) -> timedelta:
     found = re.match(_DURATION, value) if isinstance(value, str) else None
     if found is None:
         raise ValueError("must be a duration such as 200ms, 5s, 90m, 26h or 14d")
-    return int(found[0][: found.start(1)]) * _UNITS[found[1]]
+    duration = int(found[0][: found.start(1)]) * _UNITS[found[1]]
+    if duration > MAX_DURATION:
+        raise ValueError(f"is longer than ten years; write at most {duration_text(MAX_DURATION)}")
+    return duration
 
 
 def duration_text(value: timedelta) -> str:

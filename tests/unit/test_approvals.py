@@ -21,6 +21,7 @@ from fishladder.gates import closed
 from fishladder.ledger import Attempt, CheckResult
 from fishladder.serving import Replayer
 from fishladder.spec import Migration
+from fishladder.spec_parts import MAX_DURATION
 from fishladder.stores import connect_url, open_store
 from fishladder.tasks import Desk
 from tests.approving import approve, make_evidence
@@ -460,6 +461,14 @@ def test_evidence_grows_old(case: Case, later: timedelta, words: str) -> None:
     case.clock.later = later
     case.small.ledger.note("applier", {"lag": 0.0})
     assert any(re.search(words, line) for line in closed(case.desk.evaluate(case.attempt)))
+
+
+def test_the_longest_duration_of_a_file_can_be_counted_back(case: Case) -> None:
+    words = ("max_age", "monitor_age", "approval_expires", "observe", "max_lag")
+    longest = with_gates(case, **dict.fromkeys(words, MAX_DURATION))
+    assert closed(tasks.open_gates(longest, case.attempt.id)) == []
+    case.desk = longest
+    case.say_yes("ben")
 
 
 def test_a_pass_that_was_not_decided_makes_no_clean_one_younger(case: Case) -> None:

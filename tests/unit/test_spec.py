@@ -247,6 +247,8 @@ SHAPE = [
         "19: gates.xyzzy: unknown word; known: clean_passes, max_age, max_lag, rehearsal_days",
     ),
     ("26h", "26", "19: gates.max_age: must be a duration such as 200ms, 5s, 90m, 26h or 14d"),
+    ("26h", "999999d", "19: gates.max_age: is longer than ten years; write at most 3660d"),
+    ("26h", "87841h", "19: gates.max_age: is longer than ten years; write at most 3660d"),
     ("5s", "0s", "19: gates.max_lag: must be a duration such as"),
     ("gates:", "lanes: 65\ngates:", "19: lanes: must be less than or equal to 64"),
     ("gates:", "chunk_rows: 99\ngates:", "19: chunk_rows: must be greater than or equal to 100"),
