@@ -129,3 +129,11 @@ def dags(airflow_database: None) -> dict[str, DAG]:
         for task in dag.tasks:
             task.retries = 0  # a failure shows at once
     return made
+
+
+def triggered_by(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``dag.test()`` runs as if this person had triggered it."""
+    from airflow.models import dagrun
+
+    real = dagrun.get_or_create_dagrun
+    monkeypatch.setattr(dagrun, "get_or_create_dagrun", lambda **given: real(**given | {"triggering_user_name": name}))
