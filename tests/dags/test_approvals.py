@@ -16,8 +16,8 @@ from fishladder.tasks import Desk
 from fishladder_airflow import operators
 from fishladder_airflow.dags import build
 from fishladder_airflow.sensors import GatesOpen, Observe
-from tests.approving import make_evidence
-from tests.dags.conftest import FILE
+from tests.approving import approve, make_evidence
+from tests.dags.conftest import FILE, triggered_by
 
 
 def run(by: str | None = "ann", run_id: str = "manual") -> SimpleNamespace:
@@ -256,3 +256,47 @@ def test_what_is_not_quiet_after_a_flip_is_sent_back(
     assert (str(done.state), sent) == (("success", []) if quiet else ("failed", [1]))
     states = {task.task_id: str(task.state) for task in done.get_task_instances()}
     assert states["country.done"] == ("success" if quiet else "upstream_failed")
+
+
+# Whole runs, of a cohort that is live --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def live(prepared: Desk, airflow_database: None, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    """NZ has flipped. From here on ann triggers, and ben says yes to what he is asked."""
+    (attempt,) = tasks.ask(prepared, "flip", ["NZ"], actor="ann", reason="")
+    approve(prepared, attempt)
+    tasks.verify_cohort(prepared, attempt.id)
+    assert tasks.cut_over(prepared, attempt.id).outcome == "done"
+    make_evidence(prepared)
+
+    def say_yes(task: operators.ApproveFlip, context: Any) -> None:
+        number = task.attempt["attempt"]
+        _, shown = tasks.what_will_happen(prepared, number)
+        tasks.approve(prepared, number, account="ben", shown=shown, request=task.task_id)
+
+    monkeypatch.setattr(operators.ApproveFlip, "execute", say_yes)
+    triggered_by("ann", monkeypatch)
+    return prepared
+
+
+def test_a_cohort_that_is_live_goes_back(live: Desk) -> None:
+    done = build(FILE)["billing_rollback"].test(run_conf={"cohorts": ["NZ"], "reason": "we changed our minds"})
+    states = {task.task_id: str(task.state) for task in done.get_task_instances()}
+    assert str(done.state) == "success", states
+    newest = live.ledger.attempts()[0]
+    assert (newest.kind, newest.cohort, newest.outcome, newest.actor) == ("rollback", "NZ", "done", "ann")
+    assert newest.reason == "we changed our minds" and approved(live)[0] == "ben"
+    route = live.ledger.route("NZ")
+    assert (route.stage, route.owner) == ("off", "source")
+    with live.stores() as stores:
+        writers = [store.fences()["NZ"].writer for store in stores]  # type: ignore[attr-defined]
+    assert writers == ["application", "copier"]
+
+
+def test_a_cohort_that_is_live_does_not_flip_again(live: Desk) -> None:
+    before = live.ledger.attempts()
+    done = build(FILE)["billing_flip"].test(run_conf={"cohorts": ["NZ"], "reason": ""})
+    states = {task.task_id: str(task.state) for task in done.get_task_instances()}
+    assert (str(done.state), states["ask"]) == ("failed", "failed")
+    assert (live.ledger.attempts(), live.ledger.route("NZ").stage) == (before, "live")

@@ -197,6 +197,23 @@ def test_nothing_moves_before_somebody_approved_it(dags: dict[str, DAG], kind: s
         assert dag.task_dict[f"country.{name}"].map_index_template == "{{ task.attempt['cohort'] }}"
 
 
+@pytest.mark.parametrize(("step", "then"), [("flip", "verify"), ("rollback", "verify"), ("finish", "cutover")])
+def test_each_of_two_people_has_a_question_of_their_own(tmp_path: Path, step: str, then: str) -> None:
+    """Neither waits for the other, and nothing goes on without both."""
+    text = FILES["billing"].read_text()
+    assert "approvals: 1," in text
+    path = tmp_path / "billing.yaml"
+    path.write_text(text.replace("approvals: 1,", "approvals: 2,"))
+    found = build(path)[f"billing_{step}"].task_dict
+    assert sorted(name for name in found if "approve" in name) == ["country.approve", "country.approve_2"]
+    for name in ("country.approve", "country.approve_2"):
+        assert found[name].upstream_task_ids == {"ask", "country.gates"}
+        assert found[name].downstream_task_ids == {f"country.{then}", "country.give_up"}
+        assert found[name].trigger_rule == found[f"country.{then}"].trigger_rule == "all_success"
+    if then == "verify":
+        assert "country.verify" in found["country.cutover"].upstream_task_ids
+
+
 @pytest.mark.parametrize(("pools_exist", "pool"), [("", "default_pool"), ("1", "fishladder_billing_target")])
 def test_tasks_run_in_the_targets_pool_once_it_exists(
     monkeypatch: pytest.MonkeyPatch, pools_exist: str, pool: str
