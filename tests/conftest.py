@@ -38,10 +38,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             terminalreporter.line(f"{store}: {reason}", red=True)
 
 
+def is_required() -> bool:
+    """Whether a test whose store cannot be had fails."""
+    return os.environ.get("REQUIRE_STORES") == "1"
+
+
 def not_tested(config: pytest.Config, store: str, reason: object) -> NoReturn:
     """Leave out a test because a store cannot be had: it is named at the end of the run."""
     config.stash[UNTESTED][store] = str(reason)
-    if os.environ.get("REQUIRE_STORES") == "1":
+    if is_required():
         pytest.fail(f"REQUIRE_STORES=1, and there is no {store}: {reason}", pytrace=False)
     pytest.skip(f"no {store}: {reason}")
 
@@ -54,10 +59,12 @@ def mysql_server(pytestconfig: pytest.Config) -> Iterator[str]:
     """
     try:
         dsn = mysql.dsn()
-    except Unavailable as reason:
-        not_tested(pytestconfig, "MySQL", reason)
+    except Unavailable as error:
+        not_tested(pytestconfig, "MySQL", error)
     if "MariaDB" in (version := mysql.version(dsn)):
-        pytestconfig.stash[UNTESTED]["MySQL"] = f"{version} took its place"
+        pytestconfig.stash[UNTESTED]["MySQL"] = reason = f"{version} took its place"
+        if is_required():
+            not_tested(pytestconfig, "MySQL", reason)
     if os.environ.get("MYSQL_DSN"):
         yield dsn
         return
