@@ -79,12 +79,12 @@ class Person:
         form.locator("#element_cohorts").fill("\n".join(cohorts))
         form.locator("#element_reason").fill(reason)
 
-    def answer(self, question: str, word: str) -> None:
-        """Find what is asked among the required actions, read it, and answer with one of its buttons.
+    def answer(self, dag: str, run: str, word: str) -> None:
+        """Find what a run asks among the required actions, read it, and answer with one of its buttons.
 
         Raises Playwright's TimeoutError when it is not asked, or not answered, in time.
         """
-        link = self.page.get_by_role("link", name=question)
+        link = self.page.locator(f'a[href*="/dags/{dag}/runs/{run}/tasks/"]')
         self.look("/required_actions", "Required Action")
         for _ in range(PATIENCE // 2000):  # the page does not look again by itself
             if link.count():

@@ -151,7 +151,7 @@ def test_a_country_moves_by_clicks_alone(story: Story, monkeypatch: pytest.Monke
 
         def approved(dag: str, reason: str) -> None:
             run_id = ask(dag, reason)
-            ben.answer("billing: NZ: may it go?", "Approve")
+            ben.answer(dag, run_id, "Approve")
             story.ended(dag, run_id)
             ben.look(f"/dags/{dag}/runs/{run_id}", "Success")
 
@@ -162,10 +162,10 @@ def test_a_country_moves_by_clicks_alone(story: Story, monkeypatch: pytest.Monke
         with story.customers() as felt:
             first = ask("billing_flip", "it is time")
             answer_at_once(story, first)
-            ann.answer("billing: NZ: may it go?", "Approve")  # who asked may not
+            ann.answer("billing_flip", first, "Approve")  # who asked may not
             until(lambda: asked(story, first) == 3, "the question to be asked again")
             assert (story.route("NZ"), story.events("approved")) == (("off", "source"), [])
-            ben.answer("billing: NZ: may it go?", "Approve")
+            ben.answer("billing_flip", first, "Approve")
             story.ended("billing_flip", first)
             assert (story.route("NZ"), story.events("approved")) == (("live", "target"), ["approver"])
             ann.look("/fishladder/billing_flip/cohorts", "live")
