@@ -42,6 +42,9 @@ WINDOW = 2.0
 """Seconds from fence to switch that 29 of 30 flips may take."""
 REPLAYED = 5.0
 """Seconds in which 99 of 100 queued writes are to be in the owner."""
+BEFORE_SECONDS = 2.0
+"""How long reads are timed before each move, while nothing compares or moves."""
+START_SECONDS = 120.0
 CALLS = 300
 COHORT = "NZ"
 
@@ -110,7 +113,7 @@ def flip(ground: Ground) -> Iterator[Result]:
     medians = {}
     for rows in dict.fromkeys((min(SMALL, ground.rows), ground.rows)):
         with billing(ground, rows) as made:
-            windows, queued, reads, failed = _moves(made)
+            windows, queued, reads, failed, reached = _moves(made)
         name = f"mysql→mysql, {rows_text(rows)}"
         medians[rows] = median(windows)
         late = sum(window > WINDOW for window in windows)
@@ -123,13 +126,14 @@ def flip(ground: Ground) -> Iterator[Result]:
             yield result("flip", case, "s", [(slow, REPLAYED)], goal=1.0)
         yield result("flip", f"{name}, reads, p99 during a flip / before", "s", reads, goal=1.5)
         yield result("flip", f"{name}, failed calls / all", "calls", [failed], goal=0.0)
+        yield result("flip", f"{name}, writes a second / asked for", "writes/s", [(reached, RATE)], goal=0.95)
     if len(medians) > 1:
         small, large = medians.values()
         yield result("flip", "mysql→mysql, fence to switch, large / small", "s", [(large, small)], goal=1.2)
 
 
-def _moves(made: Billing) -> tuple[list[float], list[float], list[tuple[float, float]], tuple[float, float]]:
-    """Windows, seconds in the queue, (read p99 during a flip, before) of rounds, and failed calls of how many."""
+def _moves(made: Billing) -> tuple[list[float], list[float], list[tuple[float, float]], tuple[float, float], float]:
+    """Windows, seconds in the queue, (read p99 during a flip, before) of rounds, failed calls of how many, writes/s."""
     windows: list[float] = []
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
@@ -140,10 +144,15 @@ def _moves(made: Billing) -> tuple[list[float], list[float], list[tuple[float, f
     try:
         ours.recv()  # it is ready
         with made.desk() as desk:
+            end = time.monotonic() + START_SECONDS
             while not caught_up(desk.ledger, desk.clock.now(), timedelta(seconds=1)):
+                if time.monotonic() > end:
+                    raise RuntimeError(f"the applier has not caught up within {START_SECONDS:g} s")
                 time.sleep(0.1)
             for kind, _ in zip(itertools.cycle(("flip", "rollback")), range(FLIPS), strict=False):
                 ours.send("before")
+                time.sleep(BEFORE_SECONDS)  # customers and the applier alone
+                ours.send("between")
                 (asked,) = tasks.ask(desk, kind, [COHORT], actor="benchmark", reason="")  # type: ignore[arg-type]
                 approve(desk, asked)
                 tasks.verify_cohort(desk, asked.id)
@@ -153,7 +162,7 @@ def _moves(made: Billing) -> tuple[list[float], list[float], list[tuple[float, f
                     raise RuntimeError(f"{kind}: {ended.outcome}: {ended.error}")
                 windows.append((ended.switched_at - ended.fenced_at).total_seconds())
         ours.send("end")
-        reads, failed, calls = ours.recv()
+        reads, failed, calls, reached = ours.recv()
     finally:
         applier.terminate()
         applier.join()
@@ -163,7 +172,7 @@ def _moves(made: Billing) -> tuple[list[float], list[float], list[tuple[float, f
         lines = db.rows(
             "SELECT (julianday(finished_at) - julianday(at)) * 86400 FROM ledger_queue WHERE state = 'done'"
         )
-    return windows, [float(seconds) for (seconds,) in lines], reads, (float(failed), float(calls))
+    return windows, [float(seconds) for (seconds,) in lines], reads, (float(failed), float(calls)), reached
 
 
 def _apply(made: Billing) -> None:
@@ -173,7 +182,7 @@ def _apply(made: Billing) -> None:
 
 def _crowd(made: Billing, pipe: Connection) -> None:
     """Writes at the rate, each on a customer of its own, and a read after each tenth; until told to end."""
-    rng, phase, reads = random.Random(1), "before", dict[str, list[list[float]]](before=[[]], during=[[]])
+    rng, phase, reads = random.Random(1), "between", dict[str, list[list[float]]](before=[], during=[], between=[[]])
     customers, failed, calls = made.customers(), 0, 0
     with made.router() as router:
         pipe.send("ready")
@@ -196,7 +205,9 @@ def _crowd(made: Billing, pipe: Connection) -> None:
             except Exception as error:  # noqa: BLE001 - whatever it is, a customer saw it
                 print(f"a call failed: {type(error).__name__}: {error}", flush=True)
                 failed += 1
-    pipe.send((list(zip(*(_p99_of_runs(reads[name]) for name in ("during", "before")), strict=True)), failed, calls))
+    reached = number / (time.perf_counter() - began)
+    runs = list(zip(*(_p99_of_runs(reads[name]) for name in ("during", "before")), strict=True))
+    pipe.send((runs, failed, calls, reached))
 
 
 def _p99_of_runs(reads: list[list[float]]) -> list[float]:
@@ -221,7 +232,7 @@ def router(ground: Ground) -> Iterator[Result]:
                 bare = per_second(CALLS, _bare, db, some, month)
                 routed = per_second(CALLS, _routed, calls, some, next(months) + 500)
                 pairs.append((1 / routed, 1 / bare))
-                replays.append((_replayed(made, some, next(months) + 1000), routed))
+                replays.append((_replayed(made, some, next(months) + 1000), bare))
     yield result("router", "mysql, a charge through the router / without it", "s", pairs, goal=1.3)
     yield result("router", "mysql, queued charges replayed / done directly", "writes/s", replays, goal=0.5)
 
