@@ -33,6 +33,7 @@ CASES: dict[str, Callable[[Ground], Iterator[Result]]] = {
     "flip": flip.flip,
     "router": flip.router,
     "tasks": airflow_tasks.tasks,
+    "parse": airflow_tasks.parse,
     "workers": workers.workers,
     "peers": peers.peers,
 }
