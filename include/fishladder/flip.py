@@ -337,8 +337,9 @@ class Cutover:
     def _strays(self, ends: Ends, cohort: str) -> list[Dirty]:
         """What is dirty under another cohort, of rows that are this one's by now.
 
-        A row that goes with its parent to another entity is journaled under the one it came from. Of a copy that has
-        lost its parent nobody knows whose the next parent will be, so it is every cohort's.
+        A row that goes with its parent to another entity is journaled under the one it came from. A copy that has lost
+        its parent is every cohort's, for nobody knows whose the next parent will be; so is a row that is in neither
+        store, which may come again as anybody's.
         """
         children = [table.name for table in self.plan.tables if table.source.has_parent]
         with ends.origin.read() as origin:
@@ -360,7 +361,7 @@ class Cutover:
         return self.ledger.count_rejects(cohort=attempt.cohort) + sum(attempt.cohort in now for now in whose.values())
 
     def _whose(self, ends: Ends, keys: Collection[tuple[str, bytes]]) -> dict[tuple[str, bytes], set[str | None]]:
-        """The cohorts of these rows in both stores; None: a copy without the parent that it had."""
+        """The cohorts of these rows in both stores; None: a copy without the parent that it had, or no row at all."""
         found: dict[tuple[str, bytes], set[str | None]] = {key: set() for key in keys}
         for name, some in _by_table(sorted(keys)).items():
             table = self.plan.table(name)
@@ -373,7 +374,7 @@ class Cutover:
                 for key, row in rows.items():
                     lost = row.entity is None and table.source.has_parent and key not in ours
                     found[name, key].add(None if lost else table.cohort(row.entity, homes))
-        return found
+        return {key: cohorts or {None} for key, cohorts in found.items()}
 
     def _compare(self, attempt: Attempt) -> None:
         """Exactly the keys touched since the pass began, and the reports for this moment. Raises LedgerError."""

@@ -14,6 +14,7 @@ from tests.model.controllers import ControllerRule, Controllers
 from tests.model.flip import Flip, FlipRule
 from tests.model.homes import HomeRule, Homes
 from tests.model.load import Load, LoadRule
+from tests.model.strays import StrayRule, Strays
 from tests.model.tickets import TicketRule, Tickets
 
 Build = Callable[[frozenset[Rule]], Model[Any]]
@@ -148,6 +149,22 @@ SUBJECTS: dict[str, Subject] = {
         shown={
             HomeRule.HOME_IN_BOTH: "new in the source",
             HomeRule.HOMES_UNTIL_ALL_COMPLETE: "complete",
+        },
+    ),
+    "strays": Subject(
+        rules=StrayRule,
+        worlds={
+            "an item that goes to and fro": Strays,
+            "a line that comes again": partial(Strays, lines=2),
+            "there and back": partial(Strays, flips=2),
+        },
+        large={
+            "there and back": partial(Strays, flips=2, moves=3, lines=2),
+            "more of everything": partial(Strays, moves=4, lines=3, deletes=2),
+        },
+        shown={
+            StrayRule.WHOSE_NOWHERE: "a line that comes again",
+            StrayRule.UNTIL_COPIED: "there and back",
         },
     ),
     "tickets": Subject(

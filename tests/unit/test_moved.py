@@ -214,6 +214,24 @@ def test_homeless_rows_that_found_a_home(loose: Flips, monkeypatch: pytest.Monke
     assert loose.same()
 
 
+def test_a_line_that_comes_again_in_the_target(flips: Flips) -> None:
+    """Its entry of before, under the other cohort, would wait for ever: that one could not flip any more."""
+    number = flips.verified(cohort="NZ")
+    for change in (
+        "INSERT INTO line VALUES (20, 2, 'old')",
+        "DELETE FROM line WHERE item_id = 20",
+        "DELETE FROM item WHERE id = 20",
+        "INSERT INTO item VALUES (20, 1, 6)",
+    ):
+        flips.small.application(change)
+    assert flips.cutover.run(number).outcome == "done"
+    flips.small.application("INSERT INTO line VALUES (20, 2, 'new')", store="target")
+    flips.small.follow()
+    assert flips.move(cohort="AU").outcome == "done"
+    flips.small.follow()
+    assert flips.same()
+
+
 def test_nothing_is_left_for_a_completed_cohort(flips: Flips) -> None:
     small = flips.small
     number = flips.verified(cohort="NZ")
