@@ -128,7 +128,7 @@ class Tour(Demo):
         self._wait("the applier to repair them", lambda: not self._status()["mismatches"])
         self._expect("billing_reconcile", "success")
         camera.look("/dags?tags=billing", "billing_replicate", "billing_operate")
-        camera.shoot("dags", 960)
+        camera.shoot("dags", 1480)
 
     def flip(self, airflow: Airflow, camera: Camera, approver: Camera) -> None:
         """A person asks, another one reads and answers, and a country has moved; then two at once."""

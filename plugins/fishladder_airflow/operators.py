@@ -312,8 +312,16 @@ class Summary(AttemptOperator, EvidenceOperator):
         with self.desk() as desk:
             told = tasks.summary(desk, self.attempt["attempt"])
         for name, value in told.items():
-            self.log.info("%s: %s", name.replace("_", " "), value)
+            if value is not None:
+                self.log.info("%s: %s", name.replace("_", " "), _said(value))
         return told
+
+
+def _said(value: Any) -> str:
+    """Numbers with a point are seconds."""
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "nobody"
+    return f"{value:.2f} s" if isinstance(value, float) else str(value)
 
 
 class Finish(MigrationOperator):
