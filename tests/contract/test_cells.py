@@ -234,6 +234,7 @@ SILENT: dict[str, list[tuple[str, str, str]]] = {
         ("DECIMAL(30,2)", "decimal(30,2)", "1234567890123456789.01"),
         ("DECIMAL(30,20)", "decimal(30,20)", "0.12345678901234567890"),
         ("JSON", "json", "12345678901234567.5"),
+        ("JSON", "json", "-0.0"),
     ],
     "mysql": [
         ("CHAR(5)", "string(5)", "a "),
@@ -253,6 +254,10 @@ SILENT: dict[str, list[tuple[str, str, str]]] = {
         ("DATE", "date", "2026-02-30"),
         ("DATE", "timestamp(0)", "2026-01-31 10:00:00"),
         ("DOUBLE", "double", "inf"),
+        ("DOUBLE(10,2)", "double", "0.125"),
+        ("DOUBLE(10,2)", "double", "-0.0"),
+        ("FLOAT(7,2)", "float", "1.0049999952316284"),
+        ("TINYTEXT", "string", f"a{' ' * 255}"),
     ],
     "oracle": [
         ("CHAR(5)", "string(5)", "ab "),

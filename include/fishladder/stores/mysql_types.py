@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal
@@ -222,6 +223,9 @@ def declared_type(type_: LogicalType, *, key: bool, bytewise: str) -> str:
 
 def guard(data_type: str, column_type: str, length: int, digits: int, *, mariadb: bool = False) -> Guard | None:
     """What to refuse before a column of ``information_schema.columns`` changes it; None: nothing."""
+    if data_type in ("float", "double") and (found := _FIXED.search(column_type)):
+        places = int(found[1])
+        return lambda cell: f"more than {places} fraction digits" if _rounds(cell, data_type, places) else None
     if mariadb and data_type in ("float", "double"):
         return lambda cell: "a negative zero, which MariaDB does not keep" if cell == b"-0.0" else None
     if data_type == "char":
@@ -238,6 +242,23 @@ def guard(data_type: str, column_type: str, length: int, digits: int, *, mariadb
     if data_type == "json":
         return inexact_json
     return None
+
+
+_FIXED = re.compile(r"\(\d+,(\d+)\)")
+"""Of FLOAT(7,2) and DOUBLE(10,2), which are rounded, when they are written or when they are read."""
+
+
+def _rounds(cell: bytes, kind: str, places: int) -> bool:
+    """Whether ``places`` fraction digits are too few, by the arithmetic that the server does itself."""
+    try:
+        value = float(cell)
+    except ValueError:
+        return False  # the server refuses it, as it does infinities
+    if not math.isfinite(value):
+        return False
+    whole, power = value // 1.0, float(f"1e{places}")
+    rounded = whole + round((value - whole) * power) / power
+    return cells.float_text(rounded, kind) != cells.float_text(value, kind)
 
 
 _DATE = re.compile(rb"\d{4}-\d\d-\d\d")

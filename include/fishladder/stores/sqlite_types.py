@@ -138,6 +138,8 @@ _NUMBER = re.compile(rb"\s*[+-]?(\d*)\.?(\d*)(?:[eE]([+-]?\d+))?\s*")
 
 
 def _inexact(cell: bytes) -> str | None:
+    if cell == b"-0.0":  # of JSON; no decimal is spelled so
+        return _LOST_FLOATS[cell]
     found = _NUMBER.fullmatch(cell)
     if found is None or (found[3] is None and len((found[1] + found[2]).strip(b"0")) <= EXACT_DIGITS):
         return None
