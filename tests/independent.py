@@ -537,6 +537,8 @@ class _Oracle:
             if schema:
                 cursor.execute(f"alter session set current_schema = {schema}")
             cursor.execute("set transaction read only")  # one moment; the emulator shows each statement its own
+        self._tables: list[str] = []
+        self._shapes: dict[str, Shape] = {}
 
     @staticmethod
     def _exact(cursor: Any, column: Any) -> Any:
@@ -557,7 +559,7 @@ class _Oracle:
         return column  # so it compares by itself
 
     def tables(self) -> list[str]:
-        return [
+        self._tables = self._tables or [
             name.lower()
             for (name,) in self.rows(
                 "select table_name from all_tables where owner = sys_context('userenv', 'current_schema')"
@@ -565,8 +567,15 @@ class _Oracle:
             )
             if not name.startswith("FISHLADDER_")
         ]
+        return self._tables
 
     def shape(self, table: str) -> Shape:
+        """Asked for several times; the dictionary takes a fifth of a second for each answer."""
+        if table not in self._shapes:
+            self._shapes[table] = self._shape(table)
+        return self._shapes[table]
+
+    def _shape(self, table: str) -> Shape:
         here = f"owner = sys_context('userenv', 'current_schema') and table_name = '{table.upper()}'"
         constraints = {
             name: (kind, parent)

@@ -141,14 +141,16 @@ Mover = Callable[..., Move]
 
 @contextmanager
 def moving(
-    request: pytest.FixtureRequest, folder: Path, origin: str, destination: str, *, needs: Sequence[str] = ()
+    request: pytest.FixtureRequest, folder: Path, origin: str, destination: str, *, needs_there: Sequence[str] = ()
 ) -> Iterator[Mover]:
-    """Makes the move from one kind of store to another; once, because it takes both places. ``needs``: of both."""
+    """Makes the move from one kind of store to another; once, because it takes both places.
+
+    ``needs_there``: what the destination must not lack.
+    """
     with ExitStack() as stack:
         ours = stack.enter_context(STORES[origin](request, folder / "ours"))
         theirs = stack.enter_context(STORES[destination](request, folder / "theirs"))
-        ours.needs(*needs)
-        theirs.needs(*needs)
+        theirs.needs(*needs_there)
         stack.callback(ours.close)
         stack.callback(theirs.close)
         url = f"sqlite:///{folder}/ledger.db"
@@ -165,8 +167,7 @@ def moving(
             """``tables``: their words in the migration file. A table is made from ``infos``, or by SQL."""
             source, target = ours.open(), theirs.open()
             root = [column("id", "integer(19)", nullable=False), column("country", "string(2)")]
-            for info in (small.table("customer", ["id"], *root), *infos):
-                source.create_table(info)
+            ours.create_tables(source, [small.table("customer", ["id"], *root), *infos])
             for place, sql in ((ours, source_sql), (theirs, target_sql)):
                 if sql is not None:
                     place.administrator().execute(sql(place))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,22 +19,24 @@ from tests.contract.move import Mover, moving
 from tests.contract.stores import STORES
 from tests.contract.tables import column, table
 
-KINDS = [
-    pytest.param(kind, marks=[pytest.mark.slow] if kind == "oracle" else [])  # minutes on the wire emulator
-    for kind in STORES
+PAIRS = [
+    *((kind, kind) for kind in STORES if kind != "oracle"),
+    pytest.param(("oracle", "mysql"), marks=pytest.mark.slow),  # minutes on the wire emulator; a few tests ask for it
+    pytest.param(("oracle", "oracle"), marks=pytest.mark.slow),
 ]
+FROM_ORACLE = pytest.mark.parametrize("mover", [("oracle", "mysql")], indirect=True, ids="-".join)
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=PAIRS, ids="-".join)
 def mover(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Mover]:
-    with moving(request, tmp_path, request.param, request.param) as found:
+    with moving(request, tmp_path, *request.param) as found:
         yield found
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=PAIRS, ids="-".join)
 def circular(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Mover]:
     """For tables that refer to each other."""
-    with moving(request, tmp_path, request.param, request.param, needs=["circles of tables"]) as found:
+    with moving(request, tmp_path, *request.param, needs_there=["rows in a circle"]) as found:
         yield found
 
 
@@ -113,16 +115,26 @@ ROTATIONS: dict[str, Callable[[Database], Any]] = {
 @pytest.mark.parametrize("limit", [1, pytest.param(2, marks=pytest.mark.slow), 100])
 def test_unique_values_that_change_places(mover: Mover, limit: int) -> None:
     """``limit``: so few entries are applied at a time that the rows which change places come in different batches."""
+    change_all_places(mover, limit, ROTATIONS)
+
+
+@FROM_ORACLE
+def test_unique_values_that_change_places_in_an_oracle(mover: Mover) -> None:
+    change_all_places(mover, 1, ["swap of look-alikes", "rotation across entities", "two rotations at once"])
+
+
+def change_all_places(mover: Mover, limit: int, names: Iterable[str]) -> None:
     move = mover({"seat": "{entity: customer_id}"}, [SEAT])
     move.install(seats)
     move.load(lanes=2, chunk_rows=2)
-    for name, rotation in ROTATIONS.items():
+    for name in names:
         move.application(lambda db: db.execute("DELETE FROM seat"))
         move.application(seats)
         move.follow()
-        move.application(rotation)
-        assert move.problems() != [], name
+        before = move.there("seat")
+        move.application(ROTATIONS[name])
         move.follow_in_pieces(limit)
+        assert move.there("seat") != before, name
         assert move.problems() == [], name
     move.reconcile("seat")
     assert move.ledger.clean_passes("seat") == 1
@@ -259,7 +271,16 @@ def close_department(db: Database) -> None:
 
 @pytest.mark.parametrize("limit", [1, 100])
 def test_rows_that_point_at_each_other(circular: Mover, limit: int) -> None:
-    move = circular(OFFICE, office())
+    point_at_each_other(circular, limit)
+
+
+@FROM_ORACLE
+def test_rows_that_point_at_each_other_in_an_oracle(mover: Mover) -> None:
+    point_at_each_other(mover, 1)
+
+
+def point_at_each_other(mover: Mover, limit: int) -> None:
+    move = mover(OFFICE, office())
     there = move.target.describe()
     assert {fk.parent for fk in there["department"].foreign_keys} == {"employee"}
     assert {fk.parent for fk in there["employee"].foreign_keys} == {"department", "employee"}
