@@ -120,9 +120,118 @@ def test_a_snapshot_from_before_sees_new_homes_and_fences(shop: Shop) -> None:
     assert shop.homes(11) == {11: "XX"}
 
 
-@pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ"])
-def test_a_cascade_sees_children_that_came_while_it_waited(shop: Shop, background: Submit, level: str) -> None:
+LEVELS = pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ"])
+
+
+def needs_level(shop: Shop, level: str) -> None:
     shop.place.needs("row locks", *(["snapshots"] if level == "REPEATABLE READ" else []))
+
+
+@LEVELS
+def test_a_customer_is_born_again_while_her_death_is_open(shop: Shop, background: Submit, level: str) -> None:
+    """She moves and goes by one connection and comes back by another, elsewhere: her home and its fence stay hers."""
+    needs_level(shop, level)
+    born, over = threading.Event(), threading.Event()
+
+    def come_back(db: Database) -> None:
+        isolate(db, level)
+        with db.transaction():
+            db.rows("SELECT * FROM customer")
+            add_customer(db, 1, "AU")
+            add_subscription(db, 7, 1)
+            born.set()
+            assert over.wait(PATIENCE)
+
+    with shop.user.transaction():
+        shop.user.execute("UPDATE customer SET country_code = 'AU' WHERE id = 1")
+        shop.user.execute("DELETE FROM customer WHERE id = 1")
+        coming = background(shop.place.as_user, come_back)
+        shop.place.wait_for_waiter()
+        assert not born.is_set()
+    try:
+        assert born.wait(PATIENCE), coming.exception(0)
+        raising = background(shop.fence, "NZ", "nobody", store=shop.place.open())
+        shop.place.wait_for_waiter()
+        assert not raising.done()
+    finally:
+        over.set()
+    coming.result(PATIENCE)
+    assert raising.result(PATIENCE).writer == "nobody"
+    assert shop.homes(1) == {1: "NZ"}
+    journal = [line for line in shop.journal() if line[2] is not None]
+    assert {entry("customer", 1, 1, "NZ"), entry("subscription", 7, 1, "NZ")} <= set(journal)
+    assert {cohort for *_, cohort in journal} == {"NZ"}
+
+
+def test_a_death_that_is_taken_back_leaves_no_second_birth(shop: Shop, background: Submit) -> None:
+    shop.place.needs("row locks")
+    shop.user.execute("DELETE FROM subscription WHERE id = 1")
+    shop.journal()
+
+    def regret() -> Future[Any]:
+        with shop.user.transaction():
+            shop.user.execute("DELETE FROM customer WHERE id = 4")
+            coming = background(shop.place.as_user, lambda db: add_customer(db, 4, "AU"))
+            shop.place.wait_for_waiter()
+            raise ZeroDivisionError(coming)
+
+    with pytest.raises(ZeroDivisionError) as regretted:
+        regret()
+    with pytest.raises(DatabaseError, match=r"(?i)duplicate|unique"):
+        regretted.value.args[0].result(PATIENCE)
+    assert shop.homes(4) == {4: "*"}
+    assert shop.journal() == []
+
+
+@pytest.mark.parametrize("cohort", ["NZ", "AU"])
+@pytest.mark.parametrize(
+    "change", ["UPDATE invoice SET customer_id = 2 WHERE id = 1", "UPDATE invoice_line SET invoice_id = 2 WHERE id = 1"]
+)
+def test_raising_waits_for_a_row_that_changes_hands(shop: Shop, background: Submit, change: str, cohort: str) -> None:
+    with shop.user.transaction():
+        shop.user.execute(change)
+        raising = background(shop.fence, cohort, "nobody", store=shop.place.open())
+        shop.place.wait_for_waiter()
+        assert not raising.done()
+    assert raising.result(PATIENCE).writer == "nobody"
+    table = change.split()[1]
+    assert shop.journal() == [entry(table, 1, 1, "NZ"), entry(table, 1, 2, "AU")]
+
+
+@LEVELS
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_line_waits_for_an_invoice_that_changes_hands(
+    shop: Shop, background: Submit, closed: bool, level: str
+) -> None:
+    """Else it would be taken for its old customer's, and a fence that was raised for the new one would miss it."""
+    needs_level(shop, level)
+
+    def change(db: Database) -> None:
+        isolate(db, level)
+        with db.transaction():
+            db.rows("SELECT * FROM invoice")
+            db.execute("UPDATE invoice_line SET quantity = 2 WHERE id = 1")
+
+    with shop.user.transaction():
+        shop.user.execute("UPDATE invoice SET customer_id = 2 WHERE id = 1")
+        changing = background(shop.place.as_user, change)
+        shop.place.wait_for_waiter()
+        assert not changing.done()
+        if closed:
+            raising = background(shop.fence, "AU", "nobody", store=shop.place.open())
+    if closed:
+        assert raising.result(PATIENCE).writer == "nobody"
+    error = changing.exception(PATIENCE)
+    if error is not None:  # who was first of the two, the server decides
+        assert closed
+        assert "fishladder: AU is not open" in str(error)
+    lines = [line for line in shop.journal() if line[0] == "invoice_line"]
+    assert lines == ([entry("invoice_line", 1, 2, "AU")] if error is None else [])
+
+
+@LEVELS
+def test_a_cascade_sees_children_that_came_while_it_waited(shop: Shop, background: Submit, level: str) -> None:
+    needs_level(shop, level)
 
     def delete(db: Database) -> None:
         isolate(db, level)
