@@ -181,10 +181,12 @@ class Billing:
 
 
 @contextmanager
-def migration(folder: Path, source_server: str, target_server: str, *, ledger: str | None = None) -> Iterator[Billing]:
+def migration(
+    folder: Path, source_server: str, target_server: str, *, ledger: str | None = None, customers: int = CUSTOMERS
+) -> Iterator[Billing]:
     """In fresh databases; nothing is prepared yet."""
     with mysql.database(source_server) as source, mysql.database(target_server) as target:
-        made = Billing(folder, source, target, ledger=ledger)
+        made = Billing(folder, source, target, ledger=ledger, customers=customers)
         with made.processes:
             yield made
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -14,10 +16,15 @@ import pytest
 from billing import schema
 from fishladder import tasks
 from fishladder.operate import Order
-from tests.scenario.migration import DEADLINE, Billing, until
+from fishladder_airflow.operators import FORM, _order
+from tests.scenario.migration import DEADLINE, Billing, migration, until
 from tests.servers import mysql
 
 LANES = ("1", "2")
+LOADED = ("fishladder_home", "fishladder_applied", "plan", "customer", "subscription")
+"""Whose load ends before the levers are pulled that the applier obeys."""
+ODD = "born_on IS NOT NULL AND DAY(born_on) = 7"
+"""Customers that the target refuses for a while."""
 
 
 def pull(billing: Billing, **words: object) -> dict[str, int]:
@@ -182,3 +189,153 @@ def test_doubts_are_put_right_while_customers_are_at_work(loaded: Billing) -> No
         loaded.follow()
         assert loaded.rows("target", "SELECT count(*) FROM plan WHERE name = 'damaged'") == [(0,)]
     loaded.ends_equal()
+
+
+@pytest.fixture
+def crowded(mysql_server: str, tmp_path: Path) -> Iterator[Billing]:
+    """With rows for minutes, if the lanes are slow."""
+    with migration(tmp_path, mysql_server, mysql_server, customers=600) as made:
+        yield made
+
+
+def under_way(billing: Billing) -> list[subprocess.Popen[bytes]]:
+    """Two lanes and the applier at work, slowly; some tables are followed already, and some customers are rejected."""
+    billing.prepare()
+    billing.rows("target", f"ALTER TABLE customer ADD CONSTRAINT odd CHECK (NOT ({ODD}))")
+    billing.load(*LOADED)
+    pull(billing, action="throttle", rows_per_second=40)
+    lanes = [billing.worker("lane", lane) for lane in LANES]
+    billing.worker("applier", "600")
+    until(lambda: billing.desk().ledger.progress("invoice").done > 0, "a chunk of invoices")
+    return lanes
+
+
+FOLLOWED = f"FROM fishladder_journal WHERE table_name IN {LOADED}"
+
+
+def followed(billing: Billing) -> int:
+    """Entries of the source's journal that the applier may take: of the other tables it takes none yet."""
+    return int(billing.rows("source", f"SELECT count(*) {FOLLOWED}")[0][0])
+
+
+def oldest(billing: Billing) -> int | None:
+    ((entry,),) = billing.rows("source", f"SELECT min(id) {FOLLOWED}")
+    return entry
+
+
+def newest(billing: Billing) -> int:
+    ((entry,),) = billing.rows("source", f"SELECT max(id) {FOLLOWED}")
+    return int(entry)
+
+
+def stands(billing: Billing) -> bool:
+    """Whether the applier has taken nothing for a second, though there is something to take."""
+    before = oldest(billing)
+    time.sleep(1.0)
+    return before is not None and oldest(billing) == before
+
+
+def copied(billing: Billing) -> list[tuple[Any, ...]]:
+    """What the target has, of all tables."""
+    return billing.rows("target", f"CHECKSUM TABLE {', '.join(schema.TABLES)}")
+
+
+def doings(billing: Billing, since: int) -> list[tuple[str, str]]:
+    """Each event after the first ``since`` ones that no machine did, and who did it."""
+    events = sorted(billing.desk().ledger.events(limit=10_000), key=lambda event: event.sequence)[since:]
+    return [(event.actor, event.event) for event in events if event.actor != "fishladder"]
+
+
+@pytest.mark.slow
+def test_levers_in_the_middle_of_a_load_with_customers_at_work(crowded: Billing, tmp_path: Path) -> None:
+    lanes = under_way(crowded)
+    with crowded.traffic(rate=20) as customers:
+        pull_each(crowded, lanes, tmp_path / "keys.csv")
+    assert customers.acknowledged.total() > 100
+    assert not customers.failed and not customers.refused and not customers.unknown
+    pull(crowded, action="throttle", rows_per_second=0)
+    ended(crowded, lanes)
+
+
+def pull_each(billing: Billing, lanes: list[subprocess.Popen[bytes]], listed: Path) -> None:
+    """Each is proved by what the stores have before the load is over. ``listed``: a file to write keys into."""
+    ledger = billing.desk().ledger
+    began = len(ledger.events(limit=10_000))
+
+    # Pause: nothing is applied while the source's journal grows.
+    pull(billing, action="pause")
+    until(lambda: billing.worker_log().count("paused; it goes on") == len(LANES), "both lanes to say so")
+    until(lambda: stands(billing), "the applier to stand still")
+    before, kept = copied(billing), followed(billing)
+    until(lambda: followed(billing) >= kept + 40, "customers to change more")
+    assert copied(billing) == before
+
+    # Retry rejects: after the cause is mended, and not before the pause is over.
+    rejected = ledger.count_rejects(table="customer")
+    assert rejected >= 5
+    billing.rows("target", "ALTER TABLE customer DROP CHECK odd")
+    billing.prepare()
+    assert pull(billing, action="retry rejects", tables=("plan",)) == {"rejects": 0}
+    assert pull(billing, action="retry rejects", tables=("customer",)) == {"rejects": rejected}
+    assert ledger.count_rejects() == rejected
+    assert billing.rows("target", f"SELECT count(*) FROM customer WHERE {ODD}") == [(0,)]
+    pull(billing, action="resume")
+    until(lambda: ledger.count_rejects() == 0, "the rejects to be closed")
+    assert billing.rows("target", f"SELECT count(*) FROM customer WHERE {ODD}")[0][0] >= rejected - 2
+    assert loading(billing, lanes)
+
+    # Rewrite an entity
+    ((customer, subscriptions),) = billing.rows(
+        "source", "SELECT customer_id, count(*) FROM subscription GROUP BY customer_id ORDER BY customer_id LIMIT 1"
+    )
+    billing.damage(f"UPDATE customer SET note = 'damaged' WHERE id = {customer}")
+    billing.damage(f"DELETE FROM subscription WHERE customer_id = {customer}")
+    invoices = billing.rows("source", f"SELECT count(*) FROM invoice WHERE customer_id = {customer}")[0][0]
+    marked = pull(billing, action="rewrite entities", entities=(str(customer),))["keys"]
+    assert marked >= 1 + subscriptions + invoices
+    wrong = (
+        f"SELECT (SELECT count(*) FROM customer WHERE id = {customer} AND note = 'damaged'),"
+        f" (SELECT count(*) FROM subscription WHERE customer_id = {customer}) < {subscriptions}"
+    )
+    until(lambda: billing.rows("target", wrong) == [(0, 0)], "the customer to be written again")
+    assert loading(billing, lanes)
+
+    # Mark keys dirty, from a file as another program writes it
+    plans = [key for (key,) in billing.rows("source", "SELECT id FROM plan")]
+    billing.damage("UPDATE plan SET code = concat('x-', code)")
+    listed.write_text("".join(f"plan,{key}\r\n" for key in plans), encoding="utf-8-sig", newline="")
+    form = dict.fromkeys(FORM) | {"action": "mark keys dirty", "keys_file": str(listed)}
+    assert tasks.operate(billing.desk(), _order(form), actor="ada") == {"keys": len(plans)}
+    until(
+        lambda: billing.rows("target", "SELECT count(*) FROM plan WHERE code LIKE 'x-%'") == [(0,)], "the plans' codes"
+    )
+    assert loading(billing, lanes)
+
+    # Throttle: at a row per second nothing follows the next batch for as many seconds as it has entries, until the
+    # limit is lifted, which is felt within two.
+    pull(billing, action="pause")
+    until(lambda: followed(billing) >= 40, "a batch that is large enough")
+    last = newest(billing)
+    pull(billing, action="throttle", rows_per_second=1)
+    pull(billing, action="resume")
+    until(lambda: (oldest(billing) or 0) > last, "this batch")
+    behind = oldest(billing)
+    until(lambda: followed(billing) >= 40, "the applier to fall behind")
+    assert oldest(billing) == behind
+    pull(billing, action="throttle", rows_per_second=200)
+    lifted = time.monotonic()
+    until(lambda: oldest(billing) != behind, "the applier to go on")
+    assert time.monotonic() - lifted < 5
+    until(lambda: followed(billing) < 20, "the applier to catch up")
+    assert loading(billing, lanes)
+
+    assert [event for actor, event in doings(billing, began) if actor == "ada"] == [
+        *("control changed", "rejects retried", "control changed", "keys marked dirty", "keys marked dirty"),
+        *("control changed", "control changed", "control changed", "control changed"),
+    ]
+
+
+def loading(billing: Billing, lanes: list[subprocess.Popen[bytes]]) -> bool:
+    """Whether both lanes are still at work on chunks."""
+    progress = [billing.desk().ledger.progress(table) for table in schema.TABLES]
+    return waiting(lanes) and sum(each.done for each in progress) < sum(each.chunks for each in progress)
