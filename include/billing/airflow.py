@@ -72,7 +72,9 @@ class Airflow:
         self.launch("standalone", "standalone")
         self.wait("a login", self._log_in)
 
-    def launch(self, name: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
+    def launch(
+        self, name: str, *arguments: str, environment: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
         """Start one of its processes, with a log of this name."""
         log = (self.home / f"{name}.log").open("wb")
         # A group of its own: ending the parent alone would leave its children running.
@@ -85,6 +87,7 @@ class Airflow:
             start_new_session=True,
         )
         self._processes.append(process)
+        return process
 
     def wait(self, what: str, done: Callable[[], bool]) -> None:
         """Until it is done. Raises DemoError when a process has ended, or after ``START_SECONDS``."""

@@ -8,15 +8,16 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sqlalchemy import make_url
 
-from billing.airflow import Airflow, DemoError
+from billing.airflow import Airflow, DemoError, _descendants
 from tests.servers import postgres, redis
 
 NAME = "FISHLADDER_WORKER"
@@ -46,6 +47,7 @@ class CeleryAirflow(Airflow):
     ) -> None:
         super().__init__(home, dags, environment, port=0)
         self.workers = workers
+        self._workers: dict[str, subprocess.Popen[bytes]] = {}
         self.broker = broker
         own = make_url(database).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
         self.environment |= {
@@ -71,7 +73,7 @@ class CeleryAirflow(Airflow):
         for number in range(1, self.workers + 1):
             worker = f"worker-{number}"
             # They have one home: each would serve its logs on the same port.
-            self.launch(
+            self._workers[worker] = self.launch(
                 worker,
                 *("celery", "worker", "--celery-hostname", f"{worker}@%h", "--skip-serve-logs"),
                 environment={NAME: worker, "AIRFLOW__CORE__HOSTNAME_CALLABLE": f"{__name__}.name"},
@@ -83,6 +85,20 @@ class CeleryAirflow(Airflow):
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
         if done.returncode:
             raise DemoError(f"Airflow's database cannot be made: {done.stderr[-2000:]}")
+
+    def family(self, worker: str) -> set[int]:
+        """The processes of a worker, those of its tasks among them, which have process groups of their own."""
+        started = {self._workers[worker].pid}
+        return started | _descendants(started)
+
+    def kill_worker(self, worker: str) -> None:
+        """``kill -9`` to all of them, as when its machine is gone."""
+        for process in self.family(worker):
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        parent = self._workers.pop(worker)
+        parent.wait()
+        self._processes.remove(parent)  # whose id may go to a stranger
 
     def _answering(self) -> int:
         """How many workers answer a ping."""
