@@ -263,6 +263,7 @@ SILENT: dict[str, list[tuple[str, str, str]]] = {
         ("CHAR(5)", "string(5)", "ab "),
         ("NUMBER(12,2)", "decimal(14,4)", "1.2345"),
         ("NUMBER(3)", "integer(19)", "1000"),
+        ("NUMBER(3,5)", "decimal(5,5)", "0.71000"),
         ("DATE", "timestamp(6)", "2026-01-31 12:00:00.500000"),
         ("TIMESTAMP(3)", "timestamp(6)", "2026-01-31 12:00:00.123456"),
         ("VARCHAR2(5 CHAR)", "string(9)", "123456"),

@@ -408,6 +408,8 @@ def _guard_number(precision: int | None, scale: int | None) -> Guard:
             return f"no multiple of {10**-scale}, to which Oracle would round it"
         if scale is not None and len(whole) > max(precision - scale, 0):
             return f"a number of more than {max(precision - scale, 0)} digits before the point"
+        if scale is not None and fraction[: max(scale - precision, 0)].strip(b"0"):
+            return f"a number whose fraction does not begin with {scale - precision} zeros"  # of NUMBER(3,5)
         return f"a number of more than {DIGITS} digits" if _digits(cell) > DIGITS else None
 
     return check
