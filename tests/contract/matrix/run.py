@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ PAIR_IDS = 1_000
 """Each pair of types has so many row ids."""
 APPLIED_REJECTS = 4
 """Of the rows that the load refused, the applier is given one in so many: each costs it a dozen statements."""
+FAR = 9
+"""Of the values that are far too large for the target, one in so many is tried: rejects cost more than the rest."""
 SPEC = """
 migration: matrix
 strategy: replicate
@@ -249,15 +252,23 @@ class _Run:
 
 
 def _worth_trying(pair: Pair, values: dict[Native, dict[int, object]]) -> dict[int, object]:
-    """Of texts that are to be JSON or a UUID, those that are, and a few others."""
+    """Of texts that are to be JSON or a UUID, those that are, and a few others; a few of those that are too large."""
     staged, meaning = values[pair.source], pair.target.meaning
     if pair.target.without_nul:
         staged = {row: value for row, value in staged.items() if not isinstance(value, str) or "\0" not in value}
+    most = pair.target.most
+    staged = {row: value for row, value in staged.items() if row % FAR == 0 or _size(value, pair.source) <= most}
     if meaning not in ("json", "uuid") or pair.source.meaning == meaning:
         return staged
     return {
         row: value for row, value in staged.items() if row % 9 == 0 or normal(value, meaning) != ("odd", str(value))
     }
+
+
+def _size(value: Any, native: Native) -> Decimal | int:
+    if native.meaning == "number" and (found := normal(value, "number")) is not None:
+        return abs(Decimal(found[1])) if found[0] == "number" else 0
+    return len(value) if isinstance(value, (str, bytes)) and native.meaning in ("text", "padded", "bytes") else 0
 
 
 def _customer() -> dict[str, TableInfo]:
