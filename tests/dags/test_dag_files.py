@@ -164,7 +164,9 @@ def test_everything_is_explained(dags: dict[str, DAG]) -> None:
             assert task.retry_exponential_backoff == 2.0
         for name in dag.params:
             param = dag.params.get_param(name)
-            assert param.schema["title"] and param.description and f"`{name}`" in page
+            assert (
+                param.schema["title"] and (param.description or param.schema["description_md"]) and f"`{name}`" in page
+            )
 
 
 def test_each_dag_has_a_page_that_names_its_tasks_when_to_run_it_and_what_to_do_when_it_is_red(

@@ -19,6 +19,7 @@ import pytest
 from airflow.sdk import BaseOperator, BaseSensorOperator
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
+from fishladder import tasks
 from fishladder.errors import AmbiguousError, FatalError, InputError, TransientError
 from fishladder.ledger import CheckResult, Ledger, open_ledger, upgrade
 from fishladder.spec import load
@@ -320,8 +321,9 @@ def record(ledger: Ledger, table: str, **counts: Any) -> None:
 
 
 @pytest.fixture
-def clean(url: str) -> Ledger:
-    """A ledger with one clean pass over every table and equal reports of one country."""
+def clean(url: str, monkeypatch: pytest.MonkeyPatch) -> Ledger:
+    """A ledger with one clean pass over every table and equal reports of one country; its stores agree with it."""
+    monkeypatch.setattr(tasks, "ask_stores", lambda desk: [])
     spec = load(FILE)
     ledger = open_ledger(url, migration="billing")
     ledger.ensure_routes(["NZ", "*", "shared"], "test")
@@ -364,6 +366,12 @@ def test_a_clean_outcome_counts_its_lines(clean: Ledger) -> None:
 def test_what_is_not_clean_fails_and_says_why(clean: Ledger, spoil: Callable[[Ledger], object], problem: str) -> None:
     spoil(clean)
     with pytest.raises(AirflowFailException, match=problem):
+        operators.Outcome(task_id="outcome", migration_file=str(FILE)).execute({})
+
+
+def test_fences_that_contradict_the_ledger_are_not_clean(clean: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "ask_stores", lambda desk: ["NZ is live, and the source's fence says application"])
+    with pytest.raises(AirflowFailException, match="NZ is live, and the source's fence says application"):
         operators.Outcome(task_id="outcome", migration_file=str(FILE)).execute({})
 
 

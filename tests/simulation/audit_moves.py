@@ -76,7 +76,7 @@ class MovingAuditor(Auditor):
     def different(self) -> set[tuple[str, str]]:
         found = super().different()
         complete = {cohort for cohort, (stage, _) in self.routes().items() if stage == "complete"}
-        complete |= {cohort for cohort, (_, writer) in self.writers().items() if writer == "free"}  # a ledger forgets
+        complete |= {cohort for cohort, writers in self.writers().items() if "free" in writers}  # a ledger forgets
         return (
             {difference for difference in found if self._cohort_of(*difference) not in complete} if complete else found
         )

@@ -399,7 +399,7 @@ def test_a_cohort_that_is_null_or_turns_up_later_is_copied_and_followed(file: Pa
         ["status", "--jsn", "x.yaml"],
         ["draft", "--source", "a"],
         ["audit"],
-        ["audit", "verify", "x.yaml"],
+        ["audit", "verify", "x.yaml", "y.yaml"],
         ["ledger", "upgrad"],
     ],
 )

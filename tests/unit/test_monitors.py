@@ -279,7 +279,10 @@ def test_what_is_no_answer_of_prometheus_is_no_data(page: Pages, status: int, bo
             "{must_be: no_more_than_before, source: select 1, within: 2, window: 91d}",
             "window: goes back further than 90d",
         ),
-        ("{must_be: no_more_than_before, source: select 1, within: 2, window: 999999d}", "window: goes back further"),
+        (
+            "{must_be: no_more_than_before, source: select 1, within: 2, window: 999999d}",
+            "window: is longer than ten years",
+        ),
         ("{must_be: zero, metrics: {connection: m, name: x}}", "metrics: unknown word; did you mean 'metric'?"),
         ("{must_be: zero, metric: {connection: m, label: x}}", "metric.label: unknown word; did you mean 'labels'?"),
         ("{must_be: zero, metric: {name: x}}", "metric.connection: is missing"),
