@@ -84,10 +84,10 @@ def test_fences(store: Any) -> None:
         assert transaction.lock_fences(None) == store.fences()
         assert transaction.lock_fences(["AU", "XX"], exclusive=True) == {"AU": two}
         transaction.write_fence("AU", Fence(writer="nobody", epoch=7, head=HEAD))
-        transaction.write_fence("NZ", Fence(writer="nobody", epoch=7))
+        transaction.write_fence("NZ", Fence(writer="nobody", epoch=7, head=HEAD[1:]))
         transaction.commit()
     assert store.fences()["AU"] == Fence(writer="nobody", epoch=7)
-    assert store.anchors() == {"AU": HEAD}
+    assert store.anchors() == {"AU": HEAD, "NZ": HEAD[1:]}
 
 
 def test_touched_keys_are_noted_once(store: Any) -> None:

@@ -82,7 +82,7 @@ BACKFILL_TRIES = 10
 
 TABLES = {
     "fishladder_fence": f"cohort {NAME} PRIMARY KEY, writer {NAME} NOT NULL, epoch NUMBER(19) NOT NULL,"
-    " audit_head CLOB",
+    " audit_head VARCHAR2(100)",
     "fishladder_home": f"entity {KEY} PRIMARY KEY, cohort {NAME} NOT NULL, root_key {KEY} NOT NULL",
     "fishladder_journal": f"id NUMBER(19) PRIMARY KEY, table_name {NAME} NOT NULL, row_key {KEY} NOT NULL,"
     f" entity {KEY}, cohort {NAME} NOT NULL, at TIMESTAMP(6) NOT NULL",
