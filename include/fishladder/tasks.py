@@ -605,16 +605,20 @@ def finish(desk: Desk, *, actor: str) -> bool:
     The ledger stays, for whoever audits it.
     """
     desk.check_spec()
-    open_ = [name for name, route in desk.ledger.routes().items() if route.stage != "complete" and name != NO_HOME]
-    if open_:
+    if open_ := _incomplete(desk.ledger):
         desk.say(f"not complete yet: {', '.join(open_)}; both stores stay as they are")
         return False
     with desk.stores() as pair:
         for store in pair:
             assert isinstance(store, Fenced)
             store.uninstall()
-    desk.ledger.record_event("finished", {}, actor=actor)
+    desk.ledger.finish(actor)
     return True
+
+
+def _incomplete(ledger: Ledger) -> list[str]:
+    """The cohorts that have a way back."""
+    return [name for name, route in ledger.routes().items() if route.stage != "complete" and name != NO_HOME]
 
 
 def cut_over(desk: Desk, attempt: int, *, actor: str = MACHINE) -> Attempt:
@@ -709,7 +713,9 @@ def outcome(desk: Desk) -> verdict.Verdict:
 
 
 def ask_stores(desk: Desk) -> list[str]:
-    """What their fences say against the ledger."""
+    """What their fences say against the ledger; nothing once every cohort is complete and they are removed."""
+    if desk.ledger.finished() and not _incomplete(desk.ledger):
+        return []
     with desk.stores() as (source, target):
         return contradictions(desk.ledger, {"source": source, "target": target})
 

@@ -138,6 +138,17 @@ def test_the_audit_trail_is_verified(file: Path, tmp_path: Path, capsys: pytest.
     assert "broken" in capsys.readouterr().out
 
 
+def test_with_a_file_its_stores_are_asked_too(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tasks.prepare(desk(file), actor="somebody")
+    assert main(["audit", "verify", str(file)]) == 0
+    with closing(sqlite3.connect(tmp_path / "source.db")) as connection:
+        connection.execute("UPDATE fishladder_fence SET epoch = 9 WHERE cohort = 'NZ'")
+        connection.commit()
+    assert main(["audit", "verify"]) == 0
+    assert main(["audit", "verify", str(file)]) == 1
+    assert "NZ is off in epoch 1, and the source's fence says application in epoch 9" in capsys.readouterr().out
+
+
 def test_the_ledger_must_be_there(
     file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

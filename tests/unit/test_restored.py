@@ -164,6 +164,25 @@ def test_a_fence_ahead_of_the_ledger_is_not_adopted(
         replicate(desk)
 
 
+def test_what_a_fence_remembers_of_a_forgotten_chain_is_forgiven_by_whoever_adopts(
+    small: Small, desk: tasks.Desk, backup: Callable[[], Callable[[], None]]
+) -> None:
+    load_all(small, desk)
+    restore = backup()
+    small.ledger.record_event("something", {}, actor="test")
+    end = small.ledger.audit_head()
+    small.application(f"UPDATE fishladder_fence SET audit_head = '{end.sequence} {end.digest}' WHERE cohort = 'NZ'")
+    replicate(desk)
+    assert tasks.ask_stores(desk) == []
+    restore()
+    (problem,) = tasks.ask_stores(desk)
+    assert problem.startswith("the source's fence of NZ was set when the audit chain ended with event")
+    tasks.adopt_ledger(desk, actor="ada")
+    assert tasks.ask_stores(desk) == []
+    small.application("UPDATE fishladder_fence SET audit_head = '1 another' WHERE cohort = 'NZ'")
+    assert len(tasks.ask_stores(desk)) == 1
+
+
 def test_a_ledger_that_nobody_restored_is_never_frozen(small: Small, desk: tasks.Desk) -> None:
     load_all(small, desk)
     for number in range(5):

@@ -24,6 +24,7 @@ from fishladder.ledger.database import Transaction, transaction, upsert
 MACHINE = "fishladder"
 """The actor of what nobody in particular asked for."""
 ADOPTED = "restored ledger adopted"
+FINISHED = "finished"
 _FIRST = "0" * 64
 _COLUMNS = ("migration", "sequence", "at", "actor", "event", "body", "previous")
 
@@ -113,6 +114,12 @@ def events(tx: Transaction, limit: int) -> list[Event]:
     columns = tables.audit.c
     query = select(tables.audit).where(columns.migration == tx.migration).order_by(columns.sequence.desc()).limit(limit)
     return [_event(row) for row in tx.connection.execute(query)]
+
+
+def happened(tx: Transaction, event: str) -> bool:
+    columns = tables.audit.c
+    query = select(columns.sequence).where(columns.migration == tx.migration, columns.event == event).limit(1)
+    return tx.connection.scalar(query) is not None
 
 
 def named(tx: Transaction, event: str, attempt: int) -> list[Event]:

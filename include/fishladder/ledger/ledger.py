@@ -735,6 +735,15 @@ class Ledger:
 
     # Audit ---------------------------------------------------------------------------------------------
 
+    def finish(self, actor: str) -> None:
+        """Nothing of fishladder is left in the stores."""
+        with self._write() as tx:
+            audit.append(tx, actor, audit.FINISHED, {})
+
+    def finished(self) -> bool:
+        with self._read() as tx:
+            return audit.happened(tx, audit.FINISHED)
+
     def record_event(self, event: str, body: Mapping[str, Any], *, actor: str) -> None:
         """Something that changes nothing else in the ledger."""
         with self._write() as tx:
