@@ -28,7 +28,9 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from seerdb.server import BackendError, Result, Server
+from seerdb.common.exceptions import Truncated
+from seerdb.common.tns_consts import TNS_FUNC_REEXECUTE
+from seerdb.server import BackendError, Result, Server, session
 from seerdb.server.backends import postgres
 
 from tests.servers.private import State
@@ -297,6 +299,7 @@ def main(arguments: list[str]) -> int:
             # Apart from seerdb's own session, which sets what only later versions of orafce know.
             connection.execute("CREATE EXTENSION IF NOT EXISTS orafce")
         _forget_json()
+        _read_all_rows()
         postgres._SQLSTATE_TO_ORA["40P01"] = 60  # a deadlock, which seerdb calls a bad statement
         vars(postgres)["_SYSTEM_PRIVILEGES"] = (*postgres._SYSTEM_PRIVILEGES, *PRIVILEGES)
         credentials = dict.fromkeys(ACCOUNTS, state.password)
@@ -333,6 +336,25 @@ def _forget_json() -> None:
     for strict in ("$1 IS JSON STRICT", "$1 IS JSON"):
         helpers = helpers.replace(strict, "NULL::boolean")
     postgres._HELPER_FUNCTIONS_DDL = helpers
+
+
+def _read_all_rows() -> None:
+    """A repeated statement's rows may go on in the next packet, also where the last one ended with a whole row.
+
+    seerdb looks for them in a statement's first execution only: of a repeated one it would execute a part, and take
+    what follows for another message.
+    """
+    names = vars(session)
+    parse = names["parse_reexecute"]
+
+    def parse_whole(payload: bytes, *args: Any, **kwargs: Any) -> Any:
+        request = parse(payload, *args, **kwargs)
+        # For a query the number is that of the rows to fetch.
+        if payload[1] == TNS_FUNC_REEXECUTE and 0 < len(request.bind_rows) < request.fetch:
+            raise Truncated(f"{len(request.bind_rows)} of {request.fetch} rows")
+        return request
+
+    names["parse_reexecute"] = parse_whole
 
 
 if __name__ == "__main__":

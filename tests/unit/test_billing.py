@@ -106,6 +106,18 @@ class TestSchemaAndSeed:
         assert invariants.check(url) == []
         assert invariants.totals(url) == {}
 
+    @pytest.mark.parametrize("word", ["a", "ab", "abc"])
+    def test_a_statement_repeated_with_more_rows_than_a_packet_holds(
+        self, request: pytest.FixtureRequest, word: str
+    ) -> None:
+        """Some packet ends with a whole row, whichever of these lengths the rows have."""
+        with closing(connect(str(request.getfixturevalue("oracle_database").admin))) as database:
+            database.script("CREATE TABLE much (word VARCHAR2(9))")
+            for _ in range(3):
+                database._BATCH = 20_000  # type: ignore[attr-defined]
+                database.insert_many("INSERT INTO much VALUES (?)", [(word,)] * 20_000)
+            assert database.rows("SELECT count(*) FROM much") == [(60_000,)]
+
     def test_the_same_seed_gives_the_same_rows(self) -> None:
         first, again, other = (list(generate(customers=CUSTOMERS, seed=number)) for number in (7, 7, 8))
         assert first == again
