@@ -268,7 +268,7 @@ class Demo:
         self._end_traffic()
         file = ROOT / "include" / "migrations" / "billing.yaml"
         command = [sys.executable, "-m", "billing.routed", str(file), "--rate", str(TRAFFIC_RATE)]
-        command += ["--seconds", str(TRAFFIC_SECONDS), "--log", str(HOME / "routed.jsonl")]
+        command += ["--seconds", str(TRAFFIC_SECONDS), "--log", str(HOME / "routed.jsonl"), "--busy", "NZ"]
         environment = {**os.environ, **self._environment()}
         self.traffic = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         self._expect("billing_monitor", "success")

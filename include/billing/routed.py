@@ -245,12 +245,16 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=50.0, help="operations per second")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--busy", metavar="COUNTRY", help="half of the calls are for customers who are there now")
     parser.add_argument("--log", type=Path, metavar="FILE", help="append each accepted write as a JSON line")
     options = parser.parse_args()
     router, url = open_router(options.file)
     with closing(connect(url)) as db:
         customers = [row[0] for row in db.rows("SELECT id FROM customer ORDER BY id")]
+        busy = [row[0] for row in db.rows("SELECT id FROM customer WHERE country = ?", [options.busy])]
         plans = [row[0] for row in db.rows("SELECT id FROM plan ORDER BY id")]
+    if busy:
+        customers += busy * (len(customers) // len(busy))
     # Not from the seed: a second run with the same seed must not repeat the first one's keys.
     crowd = Customers(router, customers, plans, rng=random.Random(options.seed), run=secrets.token_hex(4))
     for number in (signal.SIGTERM, signal.SIGINT):
