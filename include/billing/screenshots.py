@@ -128,11 +128,12 @@ class Tour(Demo):
         self._wait("the applier to repair them", lambda: not self._status()["mismatches"])
         self._expect("billing_reconcile", "success")
         camera.look("/dags?tags=billing", "billing_replicate", "billing_operate")
-        camera.shoot("dags", 1480)
+        camera.shoot("dags", 2100)
 
     def flip(self, airflow: Airflow, camera: Camera, approver: Camera) -> None:
         """A person asks, another one reads and answers, and a country has moved; then two at once."""
         airflow.wait_for_dag("billing_flip")
+        self.start_routed("IE")
         self._expect("billing_monitor", "success")
         form = camera.form("billing_flip")
         camera.fill_cohorts(form, ["NZ"], "the first wave")
@@ -142,6 +143,8 @@ class Tour(Demo):
         task = f"/dags/billing_flip/runs/{run}/tasks/country.approve/mapped/0"
         approver.look(f"{task}/required_actions", "Asked for by")
         approver.shoot("approve", 1200)
+        approver.page.get_by_role("button", name="Approve", exact=True).scroll_into_view_if_needed()
+        approver.shoot("answer", 900)
         self._answered(airflow, run)
         self._expect("billing_reconcile", "success")  # by rows that have moved
         self._expect("billing_monitor", "success")
@@ -151,8 +154,8 @@ class Tour(Demo):
         self._wait("somebody to be asked", lambda: self._asked(airflow, run) == 2)
         self._answered(airflow, run)
         camera.look(f"/dags/billing_flip/runs/{run}/tasks/group/country", "IE")
-        camera.shoot("flip", 640)
-        camera.look_at_log(f"/dags/billing_flip/runs/{run}/tasks/country.done/mapped/0", "fence")
+        camera.shoot("flip", 1250)
+        camera.look_at_log(f"/dags/billing_flip/runs/{run}/tasks/country.done/mapped/1", "longest wait")
         camera.shoot("summary", 640)
         camera.look("/fishladder/billing_flip/cohorts", "live")
         camera.shoot("cohorts", 560)

@@ -6,6 +6,7 @@ import json
 import sqlite3
 import time
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from fishladder.clock import SystemClock
 from fishladder.errors import InputError, LedgerError, StaleError
 from fishladder.fence import set_fence
 from fishladder.flip import check_ids, wave_needs
-from fishladder.ledger import Route
+from fishladder.ledger import DirtyKey, Mismatch, Reject, Route, open_ledger
 from fishladder.serving import Refused, Replayer
 from fishladder.spec import loads
 from fishladder.stores.sqlite import SqliteTransaction
@@ -144,6 +145,45 @@ def test_the_switch_itself_asks_for_proofs(flips: Flips) -> None:
     at = flips.small.ledger.drained(at)
     with pytest.raises(LedgerError, match="no switch without proof: compared"):
         flips.small.ledger.switch(at, {})
+
+
+@pytest.mark.parametrize("doubt", ["dirty keys", "open rejects", "mismatches"])
+def test_the_switch_itself_asks_for_doubts_of_the_cohort(flips: Flips, doubt: str) -> None:
+    """Such as come after the rows were compared."""
+    ledger, cutover = flips.small.ledger, flips.cutover
+    at = flips.until(flips.verified(), "compare")
+    cutover._compare(at)
+
+    row: dict[str, Any] = {"table": "item", "key": b"1:10", "entity": None, "cohort": "NZ"}
+    if doubt == "dirty keys":
+        ledger.mark_dirty([DirtyKey(**row, origin="retry")])
+    elif doubt == "open rejects":
+        ledger.record_rejects([Reject(**row, column=None, error="too long")])
+    else:
+        ledger.record_mismatches(ledger.begin_check("item", "c"), [Mismatch(**row, kind="differs")])
+        ledger.forget([entry.id for entry in ledger.dirty_of("item", [row["key"]])])  # raised with it
+    with pytest.raises(LedgerError, match=f"NZ: no switch while there are {doubt}"):
+        ledger.switch(at, cutover.runs)
+
+
+def test_the_switch_itself_leaves_others_their_doubts(flips: Flips) -> None:
+    ledger, cutover = flips.small.ledger, flips.cutover
+    at = flips.until(flips.verified(), "compare")
+    cutover._compare(at)
+    ledger.mark_dirty([DirtyKey(table="item", key=b"AU", entity=None, cohort="AU", origin="retry")])
+    assert ledger.switch(at, cutover.runs).step == "open"
+
+
+def test_the_switch_itself_looks_at_the_clock(flips: Flips) -> None:
+    """Its caller may have stalled since it did."""
+    at = flips.until(flips.verified(), "compare")
+    flips.cutover._compare(at)
+    later = open_ledger(
+        flips.small.url("ledger"), migration="small", clock=lambda: datetime.now(UTC) + timedelta(seconds=61)
+    )
+    with closing(later), pytest.raises(StaleError, match="its deadline of 60 s has passed; it can only be aborted"):
+        later.switch(at, flips.cutover.runs)
+    assert flips.small.ledger.route("NZ").owner == "source"
 
 
 def test_a_difference_stops_it_before_anything_is_fenced(flips: Flips) -> None:

@@ -6,13 +6,15 @@ import dataclasses
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from fishladder import apply, operate, reconcile
 from fishladder.apply import Ends
 from fishladder.clock import SystemClock
 from fishladder.errors import InputError
 from fishladder.pace import Pace
-from fishladder.serving import Replayer
+from fishladder.serving import OpenTelemetry, Replayer
 from fishladder.serving.router import Refused
 from fishladder.stores.base import LoadState
 from tests.unit.flips import Declined, Flips
@@ -132,7 +134,11 @@ def test_a_write_is_accepted_though_its_promise_cannot_be_kept_at_once(flips: Fl
         flips.promised.append(key)
 
     flips.operations._known["pay"] = dataclasses.replace(flips.operations["pay"], optimistic=promise)
-    assert flips.router().write("pay", {"item": 10, "amount": 1}, key="a", entity=1).state == "queued"
+    reader = InMemoryMetricReader()
+    router = flips.router()
+    router.metrics = OpenTelemetry(MeterProvider([reader]).get_meter("test"))
+    assert router.write("pay", {"item": 10, "amount": 1}, key="a", entity=1).state == "queued"
+    assert '"fishladder.promises"' in str(reader.get_metrics_data().to_json())
     assert flips.promised == []
     assert flips.cutover.run(number).outcome == "done"
     assert flips.promised == ["a"]

@@ -44,6 +44,7 @@ COUNTERS = {
     "writes": "writes by operation, stage and outcome: done, repeated, queued",
     "reads": "reads by operation and stage",
     "refused": "times that a fence or a route sent the router back to the ledger",
+    "promises": "optimistic actions that failed when the write was queued: left to the replay",
     "retries": "times that a transaction was repeated",
     "replayed": "queued writes by outcome: done, refused, parked, failed",
     "compared": "shadow comparisons by operation and outcome: match, mismatch, ignored, failed, dropped",
