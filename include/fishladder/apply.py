@@ -149,6 +149,8 @@ class _Batch:
         self.shards: frozenset[int] = frozenset()
         self.into = _destination(ends)
         self.fences: dict[str, Fence] = {}
+        self.over: frozenset[str] = frozenset()
+        """Cohorts that are complete: for good the target's alone, so that neither fence opens for a copier again."""
         self.homes: dict[bytes, str] = {}
         self.keys: dict[str, dict[bytes, list[Dirty]]] = {}
         self.owner: dict[str, dict[bytes, Found]] = {}
@@ -169,6 +171,9 @@ class _Batch:
             self.shards = frozenset().union(*{self._shards_of(d.table, d.key, d.entity) for d in dirty})
         copy.lock_shards(self.shards)
         self.fences = copy.lock_fences(None)
+        assert isinstance(self.ends.origin, Fenced)
+        targets = self.fences if self._forth else self.ends.origin.fences()
+        self.over = frozenset(cohort for cohort, fence in targets.items() if fence.writer == "free")
 
     def read(self, copy: Transaction, dirty: Sequence[Dirty]) -> None:
         """The owner's rows as they are now, and what the destination has."""
@@ -310,7 +315,12 @@ class _Batch:
         held = all(self._shards_of(table.name, key, entity) <= self.shards for entity in now | named)
         # A row that only the copy has and whose parents are gone there already is whose they were.
         whose = named - {None} if now == {None} and key not in self.owner[table.name] else set()
-        asked = whose or now | named
+        # Rows that are somebody's say more than a doubt about nobody's.
+        asked = whose or now | (named - {None}) or named
+        # No fence opens for a complete cohort again. What it had of these rows is not touched in the target; but rows
+        # that it gave away go on, and of its copies in the source nobody expects anything.
+        here = asked if whose else now
+        asked = {entity for entity in asked if not self._is_over(table, entity) or (self._forth and entity in here)}
         if held and not asked & self.born_twice and all(self._is_open(table, entity) for entity in asked):
             return True
         if held and now and not whose and not self._copy(table.name).has_parent:
@@ -325,6 +335,13 @@ class _Batch:
             }
         # Not held: the row moved to another entity, whose shard somebody else may hold right now.
         return self._keep(table, key, self.applied.left if held else self.applied.wide)
+
+    @property
+    def _forth(self) -> bool:
+        return self.ends.owner == "source"
+
+    def _is_over(self, table: PlanTable, entity: bytes | None) -> bool:
+        return table.cohort(entity, self.homes) in self.over
 
     def _is_open(self, table: PlanTable, entity: bytes | None) -> bool:
         """Whether the fence lets copiers write."""

@@ -258,6 +258,8 @@ class Cutover:
                 self._order(attempt, "source", "nobody")
                 return self.ledger.advance(attempt, "forget")
             case "forget":
+                if self._forget_some(attempt):
+                    return attempt
                 with self.stores["target"].begin() as there:
                     there.forget_cohort(attempt.cohort)
                     there.commit()
@@ -334,16 +336,39 @@ class Cutover:
             left = origin.count_entries(cohort)
         return not left and not strays and not self.ledger.count_dirty(cohort)
 
+    def _forget_some(self, attempt: Attempt) -> bool:
+        """Of what is journaled under a complete cohort: apply what is of rows that are another's by now, or of copies
+        that have lost their parent, and forget the rest, once no such is left. Whether there was more than that.
+
+        A row's children are another's only when its copy is, so that nothing is forgotten in the same look.
+        """
+        ends = self._ends("target")
+        with ends.origin.read() as origin:
+            entries = origin.entries([table.name for table in self.plan.tables], STRAYS, [attempt.cohort])
+        dirty = [Dirty(e.table, e.key, e.entity, e.cohort, journal=e.id) for e in entries]
+        theirs = self._whose(ends, {(line.table, line.key) for line in dirty})
+        found = [line for line in dirty if theirs[line.table, line.key] != {attempt.cohort}]
+        for start in range(0, len(found), apply.BATCH):
+            apply.apply_batch(self.plan, ends, self.ledger, found[start : start + apply.BATCH], every_shard=True)
+        if not found:
+            with ends.origin.begin() as there:
+                there.forget([entry.id for entry in entries])
+                there.commit()
+        return bool(found) or len(entries) == STRAYS
+
     def _strays(self, ends: Ends, cohort: str) -> list[Dirty]:
         """What is dirty under another cohort, of rows that are this one's by now.
 
         A row that goes with its parent to another entity is journaled under the one it came from. A copy that has lost
         its parent is every cohort's, for nobody knows whose the next parent will be; so is a row that is in neither
-        store, which may come again as anybody's.
+        store, which may come again as anybody's. Before a flip all is that has no home: it may get one in the target.
         """
+        every = [table.name for table in self.plan.tables]
         children = [table.name for table in self.plan.tables if table.source.has_parent]
+        mine = {cohort, None, HOMELESS} if ends.owner == "source" else {cohort, None}
         with ends.origin.read() as origin:
             entries = origin.entries(children, STRAYS) if children else []
+            entries += origin.entries(every, STRAYS, [HOMELESS])
         doubts = self.ledger.dirty(STRAYS, tables=children) if children else []
         doubts += self.ledger.dirty(STRAYS, cohorts=[HOMELESS, NO_HOME])
         if max(len(entries), len(doubts)) >= STRAYS:
@@ -351,7 +376,7 @@ class Cutover:
         dirty = {Dirty(e.table, e.key, e.entity, e.cohort, journal=e.id) for e in entries if e.cohort != cohort}
         dirty |= {Dirty(d.table, d.key, d.entity, d.cohort, ledger=d.id) for d in doubts if d.cohort != cohort}
         theirs = self._whose(ends, {(line.table, line.key) for line in dirty})
-        found = [line for line in dirty if theirs[line.table, line.key] & {cohort, None}]
+        found = [line for line in dirty if theirs[line.table, line.key] & mine]
         return sorted(found, key=lambda line: (line.journal or 0, line.ledger or 0))
 
     def _rejects(self, attempt: Attempt) -> int:
