@@ -104,9 +104,10 @@ def install(spec: Migration, plan: Plan, source: Store, target: Store, ledger: L
             f" {spec.cohort.label}; it cannot be one"
         )
     everyone = [*cohorts, NO_HOME, SHARED]
+    moved = [cohort for cohort, route in ledger.routes().items() if route.owner == "target"]
+    source.install_fences(moved, "nobody")  # of a store that was made anew; those that are there stay as they are
     source.install_fences(everyone, "application")
     # Prepared again by newer code after a flip: who has no home in the source may be born in the target.
-    moved = any(route.owner == "target" for route in ledger.routes().values())
     source.install_fences([HOMELESS], "nobody" if moved else "application")
     target.install_fences([*everyone, HOMELESS], "copier")
     names = [table.name for table in plan.tables]

@@ -9,7 +9,9 @@ from typing import Literal, get_args
 
 from fishladder.apply import Ends
 from fishladder.cells import HOMELESS, key_cells, key_text, misfit
+from fishladder.clock import Clock
 from fishladder.errors import FatalError, FenceError, InputError, StaleError
+from fishladder.fence import set_fence
 from fishladder.ledger import DirtyKey, Ledger
 from fishladder.pace import Pace
 from fishladder.plan import SIDES, Plan, PlanTable
@@ -17,6 +19,7 @@ from fishladder.reconcile import mark_entities
 from fishladder.restored import heard_by, was_restored
 from fishladder.spec import nearest
 from fishladder.stores.base import Fenced, LoadState, Relation, Store
+from fishladder.witness import WRITERS
 
 Action = Literal[
     "pause", "resume", "throttle", "restart tables", "retry rejects", "rewrite entities", "mark keys dirty"
@@ -176,15 +179,20 @@ def _finish(table: PlanTable, target: Store, cleaning: LoadState) -> None:
 # A ledger restored from a backup --------------------------------------------------------------------------
 
 
-def adopt(plan: Plan, source: Store, target: Store, ledger: Ledger, pace: Pace, *, actor: str) -> list[str]:
+def adopt(
+    plan: Plan, source: Store, target: Store, ledger: Ledger, pace: Pace, clock: Clock, *, actor: str
+) -> list[str]:
     """Bring a restored ledger up to date with its stores. Returns the tables that must be loaded again. Repeatable.
 
     All clean passes are void: the next ones find what the ledger has forgotten. A table whose load had ended is
     followed as before; one that was loading, whose chunks the ledger cannot know any more, is restarted. Raises
-    InputError when the ledger was not restored, and FatalError when a store's fence is ahead of the ledger's route.
+    InputError when the ledger has forgotten nothing that a store remembers, and FatalError when a store's fence is
+    ahead of the ledger's route.
     """
     assert isinstance(source, Fenced) and isinstance(target, Fenced)
-    if not was_restored(target, ledger):
+    anchors = {*source.anchors().values(), *target.anchors().values()}
+    # A backup that is newer than the last word lacks at most the newest events: fences may remember those.
+    if not was_restored(target, ledger) and not ledger.unknown_anchors(anchors):
         raise InputError(f"the ledger of {ledger.migration} knows what it told the target last: nothing to adopt")
     routes = ledger.routes()
     for side, store in zip(SIDES, (source, target), strict=True):
@@ -195,6 +203,16 @@ def adopt(plan: Plan, source: Store, target: Store, ledger: Ledger, pace: Pace, 
                 f"the {side}'s fences of {', '.join(ahead)} are ahead of the ledger: they were flipped or installed"
                 " after the backup was taken. Restore a later one"
             )
+    end = ledger.audit_head()
+    moving = {attempt.cohort for attempt in ledger.attempts(only_open=True)}
+    for side, store in zip(SIDES, (source, target), strict=True):
+        for cohort, fence in store.fences().items():
+            route = routes.get(cohort)
+            # Of a store that is older: it lets the same copy, or write, and only the number of its fence is behind.
+            if route is None or cohort in moving or fence.writer != WRITERS.get(route.stage, {}).get(side):
+                continue
+            if fence.epoch < route.epoch:
+                set_fence(store, clock, cohort, fence.writer, route.epoch, head=f"{end.sequence} {end.digest}")
     ledger.void_checks([table.name for table in plan.tables], "the ledger was restored from a backup")
     states, again = target.load_states(), []
     for table in plan.tables:
@@ -264,8 +282,9 @@ def _entities(table: PlanTable, ends: Ends, keys: Sequence[bytes]) -> tuple[list
     for store, relation in ((ends.destination, table.target), (ends.origin, table.source)):
         with store.read() as reader:
             known |= {key: found.entity for key, found in reader.rows_by_key(relation, keys).items()}
-    with ends.origin.read() as reader:
-        homes = reader.homes(entity for entity in known.values() if entity is not None)
+    some = [entity for entity in known.values() if entity is not None]
+    with ends.origin.read() as ours, ends.destination.read() as theirs:
+        homes = theirs.homes(some) | ours.homes(some)  # who was born in the target is not known here yet
     entities = [known.get(key) for key in keys]
     return [(entity, table.cohort(entity, homes)) for entity in entities], len(set(keys) - known.keys())
 

@@ -177,7 +177,8 @@ class Desk:
         self, attempt: Attempt, *, fenced: bool = False, stores: Mapping[Side, Store] | None = None
     ) -> list[gates.Gate]:
         """An attempt's gates, as they are now; ``stores`` are opened where none are given."""
-        against = ask_stores(self) if stores is None else contradictions(self.ledger, stores)
+        back = attempt.kind == "rollback"
+        against = ask_stores(self, back) if stores is None else contradictions(self.ledger, stores, way_back=back)
         now = self.clock.now()
         return gates.evaluate(self.spec, self.ledger, attempt, now, contradictions=against, fenced=fenced)
 
@@ -266,8 +267,10 @@ def findings_table(findings: Sequence[Finding]) -> str:
 def prepare(desk: Desk, *, actor: str, accounts: dict[str, str] | None = None) -> install.Installed:
     """Create what is missing, install fishladder's tables, fences, triggers and homes, and take the file as it is.
 
-    Raises InputError when preflight fails.
+    Raises InputError when preflight fails, and when the migration is finished.
     """
+    if desk.ledger.finished():  # its fences would be as in the beginning, and its customers refused
+        raise InputError(f"{desk.spec.migration} is finished, and its target is no copy any more: nothing to prepare")
     findings = check(desk, accounts)
     if _failed(findings):
         raise InputError(f"preflight fails:\n{findings_table([f for f in findings if f.level == 'fail'])}")
@@ -617,8 +620,10 @@ def finish(desk: Desk, *, actor: str) -> bool:
 
 
 def _incomplete(ledger: Ledger) -> list[str]:
-    """The cohorts that have a way back."""
-    return [name for name, route in ledger.routes().items() if route.stage != "complete" and name != NO_HOME]
+    """The cohorts that have a way back, or are on the last one."""
+    moving = {attempt.cohort for attempt in ledger.attempts(only_open=True)}
+    routes = ledger.routes().items()
+    return [name for name, route in routes if (route.stage != "complete" or name in moving) and name != NO_HOME]
 
 
 def cut_over(desk: Desk, attempt: int, *, actor: str = MACHINE) -> Attempt:
@@ -712,12 +717,12 @@ def outcome(desk: Desk) -> verdict.Verdict:
     return found
 
 
-def ask_stores(desk: Desk) -> list[str]:
+def ask_stores(desk: Desk, way_back: bool = False) -> list[str]:
     """What their fences say against the ledger; nothing once every cohort is complete and they are removed."""
     if desk.ledger.finished() and not _incomplete(desk.ledger):
         return []
     with desk.stores() as (source, target):
-        return contradictions(desk.ledger, {"source": source, "target": target})
+        return contradictions(desk.ledger, {"source": source, "target": target}, way_back=way_back)
 
 
 def check_names(spec: Migration, tables: Sequence[str]) -> None:
@@ -774,7 +779,7 @@ def adopt_ledger(desk: Desk, *, actor: str) -> list[str]:
         if attempt.step == "verify":  # what people said of it since the backup is lost: a no, too
             desk.ledger.abort(attempt, "the ledger was restored from a backup: ask again", actor=actor)
     with desk.ends(checked=False) as (plan, (ends,)), desk.pace(ends.destination) as pace:
-        return adopt(plan, ends.origin, ends.destination, desk.ledger, pace, actor=actor)
+        return adopt(plan, ends.origin, ends.destination, desk.ledger, pace, desk.clock, actor=actor)
 
 
 def status(desk: Desk) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from fishladder.ledger import Ledger, Route
 from fishladder.plan import Side
 from fishladder.stores.base import Fence, Fenced, Store, Writer
 
-_WRITERS: Mapping[str, Mapping[Side, Writer]] = {
+WRITERS: Mapping[str, Mapping[Side, Writer]] = {
     "off": {"source": "application", "target": "copier"},
     "shadow": {"source": "application", "target": "copier"},
     "live": {"source": "copier", "target": "application"},
@@ -23,8 +23,11 @@ _WRITERS: Mapping[str, Mapping[Side, Writer]] = {
 """Whom each store's fence lets write at a stage in which no attempt is moving the cohort (design §9)."""
 
 
-def contradictions(ledger: Ledger, stores: Mapping[Side, Store]) -> list[str]:
-    """One sentence for each; none when ledger and stores agree. Cohorts that are moving are left out."""
+def contradictions(ledger: Ledger, stores: Mapping[Side, Store], *, way_back: bool = False) -> list[str]:
+    """One sentence for each; none when ledger and stores agree. Cohorts that are moving are left out.
+
+    ``way_back``: for a rollback, which those need whose target was restored: only of stores that are open and must not.
+    """
     before = _still(ledger)
     problems = list(_rewritten(ledger, stores))
     fences = {side: _fenced(store).fences() for side, store in stores.items()}
@@ -33,7 +36,9 @@ def contradictions(ledger: Ledger, stores: Mapping[Side, Store]) -> list[str]:
         if after.get(cohort) != route:
             continue  # it has moved meanwhile
         for side, found in fences.items():
-            wanted = Fence(writer=_WRITERS[route.stage][side], epoch=route.epoch)
+            wanted = Fence(writer=WRITERS[route.stage][side], epoch=route.epoch)
+            if way_back and cohort in found and found[cohort].writer in {wanted.writer, "copier", "nobody"}:
+                continue
             if cohort in found and found[cohort] != wanted:
                 problems.append(
                     f"{cohort} is {route.stage} in epoch {route.epoch}, and the {side}'s fence says"
@@ -44,13 +49,13 @@ def contradictions(ledger: Ledger, stores: Mapping[Side, Store]) -> list[str]:
 
 
 def _still(ledger: Ledger) -> dict[str, Route]:
-    """The routes of cohorts that nothing moves."""
+    """The routes of cohorts that nothing moves. Whoever waits for a yes has not begun to."""
     routes = ledger.routes()
-    moving = {attempt.cohort for attempt in ledger.attempts(only_open=True)}
+    moving = {attempt.cohort for attempt in ledger.attempts(only_open=True) if attempt.step != "verify"}
     return {
         cohort: route
         for cohort, route in routes.items()
-        if cohort not in (*moving, HOMELESS) and route.stage in _WRITERS
+        if cohort not in (*moving, HOMELESS) and route.stage in WRITERS
     }
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from fishladder import tasks
+from fishladder import install, tasks
 from fishladder.errors import InputError
 from tests.unit.flips import Flips
 from tests.unit.test_approvals import desk_of
@@ -93,3 +93,33 @@ def test_another_file_than_the_one_that_was_prepared_finishes_nothing(flips: Fli
     with pytest.raises(InputError, match="its file changed since prepare ran"):
         tasks.finish(desk, actor="ann")
     assert left(flips)
+
+
+def test_who_is_on_the_way_to_complete_is_waited_for(flips: Flips, desk: tasks.Desk) -> None:
+    """Without fences its attempt would never end."""
+    complete(flips, "NZ", "AU")
+    assert flips.move("flip", "shared").outcome == "done"
+    number = flips.ask("complete", "shared").id
+    flips.until(number, "free")  # and its worker dies
+    assert not tasks.finish(desk, actor="ann")
+    assert flips.cutover.run(number).outcome == "done"
+    assert tasks.finish(desk, actor="ann")
+
+
+def test_what_is_finished_is_not_prepared_again(flips: Flips, desk: tasks.Desk) -> None:
+    """The target's triggers would refuse its customers, and the source would be open."""
+    complete(flips, "NZ", "AU", "shared")
+    assert tasks.finish(desk, actor="ann")
+    with pytest.raises(InputError, match="is finished"):
+        tasks.prepare(desk, actor="ann")
+    assert left(flips) == []
+
+
+def test_a_source_that_was_made_anew_stays_closed_to_who_has_left_it(flips: Flips) -> None:
+    complete(flips, "NZ")
+    assert flips.move("flip", "AU").outcome == "done"
+    small = flips.small
+    small.source.uninstall()  # as a finish that died
+    install.install(small.spec, small.plan, small.source, small.target, small.ledger, actor="test")
+    fences = small.source.fences()
+    assert [fences[cohort].writer for cohort in ("NZ", "AU", "?", "shared")] == [*["nobody"] * 3, "application"]

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 
 import pytest
 from sqlalchemy import text
 
-from fishladder.ledger import verify
+from fishladder import tasks
+from fishladder.errors import InputError
+from fishladder.ledger import Attempt, verify
 from fishladder.ledger.audit import _digest
 from fishladder.plan import Side
 from fishladder.stores.base import Fenced
 from fishladder.witness import contradictions
 from tests.unit.flips import Flips
+from tests.unit.test_approvals import desk_of
 
 
 def said(flips: Flips) -> list[str]:
@@ -104,3 +109,87 @@ def test_an_anchor_that_somebody_has_edited(flips: Flips) -> None:
     for nonsense in ("x", "57", f"1 {hashlib.sha256().hexdigest()}", " "):
         flips.small.application(f"UPDATE fishladder_fence SET audit_head = '{nonsense}' WHERE cohort = 'NZ'")
         assert ["which is not in it any more" in problem for problem in said(flips)] == [True]
+
+
+# What the gate makes of it ----------------------------------------------------------------------------------------
+
+
+def gate(flips: Flips, attempt: Attempt) -> tuple[bool, str]:
+    (found,) = (one for one in desk_of(flips.small).evaluate(attempt) if one.name == "fences")
+    return found.open, found.found
+
+
+def restored(flips: Flips, side: str, *cohorts: str) -> None:
+    """From before their flips."""
+    writer = {"source": "application", "target": "copier"}[side]
+    for cohort in cohorts:
+        sql = f"UPDATE fishladder_fence SET writer = '{writer}', epoch = 1, audit_head = NULL WHERE cohort = '{cohort}'"
+        flips.small.application(sql, store=side)
+
+
+@pytest.mark.parametrize("kind", ["complete", "rollback"])
+def test_who_waits_for_a_yes_is_looked_at(flips: Flips, kind: str) -> None:
+    """Both stores take its writes; completed, it would lose those of the source."""
+    flips.move()
+    attempt = flips.ask(kind)
+    assert gate(flips, attempt) == (True, "as the ledger has them")
+    restored(flips, "source", "NZ")
+    is_open, found = gate(flips, attempt)
+    assert not is_open and "NZ is live in epoch 3, and the source's fence says application in epoch 1" in found
+    assert tasks.ask_stores(desk_of(flips.small)) == said(flips) != []
+
+
+def test_a_target_from_before_all_flips_lets_all_go_back(loose: Flips) -> None:
+    """Shared tables go first, before anybody else can be asked for: nobody waits for another for ever."""
+    for cohort in ("NZ", "AU", "shared"):
+        assert loose.move(cohort=cohort).outcome == "done"
+    restored(loose, "target", "NZ", "AU", "shared")
+    assert len(said(loose)) == 3
+    for cohort in ("shared", "NZ", "AU"):
+        attempt = loose.ask("rollback", cohort)
+        assert gate(loose, attempt) == (True, "as the ledger has them")
+        assert loose.cutover.verify(attempt) and loose.cutover.run(attempt.id).outcome == "done"
+    assert said(loose) == []
+
+
+def test_a_target_from_before_an_aborted_flip_lets_all_move(flips: Flips) -> None:
+    """Its fence says what it should, with a number that nobody would raise again but a flip, whose gate it closes."""
+    flips.small.ledger.record_spec(flips.small.spec.to_json(), "", "", "test")
+    flips.small.follow()
+    flips.move()
+    aborted = flips.verified(cohort="AU")
+    flips.until(aborted, "drain")
+    flips.small.ledger.abort(flips.small.ledger.attempt(aborted), "no")
+    assert flips.cutover.run(aborted).outcome == "aborted"
+    flips.small.follow()
+    restored(flips, "target", "NZ", "AU")
+    assert gate(flips, flips.ask("rollback"))[0] and not gate(flips, flips.ask(cohort="AU"))[0]
+    flips.small.application("UPDATE fishladder_ledger SET word = 'of yesterday'", store="target")
+    assert tasks.adopt_ledger(desk_of(flips.small), actor="ada") == []
+    assert ["NZ is live in epoch 3" in problem for problem in said(flips)] == [True]
+    assert flips.move("rollback").outcome == "done" and said(flips) == []
+    assert gate(flips, flips.ask(cohort="AU"))[0]
+
+
+def test_events_that_were_lost_when_the_ledger_failed_over_are_forgiven(flips: Flips) -> None:
+    """The target knows nothing that the ledger does not, and a fence remembers another cohort's event."""
+    small = flips.small
+    small.ledger.record_spec(small.spec.to_json(), "", "", "test")
+    small.follow()
+    number = flips.verified()
+    flips.until(number, "open")
+    backup, ledger = small.folder / "backup.db", small.folder / "ledger.db"
+    with closing(sqlite3.connect(ledger)) as old, closing(sqlite3.connect(backup)) as new:
+        old.backup(new)
+    small.ledger.record_event("another cohort's", {}, actor="eve")
+    flips.until(number, "replay")
+    small.ledger.close()
+    with closing(sqlite3.connect(backup)) as old, closing(sqlite3.connect(ledger)) as new:
+        old.backup(new)
+    assert flips.cutover.run(number).outcome == "done"
+    assert ["which is not in it any more" in problem for problem in said(flips)] == [True, True]
+    assert not gate(flips, flips.ask("rollback"))[0]
+    assert tasks.adopt_ledger(desk_of(small), actor="ada") == []
+    assert said(flips) == [] and gate(flips, flips.ask("rollback"))[0]
+    with pytest.raises(InputError, match="nothing to adopt"):
+        tasks.adopt_ledger(desk_of(small), actor="ada")
