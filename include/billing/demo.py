@@ -31,6 +31,7 @@ import oracledb
 from billing import invariants, schema
 from billing.airflow import Airflow, DemoError
 from billing.database import DatabaseError, connect
+from fishladder.ledger import open_ledger
 
 ROOT = Path(__file__).parents[2]
 HOME = ROOT / ".demo"

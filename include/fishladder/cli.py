@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from fishladder import tasks
 from fishladder.draft import End, draft
@@ -39,11 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m fishladder", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m fishladder", description="What a person does without Airflow, or beside it."
+    )
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    def command(name: str, run: object, text: str, *, file: bool = True) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text)
+    def command(
+        name: str, run: object, text: str, *, file: bool = True, among: Any = commands
+    ) -> argparse.ArgumentParser:
+        added: argparse.ArgumentParser = among.add_parser(name, help=text, description=text)
         if file:
             added.add_argument("file", type=Path, help="the migration file")
             added.add_argument("--json", action="store_true", help="for machines")
@@ -73,32 +78,28 @@ def _parser() -> argparse.ArgumentParser:
     abort.add_argument("attempt", type=int, help="its number, as status shows it")
     abort.add_argument("--reason", required=True, help="for the audit trail")
     command("schema", _schema, "print the JSON schema of migration files, for editors", file=False)
-    ledger = commands.add_parser("ledger", help="the control database").add_subparsers(required=True, metavar="what")
-    added = ledger.add_parser("upgrade", help="create or upgrade the ledger's tables")
-    added.set_defaults(run=_upgrade)
-    added = ledger.add_parser("adopt", help="go on with a ledger that was restored from a backup")
+    ledger = commands.add_parser("ledger", help="the control database").add_subparsers(required=True, metavar="command")
+    command("upgrade", _upgrade, "create or upgrade the ledger's tables", file=False, among=ledger)
+    added = command("adopt", _adopt, "go on with a ledger that was restored from a backup", file=False, among=ledger)
     added.add_argument("file", type=Path, help="the migration file")
-    added.set_defaults(run=_adopt)
-    audit = commands.add_parser("audit", help="the audit trail").add_subparsers(required=True, metavar="what")
-    added = audit.add_parser("verify", help="check that no event was edited, cut or swapped")
+    audit = commands.add_parser("audit", help="the audit trail").add_subparsers(required=True, metavar="command")
+    added = command("verify", _verify, "check that no event was edited, cut or swapped", file=False, among=audit)
     added.add_argument("file", type=Path, nargs="?", help="a migration file: its stores' fences are asked, too")
     added.add_argument("--migration", help="only this one; otherwise all")
     added.add_argument("--json", action="store_true", help="for machines")
-    added.set_defaults(run=_verify)
-    added = audit.add_parser("show", help="list the newest events")
+    added = command("show", _show, "list the newest events", file=False, among=audit)
     added.add_argument("--migration", required=True)
     added.add_argument("--limit", type=int, default=100, help="so many at most; 100 otherwise")
     added.add_argument("--json", action="store_true", help="for machines")
-    added.set_defaults(run=_show)
-    added = audit.add_parser("export", help="write a flip, with all that decided it, into a folder of its own")
+    text = "write a flip, with all that decided it, into a folder of its own"
+    added = command("export", _export, text, file=False, among=audit)
     added.add_argument("attempt", type=int, help="its number, as status shows it")
     added.add_argument("--migration", required=True)
     added.add_argument("--into", type=Path, required=True, help="a folder that is not there yet")
-    added.set_defaults(run=_export)
-    added = audit.add_parser("check", help="check such a folder, with this verifier and not the folder's")
+    text = "check such a folder, with this verifier and not the folder's"
+    added = command("check", _check, text, file=False, among=audit)
     added.add_argument("folder", type=Path, help="what was exported")
     added.add_argument("digest", help="what the export printed; the ledger's event exported has it, too")
-    added.set_defaults(run=_check)
     return parser
 
 

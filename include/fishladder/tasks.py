@@ -848,9 +848,13 @@ def _approved_by(desk: Desk, attempt: int) -> list[str]:
 
 @cache
 def code_digest() -> str:
-    """SHA-256 over the core's own files: which code decided something is part of the evidence."""
-    folder = Path(__file__).parent
+    """SHA-256 over fishladder's own files: which code decided something is part of the evidence.
+
+    The core's and, where it lies beside the core as in the repository, the plugin's, which says who has answered.
+    """
+    core = Path(__file__).parent
+    root = core.parents[1]
     whole = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        whole.update(f"{path.relative_to(folder)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    for path in sorted([*core.rglob("*.py"), *(root / "plugins" / "fishladder_airflow").rglob("*.py")]):
+        whole.update(f"{path.relative_to(root)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
     return whole.hexdigest()

@@ -53,7 +53,7 @@ def test_chinooks_draft_is_the_file_that_is_used_but_for_its_waves(
     assert main(["draft", "--source", "chinook_source", "--target", "chinook_target"]) == 0
     found = loads(capsys.readouterr().out, name="drafted.yaml", environment={})
     used = load(ROOT / "include/migrations/chinook.yaml", {})
-    assert found.tables == used.tables and found.migration == used.migration
+    assert (found.tables, found.migration, found.ids) == (used.tables, used.migration, used.ids)
     assert (found.source, found.target, found.application) == (used.source, used.target, used.application)
     words = ("label", "root", "column")
     assert [getattr(found.cohort, word) for word in words] == [getattr(used.cohort, word) for word in words]
