@@ -309,7 +309,7 @@ def refusal_not_recorded() -> AbstractContextManager[Any]:
 # What shows no wrong in this world, or has a rare cause, and the test that shows it -------------------------------
 
 _FLIP, _ATTACKS = "unit/test_flip.py::test_", "unit/test_flip_attacks.py::test_"
-_APPROVALS = "unit/test_approvals.py::test_"
+_APPROVALS, _COMPLETED = "unit/test_approvals.py::test_", "unit/test_completed.py::test_"
 ELSEWHERE: dict[str, str] = {
     "one open attempt for each cohort": _FLIP + "two_attempts_for_one_cohort",
     "a flip starts from off or shadow, a rollback from live": _FLIP + "who_cannot_go",
@@ -339,6 +339,19 @@ ELSEWHERE: dict[str, str] = {
     ),
     "a pass asks the entries whose such a row was": (
         _ATTACKS + "a_pass_knows_whose_rows_are_whose_parents_are_gone_in_the_copy"
+    ),
+    "the switch itself asks for doubts of the cohort": _FLIP + "the_switch_itself_asks_for_doubts_of_the_cohort",
+    "the switch itself looks at the clock": _FLIP + "the_switch_itself_looks_at_the_clock",
+    "what a completed cohort gave away is applied before it is forgotten": (
+        _COMPLETED + "what_is_pending_of_a_row_that_it_gave_away_is_not_dropped"
+    ),
+    "of a completed cohort's copies nobody is asked": _COMPLETED + "a_row_that_moved_a_moment_before_keeps_nobody",
+    "a completed cohort's rows in the target are not touched": (
+        _COMPLETED + "a_doubt_deletes_no_row_that_is_the_targets_for_good"
+    ),
+    "rows say more than a doubt about nobody's": _COMPLETED + "a_doubt_about_a_row_that_was_nowhere_goes_with_the_row",
+    "a flip takes all that has no home along": (
+        _COMPLETED + "all_rows_without_a_home_are_drained_before_one_can_get_it_in_the_target"
     ),
     "a write is given up in its owner": _FLIP + "a_write_that_took_effect_before_it_was_given_up_is_done",
     "who is refused because it has just been done is answered": (
