@@ -190,33 +190,188 @@ _FOUND = {
 }
 
 
-def accepted(url: str, logs: Sequence[Path], refused: Set[str] = frozenset()) -> list[str]:
-    """Writes that the router accepted, done at once or queued, and that are not in the owner exactly once.
+_PAYMENT = (
+    "payment",
+    {"idempotency_key": "key"},
+    {"kind": "operation", "customer_id": "customer_id", "invoice_id": "invoice_id", "amount": "amount"},
+)
+#: Operation → the table of the row that it makes, the columns by which a client knows that row, and what else it was
+#: told of it: column → word of the log. Of one that was queued the log says less: only what its client had asked for.
+_MAKES: dict[str, tuple[str, dict[str, str], dict[str, str]]] = {
+    "sign_up": ("customer", {"email": "email"}, {"id": "customer_id", "created_at": "at"}),
+    "charge": _PAYMENT,
+    "refund": _PAYMENT,
+    "buy_gift_card": ("gift_card", {"code": "code"}, {"customer_id": "customer_id", "initial_amount": "amount"}),
+    "redeem": (
+        "gift_card_entry",
+        {"gift_card_code": "code", "created_at": "at"},
+        {"id": "entry_id", "amount": "amount"},
+    ),
+    "change_plan": (
+        "subscription",
+        {"customer_id": "customer_id", "started_at": "at"},
+        {"id": "subscription_id", "plan_id": "plan_id", "billing_cycle": "billing_cycle"},
+    ),
+}
+#: Of what else they make a row.
+_MAKES_TOO = {"sign_up": "subscription", "charge": "invoice"}
 
-    `refused`: the keys of those that the business refused when they were replayed.
-    """
-    asked = {
-        "charge": ("payment", "idempotency_key", "key"),
-        "refund": ("payment", "idempotency_key", "key"),
-        "buy_gift_card": ("gift_card", "code", "code"),
-        "sign_up": ("customer", "email", "email"),
-    }
-    wanted: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for log in logs:
-        for line in log.read_text(encoding="utf-8").splitlines():
-            said = json.loads(line)
-            if said["operation"] in asked and said["key"] not in refused:
-                table, column, word = asked[said["operation"]]
-                wanted[table, column].add(said["payload"][word])
-    problems = []
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Told:
+    """A line of a log; `over`: when its client asked for the next, so that it had been answered. None for the last."""
+
+    said: Mapping[str, Any]
+    log: Path
+    number: int
+    over: datetime | None
+
+    @property
+    def at(self) -> datetime:
+        return datetime.fromisoformat(self.said["at"])
+
+    def precedes(self, other: _Told) -> bool:
+        """Whether it was over for certain when the other one was asked for."""
+        if self.log == other.log:
+            return self.number < other.number
+        return self.over is not None and self.over <= other.at
+
+
+def counts(url: str) -> dict[str, int]:
+    """How many rows there are in the tables of which operations make rows."""
+    found = {}
     with closing(_open(url)) as reader:
-        for (table, column), values in wanted.items():
-            there = Counter(str(row[0]) for row in reader.rows(f"select {column} from {table}"))
-            problems += [f"{table}.{column} {value}: accepted, and not there" for value in sorted(values - set(there))]
+        for table in sorted({table for table, _, _ in _MAKES.values()} | set(_MAKES_TOO.values())):
+            ((found[table],),) = reader.rows(f"select count(*) from {table}")
+    return found
+
+
+def accepted(
+    url: str,
+    logs: Sequence[Path],
+    *,
+    before: Mapping[str, int],
+    refused: Set[str] = frozenset(),
+    beside: Sequence[Path] = (),
+) -> list[str]:
+    """What the router accepted, done at once or queued, against the owner: each is there once and as it was told,
+    nothing else is, and the order in which each customer's were accepted was kept.
+
+    `logs` are those of `billing.routed`, of one client at a time each, and `beside` those of `billing.traffic` by
+    others meanwhile, of which no order is known. `before`: the counts of then. `refused`: the keys of queued writes
+    that the business refused when they were replayed.
+    """
+    told = [each for log in logs for each in _read(log) if not _is_refused(each.said, refused)]
+    with closing(_open(url)) as reader:
+        problems = _once(reader, told) + _last_changes(reader, told) + _plans_in_order(reader, told)
+    done = [*(each.said for each in told), *(line for log in beside for line in _lines(log))]
+    made = Counter(_MAKES[said["operation"]][0] for said in done if said["operation"] in _MAKES)
+    made.update(_MAKES_TOO[said["operation"]] for said in done if said["operation"] in _MAKES_TOO)
+    problems += [
+        f"{table}: {number - before[table]} row(s) more than before, and clients were told of {made[table]}"
+        for table, number in counts(url).items()
+        if number - before[table] != made[table]
+    ]
+    return problems
+
+
+def _lines(log: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+
+
+def _read(log: Path) -> list[_Told]:
+    said = [{**line, **line["payload"], "key": line["key"]} for line in _lines(log)]
+    over = [*(datetime.fromisoformat(each["at"]) for each in said[1:]), None]
+    return [_Told(said=each, log=log, number=n, over=at) for n, (each, at) in enumerate(zip(said, over, strict=False))]
+
+
+def _is_refused(said: Mapping[str, Any], refused: Set[str]) -> bool:
+    return said["state"] == "queued" and said["key"] in refused
+
+
+def _once(reader: Reader, told: Sequence[_Told]) -> list[str]:
+    problems = []
+    for operation, (table, known_by, more) in _MAKES.items():
+        wanted = [each.said for each in told if each.said["operation"] == operation]
+        if not wanted:
+            continue
+        meanings = reader.shape(table).columns
+        words = {**known_by, **more}
+        there: dict[tuple[str | None, ...], list[dict[str, str | None]]] = defaultdict(list)
+        for row in reader.rows(f"select {', '.join(words)} from {table}"):
+            found = {column: _normal(value, meanings[column]) for column, value in zip(words, row, strict=True)}
+            there[tuple(found[column] for column in known_by)].append(found)
+        for said in wanted:
+            expected = {column: _normal(said[word], meanings[column]) for column, word in words.items() if word in said}
+            name = tuple(expected[column] for column in known_by)
+            rows = there[name]
             problems += [
-                f"{table}.{column} {value}: there {there[value]} times" for value in sorted(values) if there[value] > 1
+                f"{operation} {_name([name])}: {problem}"
+                for problem, is_so in (
+                    ("accepted, and not there", not rows),
+                    (f"there {len(rows)} times", len(rows) > 1),
+                    *(
+                        (f"another {column} than was told", any(row[column] != value for row in rows))
+                        for column, value in expected.items()
+                    ),
+                )
+                if is_so
             ]
     return problems
+
+
+def _by(told: Sequence[_Told], operations: Set[str], word: str) -> dict[Any, list[_Told]]:
+    """By whom or what they are about; nobody knows the customer of a sign_up that was queued."""
+    found: dict[Any, list[_Told]] = defaultdict(list)
+    for each in told:
+        if each.said["operation"] in operations and word in each.said:
+            found[each.said[word]].append(each)
+    return found
+
+
+def _last_changes(reader: Reader, told: Sequence[_Told]) -> list[str]:
+    """What is there was said by a change that no other one followed for certain."""
+    problems = []
+    for what, operations, word, value in (
+        ("country of customer", {"sign_up", "move_country"}, "customer_id", lambda said: said["country"]),
+        (
+            "price of plan",
+            {"change_price"},
+            "plan_id",
+            lambda said: (Decimal(said["monthly"]), Decimal(said["yearly"])),
+        ),
+    ):
+        there = _found(reader, _FOUND[what])
+        for key, changes in _by(told, operations, word).items():
+            last = [value(each.said) for each in changes if not any(each.precedes(other) for other in changes)]
+            if there.get(key, _NOTHING) not in last:
+                problems.append(f"{what} {key}: not what the last change said")
+    return problems
+
+
+def _plans_in_order(reader: Reader, told: Sequence[_Told]) -> list[str]:
+    """A customer's next plan ends the one before at the moment that it began itself: so they tell their order."""
+    problems = []
+    ends: dict[int, dict[str | None, str | None]] = defaultdict(dict)
+    for customer, began, ended in reader.rows("select customer_id, started_at, ended_at from subscription"):
+        ends[customer][_normal(began, "time")] = _normal(ended, "time")
+    for customer, changes in _by(told, {"sign_up", "change_plan"}, "customer_id").items():
+        following = {each.at: _following(_normal(each.at, "time"), ends[customer]) for each in changes}
+        if any(
+            each.precedes(other) and _normal(other.at, "time") not in following[each.at]
+            for each in changes
+            for other in changes
+        ):
+            problems.append(f"plans of customer {customer}: not in the order in which they were accepted")
+    return problems
+
+
+def _following(began: str | None, ends: Mapping[str | None, str | None]) -> list[str]:
+    """When the plans began that took the place of this one, one after the other."""
+    found: list[str] = []
+    while (began := ends.get(began)) and began not in found:
+        found.append(began)
+    return found
 
 
 def _found(reader: Reader, statement: str) -> dict[Any, Any]:

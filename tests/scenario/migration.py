@@ -14,6 +14,8 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, TypeVar
 
+from sqlalchemy import text
+
 from billing import invariants, schema
 from billing.database import connect
 from billing.seed import seed
@@ -178,6 +180,24 @@ class Billing:
         """Ask the ``source`` or the ``target``, as its administrator."""
         with closing(connect(getattr(self, side).admin)) as db:
             return db.rows(sql)
+
+
+class Witness:
+    """Of routed writes: it counted before, and judges after."""
+
+    def __init__(self, billing: Billing) -> None:
+        self.billing = billing
+        self.before = independent.counts(billing.source.admin)
+
+    def judge(self, *logs: Path) -> None:
+        """Of all that customers were told nothing is lost, nothing done twice, and each one's order was kept."""
+        billing = self.billing
+        billing.ends_equal()
+        with billing.desk().ledger.engine.connect() as connection:
+            queued = text("SELECT idempotency_key FROM ledger_queue WHERE state = 'refused'")
+            refused = set(connection.scalars(queued))
+        for side in (billing.source, billing.target):
+            assert independent.accepted(side.admin, logs, before=self.before, refused=refused) == []
 
 
 @contextmanager

@@ -22,14 +22,13 @@ from billing.operations import operations
 from billing.routed import Customers
 from fishladder import tasks
 from fishladder.errors import AmbiguousError, InputError, TransientError
-from fishladder.ledger import Attempt, Ledger, open_ledger
+from fishladder.ledger import Attempt, open_ledger
 from fishladder.operate import Order
 from fishladder.serving import Router
 from fishladder.stores import connect_url, open_application
-from tests import independent
 from tests.approving import approve
 from tests.conftest import not_tested
-from tests.scenario.migration import DEADLINE, Billing, migration, until
+from tests.scenario.migration import DEADLINE, Billing, Witness, migration, until
 from tests.scenario.routed import Known, Logs
 from tests.scenario.test_servers import holding
 from tests.servers import Unavailable
@@ -193,45 +192,6 @@ def started(billing: Billing, folder: Path, name: str, ids: Sequence[int], *mome
 def killed(process: subprocess.Popen[bytes]) -> bool:
     """Whether its end is that it was killed."""
     return process.wait(DEADLINE) == -signal.SIGKILL
-
-
-# What must be true in the end ----------------------------------------------------------------------------------------
-
-
-MADE_BY = {"change_plan": "subscription", "redeem": "gift_card_entry"}
-"""Tables whose rows have no key that a client gave: an operation that is done twice leaves two."""
-
-
-class Witness:
-    """Counts before and after."""
-
-    def __init__(self, billing: Billing) -> None:
-        self.billing = billing
-        self.before = {table: self.count("source", table) for table in MADE_BY.values()}
-
-    def count(self, side: str, table: str) -> int:
-        return int(self.billing.rows(side, f"SELECT count(*) FROM {table}")[0][0])
-
-    def judge(self, *logs: Path) -> None:
-        """Of all that customers were told nothing is lost, nothing done twice, and each one's order was kept."""
-        billing = self.billing
-        billing.ends_equal()
-        refused = refused_keys(billing.desk().ledger)
-        for side in (billing.source, billing.target):
-            assert independent.accepted(side.admin, logs, refused) == []
-        lines = [json.loads(line) for log in logs for line in log.read_text(encoding="utf-8").splitlines()]
-        told = [line["operation"] for line in lines if line["key"] not in refused]
-        for operation, table in MADE_BY.items():
-            assert self.count("source", table) - self.before[table] == told.count(operation), operation
-        # A customer's next plan ends the one before: one that came too early would have ended before it began.
-        assert billing.rows("source", "SELECT id FROM subscription WHERE ended_at < started_at") == []
-
-
-def refused_keys(ledger: Ledger) -> set[str]:
-    """Keys of queued writes that the business refused."""
-    with ledger.engine.connect() as connection:
-        found = connection.scalars(text("SELECT idempotency_key FROM ledger_queue WHERE state = 'refused'"))
-        return set(found)
 
 
 # A router ------------------------------------------------------------------------------------------------------------
