@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
-import random
+import subprocess
+import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +20,18 @@ import pytest
 
 from billing import invariants, schema, seed
 from billing.database import connect, settle
-from billing.operations import operations
-from billing.routed import Customers
 from billing.service import charge, delete_customer
-from billing.traffic import Billing, Traffic
 from fishladder import tasks
-from fishladder.ledger import Attempt, Kind, open_ledger, upgrade
+from fishladder.ledger import Attempt, Kind, upgrade
 from fishladder.plan import Side
-from fishladder.serving import Router
-from fishladder.spec import load
-from fishladder.stores import connect_url, open_application
 from fishladder.verdict import caught_up
 from tests import independent
 from tests.approving import approve
 from tests.contract.shop import SPEC
 from tests.contract.stores import PATIENCE, STORES, Place
-from tests.scenario.migration import until
+from tests.scenario.migration import DEADLINE, until
 from tests.scenario.worker import desk
 
-pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
-"""What kills a client, or an applier, beside a test fails the test."""
 PAIRS = [
     *(("sqlite", "sqlite"), ("mysql", "mariadb")),
     *(pytest.param(pair, marks=pytest.mark.slow) for pair in (("mysql", "mysql"), ("oracle", "mysql"))),
@@ -54,13 +49,6 @@ class Move:
 
     def desk(self) -> tasks.Desk:
         return desk(SPEC, self.environment)
-
-    def router(self) -> Router:
-        """With a ledger of its own, as another process would have."""
-        migration = load(SPEC, self.environment)
-        ledger = open_ledger(self.environment["FISHLADDER_LEDGER"], migration=migration.migration)
-        source, target = (open_application(*connect_url(place.application)) for place in (self.source, self.target))
-        return Router(ledger, operations, source=source, target=target)
 
     def move(self, kind: Kind, *cohorts: str) -> list[Attempt]:
         at = self.desk()
@@ -112,43 +100,17 @@ def move(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Move]:
         yield made
 
 
-class BatchJob(Billing):
-    """Knows nothing of a router, and works in one store on customers of its own, whoever owns them by now."""
-
-    weights: Mapping[str, int] = {"charge": 4, "change_plan": 2, "buy_gift_card": 2, "redeem": 2, "refund": 1}
-
-    def __init__(self, side: Side, customers: Sequence[int]) -> None:
-        super().__init__(random.Random(side), run=side)
-        self._side, self._own = side, customers
-
-    def prepare(self, db: Any) -> None:
-        settle(db._connection, self._side)
-        super().prepare(db)
-        self._customers = list(self._own)
-
-
 def shared_out(move: Move) -> tuple[list[int], dict[Side, list[int]]]:
-    """Customers for the routers' clients, and some for a batch job in each store: of those that move, and of others."""
+    """Customers for the routers' clients, half of whose calls are for those that move, and some for a batch job in each
+    store: of those that move, and of others."""
     with closing(connect(move.source.admin)) as db:
         found = db.rows("SELECT id, country_code FROM customer ORDER BY id")
     moving = [customer for customer, country in found if country in ("NZ", "AU", "IE")]
     others = [customer for customer, _ in found if customer not in moving]
     jobs: dict[Side, list[int]] = {"source": moving[0::4] + others[0::8], "target": moving[1::4] + others[1::8]}
-    return [customer for customer, _ in found if customer not in jobs["source"] + jobs["target"]], jobs
-
-
-@contextmanager
-def running(*work: Callable[[], object]) -> Iterator[None]:
-    """Each in a thread. Whoever leaves has told them to stop."""
-    threads = [threading.Thread(target=one) for one in work]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        for thread in threads:
-            thread.join(PATIENCE)
-    assert not any(thread.is_alive() for thread in threads)
+    routed = [customer for customer, _ in found if customer not in jobs["source"] + jobs["target"]]
+    busy = [customer for customer in routed if customer in moving]
+    return routed + busy * (len(routed) // len(busy)), jobs
 
 
 @contextmanager
@@ -159,59 +121,77 @@ def applying(move: Move) -> Iterator[None]:
         while not stop.is_set():
             tasks.replicate(move.desk(), seconds=1)
 
-    with running(replicate):
+    with ThreadPoolExecutor(1) as pool:
+        applier = pool.submit(replicate)
         try:
             yield
         finally:
             stop.set()
+            applier.result()
+
+
+@contextmanager
+def crowd(
+    move: Move, role: str, name: str, rate: float, log: Path, customers: Sequence[int]
+) -> Iterator[subprocess.Popen[str]]:
+    """A process of its own, which does not outlive the block."""
+    command = [sys.executable, "-m", "tests.contract.crowd", role, name, str(rate), str(log), json.dumps(customers)]
+    environment = {**move.environment, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def end(*processes: subprocess.Popen[str]) -> list[dict[str, Any]]:
+    """What each of them counted."""
+    for process in processes:
+        process.terminate()
+    said = [process.communicate(timeout=DEADLINE)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), said
+    return [json.loads(summary) for summary in said]
+
+
+def told(log: Path) -> int:
+    """How many lines are in it."""
+    return len(log.read_text(encoding="utf-8").splitlines()) if log.exists() else 0
 
 
 def test_countries_move_and_one_moves_back_while_customers_go_on(move: Move) -> None:
     customers, batches = shared_out(move)
     before = independent.counts(move.source.admin)
-    with closing(connect(move.source.admin)) as db:
-        plans = [row[0] for row in db.rows("SELECT id FROM plan ORDER BY id")]
-    crowds = [
-        Customers(move.router(), customers, plans, rng=random.Random(number), run=f"r{number}") for number in range(2)
-    ]
-    logs = [move.folder / f"{number}.jsonl" for number in range(len(crowds))]
-    stores: dict[Side, Place] = {"source": move.source, "target": move.target}
     calm = 4 if move.source.kind == "oracle" else 1  # the wire emulator follows some fifty changes a second
-    jobs = {
-        side: Traffic(
-            place.application,
-            BatchJob(side, batches[side]),
-            rng=random.Random(side),
-            rate=20 / calm,
-            log=move.folder / f"{side}.log",
-        )
-        for side, place in stores.items()
-    }
-    work: list[Callable[[], object]] = [partial(job.run, seconds=600) for job in jobs.values()]
-    work += [partial(crowd.run, rate=40 / calm, seconds=600, log=log) for crowd, log in zip(crowds, logs, strict=True)]
-    with applying(move), running(*work):
-        try:
-            (moved,) = move.move("flip", "NZ")
-            assert (moved.outcome, moved.error, move.stage("NZ")) == ("done", None, ("live", "target"))
-            others = move.move("flip", "AU", "IE")
-            assert [attempt.outcome for attempt in others] == ["done", "done"], others
-            (back,) = move.move("rollback", "NZ")
-            assert (back.outcome, back.error, move.stage("NZ")) == ("done", None, ("off", "source"))
-        finally:
-            for client in (*crowds, *jobs.values()):
-                client.stop()
-    for crowd in crowds:
-        assert crowd.felt.failed == {}, crowd.felt.errors
-        assert crowd.felt.done.total() > 20
-    for side, job in jobs.items():
-        assert job.summary.failed == job.summary.unknown == {}, job.summary.errors
-        assert job.summary.refused.total() and job.summary.acknowledged.total(), (side, job.summary)
+    logs = [move.folder / "r0.jsonl", move.folder / "r1.jsonl"]
+    batch_logs = [move.folder / f"{side}.log" for side in batches]
+    with applying(move), ExitStack() as stack:
+        routed = [stack.enter_context(crowd(move, "routed", log.stem, 40 / calm, log, customers)) for log in logs]
+        jobs = [
+            stack.enter_context(crowd(move, "batch", log.stem, 20 / calm, log, own))
+            for log, own in zip(batch_logs, batches.values(), strict=True)
+        ]
+        until(lambda: all(told(log) for log in logs) and batch_logs[1].exists(), "all to be at work")
+        (moved,) = move.move("flip", "NZ")
+        assert (moved.outcome, moved.error, move.stage("NZ")) == ("done", None, ("live", "target"))
+        others = move.move("flip", "AU", "IE")
+        assert [attempt.outcome for attempt in others] == ["done", "done"], others
+        (back,) = move.move("rollback", "NZ")
+        assert (back.outcome, back.error, move.stage("NZ")) == ("done", None, ("off", "source"))
+        wanted = {log: told(log) + 10 for log in logs}
+        until(lambda: all(told(log) >= more for log, more in wanted.items()), "customers to be served")
+        *felt, source_job, target_job = end(*routed, *jobs)
+    for log, summary in zip(logs, felt, strict=True):
+        assert summary["failed"] == {}, summary
+        accepted = Counter(summary["done"]) + Counter(summary["queued"])
+        assert accepted.total() - accepted["account"] == told(log) > 20
+    for log, summary in zip(batch_logs, (source_job, target_job), strict=True):
+        assert summary["failed"] == summary["unknown"] == {}, summary
+        assert summary["refused"] and summary["total"] == told(log) > 0, summary
     ends_equal(move)
-    batches_logs = [move.folder / f"{side}.log" for side in jobs]
-    assert independent.acknowledged(move.source.admin, batches_logs) == []
-    for place in stores.values():
-        told = {"before": before, "refused": refused(move), "beside": batches_logs}
-        assert independent.accepted(place.admin, logs, **told) == []
+    assert independent.acknowledged(move.source.admin, batch_logs) == []
+    for place in (move.source, move.target):
+        problems = independent.accepted(place.admin, logs, before=before, refused=refused(move), beside=batch_logs)
+        assert problems == [], place.kind
 
 
 def test_the_way_back_carries_all_that_a_long_stay_has_changed(move: Move) -> None:
