@@ -12,11 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
+from sqlalchemy import select
 
 from billing import invariants, schema
 from fishladder import tasks
+from fishladder.ledger import tables as ledger_tables
 from fishladder.ledger import upgrade, verify
 from tests import independent
 from tests.scenario.worker import desk
@@ -25,7 +28,16 @@ from tests.servers import mysql, oracle
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "include" / "migrations" / "billing.yaml"
 CUSTOMERS = 400
+CHUNK_ROWS = 100
+"""Small, so that there are many chunks."""
+ROWS_PER_SECOND = 50
+"""Of each lane while lanes are killed: else one would load everything while the other is starting."""
+INTERRUPTED = 5
+"""Lanes that have to die with a chunk in hand."""
 DEADLINE = 120.0
+
+Claim: TypeAlias = tuple[str, int, int]
+"""Table, number and token of a chunk."""
 
 
 class Scenario:
@@ -33,6 +45,8 @@ class Scenario:
 
     def __init__(self, folder: Path, source: str, target: str, applications: tuple[str, str]) -> None:
         self.folder, self.source, self.target = folder, source, target
+        self.file = folder / "billing.yaml"
+        self.file.write_text(f"{FILE.read_text()}chunk_rows: {CHUNK_ROWS}\n")
         kinds = [url.partition(":")[0] for url in (source, target)]
         self.environment = {
             **os.environ,
@@ -61,7 +75,7 @@ class Scenario:
         return process
 
     def worker(self, *arguments: str) -> subprocess.Popen[bytes]:
-        return self.start("tests.scenario.worker", str(FILE), *arguments)
+        return self.start("tests.scenario.worker", str(self.file), *arguments)
 
     def log(self, module: str) -> str:
         return (self.folder / f"{module}.log").read_text()[-4000:]
@@ -103,11 +117,11 @@ def scenario(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scenari
         yield found
 
 
-def until(done: Callable[[], bool], what: str) -> None:
+def until(done: Callable[[], bool], what: str, *, pause: float = 0.05) -> None:
     end = time.monotonic() + DEADLINE
     while not done():
         assert time.monotonic() < end, f"waited {DEADLINE:.0f} s for {what}"
-        time.sleep(0.05)
+        time.sleep(pause)
 
 
 @pytest.mark.timeout(900)  # on a busy machine the Oracle wire emulator takes minutes
@@ -117,7 +131,7 @@ def test_killed_lanes_and_appliers_lose_nothing(scenario: Scenario, monkeypatch:
     seed = scenario.start("billing.seed", scenario.source, "--customers", str(CUSTOMERS), "--seed", "3")
     assert seed.wait(DEADLINE) == 0
     upgrade(scenario.environment["FISHLADDER_LEDGER"])
-    at = desk(FILE)
+    at = desk(scenario.file)
     traffic_log = scenario.folder / "acknowledged.jsonl"
     traffic = scenario.start(
         "billing.traffic", scenario.application, "--rate", "60", "--seconds", "600", "--log", str(traffic_log)
@@ -151,24 +165,44 @@ def test_killed_lanes_and_appliers_lose_nothing(scenario: Scenario, monkeypatch:
 
 
 def _kill_lanes(scenario: Scenario, at: tasks.Desk) -> None:
-    """Two lanes, killed again and again by chance; whoever comes next takes over."""
+    """Two lanes, killed again and again with a chunk in hand; whoever comes next takes over."""
     rng = random.Random(1)
     tables = list(tasks.cut(at))
 
     def loaded() -> bool:
         return all(at.ledger.unfinished(table, 1) == 0 for table in tables)
 
+    at.ledger.set_control(rows_per_second=ROWS_PER_SECOND, actor="scenario")
     lanes = {name: scenario.worker("lane", name) for name in ("1", "2")}
-    for _ in range(6):
-        time.sleep(rng.uniform(0.3, 0.9))  # not a wait for anything: the moment of death is the test
+    inherited: dict[str, set[Claim]] = {name: set() for name in lanes}  # from the one before, until it is claimed anew
+    interrupted = 0
+    while interrupted < INTERRUPTED:
         name = rng.choice(sorted(lanes))
-        lanes[name].kill()
-        lanes[name].wait()
+        lane, old = lanes[name], inherited[name]
+        until(
+            lambda name=name, lane=lane, old=old: claims(at, name) - old or lane.poll() is not None,  # type: ignore[misc]
+            f"a chunk of lane {name}",
+            pause=0.001,  # it is in hand for some milliseconds only
+        )
+        time.sleep(rng.uniform(0.0, 0.03))  # not a wait for anything: the moment of death is the test
+        lane.kill()
+        assert lane.wait(DEADLINE) == -signal.SIGKILL, scenario.log("tests.scenario.worker")
+        inherited[name] = claims(at, name)
+        interrupted += bool(inherited[name] - old)
         lanes[name] = scenario.worker("lane", name)
-    until(lambda: loaded() or all(lane.poll() is not None for lane in lanes.values()), "the lanes")
+    assert not loaded()
+    at.ledger.set_control(rows_per_second=0, actor="scenario")
     for lane in lanes.values():
         assert lane.wait(DEADLINE) == 0, scenario.log("tests.scenario.worker")
     assert loaded()
+
+
+def claims(at: tasks.Desk, lane: str) -> set[Claim]:
+    """What a lane has in hand, dead or alive."""
+    chunk = ledger_tables.chunk.c
+    query = select(chunk.table, chunk.no, chunk.token).where(chunk.lane == lane, chunk.state == "claimed")
+    with at.ledger.engine.connect() as connection:
+        return {(table, no, token) for table, no, token in connection.execute(query)}
 
 
 def _kill_appliers(scenario: Scenario, at: tasks.Desk) -> None:
