@@ -12,13 +12,18 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow import settings
 from airflow.api_fastapi.app import create_app, purge_cached_app
+from airflow.executors.base_executor import BaseExecutor
+from airflow.jobs.scheduler_job_runner import SchedulerJobRunner
+from airflow.models.dagbag import DBDagBag
 from airflow.models.dagrun import DagRun
+from airflow.models.taskinstance import TaskInstance
 from airflow.sdk.definitions.dag import _run_task
 from airflow.serialization.serialized_objects import DagSerialization
 from airflow.utils.session import create_session
@@ -327,6 +332,42 @@ def test_a_yes_to_one_country_moves_no_other(simple: Web, prepared: Desk) -> Non
     clear(simple, run, "country.approve")
     assert work(run)["country.approve"] == "failed"
     assert approved(prepared) == []
+
+
+def overtaken(run_id: str) -> str:
+    """What the scheduler does with an answer that came before it has heard of the end of the process that asked.
+
+    It has put the question into the queue again, to go on with the answer; then it hears of that end, and takes it for
+    the end of what goes on. Returns the state of the question.
+    """
+    with create_session() as session:
+        mine = TaskInstance.run_id == run_id, TaskInstance.task_id == "country.approve"
+        question = session.scalars(select(TaskInstance).where(*mine)).one()
+        assert (str(question.state), question.next_method) == ("scheduled", "answered")
+        question.state = TaskInstanceState.QUEUED
+        session.commit()
+        executor = BaseExecutor()
+        executor.success(question.key)
+        SchedulerJobRunner.process_executor_events(executor, None, DBDagBag(), session)
+        question.end_date -= timedelta(seconds=1)  # until it is tried again
+        return str(question.state)
+
+
+def test_a_yes_in_the_first_seconds_is_no_yes_and_asked_for_again(simple: Web, prepared: Desk) -> None:
+    """By otto, who may approve. Airflow fails it, not fishladder; what was said then counts for nothing."""
+    make_evidence(prepared)
+    run = simple.trigger("una")
+    assert work(run)["country.approve"] == "awaiting_input"
+    assert simple.answer("otto", run) == 200
+    assert overtaken(run) == "up_for_retry"
+    states = work(run)
+    assert (states["country.approve"], states["country.cutover"]) == ("awaiting_input", "None")
+    (attempt,) = prepared.ledger.attempts()
+    assert (attempt.outcome, approved(prepared), prepared.ledger.route("NZ").owner) == (None, [], "source")
+
+    assert simple.answer("otto", run) == 200
+    assert work(run)["country.cutover"] == "success"
+    assert approved(prepared) == ["otto"] and prepared.ledger.route("NZ").owner == "target"
 
 
 # The FAB auth manager ----------------------------------------------------------------------------------------------
