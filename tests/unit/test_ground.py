@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -18,7 +21,9 @@ from MySQLdb import OperationalError
 from redis import AuthenticationError, Redis
 
 from tests.conftest import not_tested
-from tests.servers import STORES, Unavailable, mysql, redis
+from tests.servers import STORES, Unavailable, mysql, oracle, redis
+from tests.servers.__main__ import SERVERS, STARTS
+from tests.servers.private import PrivateServer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -102,40 +107,117 @@ def test_server_is_as_strict_as_one_in_production(mysql_server: str) -> None:
     assert isolation == "REPEATABLE-READ"
 
 
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Open to all, unlike pytest's own: root has PostgreSQL run as nobody."""
+    with TemporaryDirectory(prefix="fishladder-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "store", "connect", "keep", "look"),
+    [
+        pytest.param(
+            *(mysql.MysqlServer, "MySQL", mysql.connect, "CREATE DATABASE kept", "SHOW DATABASES LIKE 'kept'"),
+            marks=pytest.mark.mysql,
+            id="mysql",
+        ),
+        pytest.param(
+            *(mysql.MariadbServer, "MariaDB", mysql.connect, "CREATE DATABASE kept", "SHOW DATABASES LIKE 'kept'"),
+            id="mariadb",
+        ),
+        pytest.param(
+            *(oracle.OracleEmulator, "Oracle wire emulator", oracle.connect),
+            *("CREATE TABLE kept (id NUMBER(5))", "SELECT 'kept', COUNT(*) FROM kept"),
+            id="oracle",
+        ),
+    ],
+)
+def test_start_is_idempotent_survives_a_kill_and_stop_leaves_nothing(
+    pytestconfig: pytest.Config,
+    folder: Path,
+    kind: type[PrivateServer],
+    store: str,
+    connect: Callable[[str], Any],
+    keep: str,
+    look: str,
+) -> None:
+    if os.environ.get(kind.variable):
+        pytest.skip("the server of this run is not one that tests.servers started")
+    server = kind(home=folder / "server")
+    try:
+        try:
+            dsn = server.start()
+        except Unavailable as reason:
+            not_tested(pytestconfig, store, reason)
+        pid = server.pid()
+        assert pid is not None
+        assert server.start() == dsn
+        assert server.pid() == pid
+        _execute(dsn, keep, connect)
+        kept = _execute(dsn, look, connect)
+        assert kept[0][0] == "kept"
+
+        os.kill(pid, signal.SIGKILL)
+        _wait_until(lambda: server.running() is None)
+        assert server.start() == dsn
+        assert server.pid() != pid
+        assert _execute(dsn, look, connect) == kept
+    finally:
+        server.stop()
+    assert server.running() is None
+    assert not server.home.exists()
+    assert _processes(server.home) == []
+
+
 @pytest.mark.mysql
 @pytest.mark.usefixtures("mysql_server")  # has downloaded the packages, or says why there are none
-class TestPrivateServer:
-    @pytest.fixture
-    def server(self, tmp_path: Path) -> mysql.MysqlServer:
-        if not (STORES / "cache" / "mysql" / "complete").exists():
-            pytest.skip("the server of this run is not one that tests.servers started")
-        return mysql.MysqlServer(home=tmp_path / "server")
+def test_a_failed_start_shows_the_servers_own_log(tmp_path: Path) -> None:
+    if not (STORES / "cache" / "mysql" / "complete").exists():
+        pytest.skip("the server of this run is not one that tests.servers started")
+    server = mysql.MysqlServer(home=tmp_path / "server")
+    server.options = ("--no-such-option",)
+    with pytest.raises(Unavailable, match="no-such-option"):
+        server.start()
+    server.stop()
+    assert not server.home.exists()
 
-    def test_start_is_idempotent_survives_a_kill_and_stop_leaves_nothing(self, server: mysql.MysqlServer) -> None:
-        try:
-            dsn, pid = server.start(), server.pid()
-            assert pid is not None
-            assert server.start() == dsn
-            assert server.pid() == pid
-            _execute(dsn, "CREATE DATABASE kept")
 
-            os.kill(pid, signal.SIGKILL)
-            _wait_until(lambda: server.running() is None)
-            assert server.start() == dsn
-            assert _execute(dsn, "SHOW DATABASES LIKE 'kept'") == (("kept",),)
-            second = server.pid()
-        finally:
-            server.stop()
-        assert server.running() is None
-        assert not server.home.exists()
-        assert not _names(second, server.home)
+@pytest.mark.timeout(600)  # four servers, one after the other
+def test_the_command_line_starts_all_servers_once_and_stops_them(pytestconfig: pytest.Config, folder: Path) -> None:
+    """As ``make stores`` and ``make stores-stop`` do; in a copy, or it would stop the servers of this run."""
+    shutil.copytree(ROOT / "tests" / "servers", folder / "tests" / "servers")
+    (folder / "tests" / "__init__.py").touch()
+    (STORES / "cache").mkdir(parents=True, exist_ok=True)
+    (folder / ".stores").mkdir()
+    (folder / ".stores" / "cache").symlink_to(STORES / "cache")
+    given = {kind.variable for kind in SERVERS.values()}
+    environment = {name: value for name, value in os.environ.items() if name not in given}
 
-    def test_a_failed_start_shows_the_servers_own_log(self, server: mysql.MysqlServer) -> None:
-        server.options = ("--no-such-option",)
-        with pytest.raises(Unavailable, match="no-such-option"):
-            server.start()
-        server.stop()
-        assert not server.home.exists()
+    def servers(command: str) -> subprocess.CompletedProcess[str]:
+        program = [sys.executable, "-m", "tests.servers", command]
+        return subprocess.run(program, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+    try:
+        first = servers("start")
+        if first.returncode != 0:
+            not_tested(pytestconfig, "python -m tests.servers start", first.stderr)
+        assert [line.partition("=")[0] for line in first.stdout.splitlines()] == [
+            SERVERS[name].variable for name in STARTS
+        ]
+        running = _processes(folder)
+        assert running
+        second = servers("start")
+        assert (second.returncode, second.stdout) == (0, first.stdout)
+        assert second.stderr.count("runs already") == len(given)
+        assert _processes(folder) == running
+    finally:
+        stopped = servers("stop")
+    assert stopped.returncode == 0, stopped.stderr
+    assert _processes(folder) == []
+    assert [path.name for path in (folder / ".stores").iterdir()] == ["cache"]
+    assert servers("stop").returncode == 0
 
 
 def test_redis_is_found_again_asks_for_its_password_and_leaves_nothing(
@@ -159,18 +241,20 @@ def test_redis_is_found_again_asks_for_its_password_and_leaves_nothing(
     assert server.running() is None and not server.home.exists()
 
 
-def _execute(url: str, statement: str) -> tuple[tuple[Any, ...], ...]:
-    with closing(mysql.connect(url)) as connection, closing(connection.cursor()) as cursor:
+def _execute(url: str, statement: str, connect: Callable[[str], Any] = mysql.connect) -> list[tuple[Any, ...]]:
+    with closing(connect(url)) as connection, closing(connection.cursor()) as cursor:
         cursor.execute(statement)
-        return cursor.fetchall()
+        return list(cursor.fetchall()) if cursor.description else []
 
 
-def _names(pid: int | None, folder: Path) -> bool:
-    """Whether the process lives and was started from the folder."""
-    try:
-        return str(folder).encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+def _processes(folder: Path) -> list[int]:
+    """Those that were started with a path in the folder and live."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if f"{folder}/".encode() in (process / "cmdline").read_bytes():
+                found.append(int(process.name))
+    return sorted(found)
 
 
 def _wait_until(true: Callable[[], bool]) -> None:
