@@ -46,10 +46,12 @@ class Airflow:
         self._tokens: dict[str, str] = {}
         self._processes: list[subprocess.Popen[bytes]] = []
         self.environment = {
-            **os.environ,
+            # Settings of another Airflow are not this one's, and its database least of all.
+            **{name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW__")},
             **environment,
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
             "AIRFLOW_HOME": str(home),
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db",
             "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
             "AIRFLOW__CORE__PLUGINS_FOLDER": str(dags.parent / "plugins"),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",

@@ -323,6 +323,8 @@ class Demo:
         assert self.traffic is not None
         self.traffic.send_signal(signal.SIGTERM)
         printed, _ = self.traffic.communicate(timeout=60)
+        if self.traffic.returncode:
+            raise DemoError("the customers' process has failed: what it said is above")
         self.traffic = None
         counted: dict[str, Any] = json.loads(printed)
         if "total" in counted:

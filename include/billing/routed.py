@@ -251,7 +251,7 @@ def main() -> None:
     router, url = open_router(options.file)
     with closing(connect(url)) as db:
         customers = [row[0] for row in db.rows("SELECT id FROM customer ORDER BY id")]
-        busy = [row[0] for row in db.rows("SELECT id FROM customer WHERE country = ?", [options.busy])]
+        busy = [row[0] for row in db.rows("SELECT id FROM customer WHERE country_code = ?", [options.busy])]
         plans = [row[0] for row in db.rows("SELECT id FROM plan ORDER BY id")]
     if busy:
         customers += busy * (len(customers) // len(busy))
