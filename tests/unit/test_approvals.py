@@ -319,6 +319,8 @@ def test_another_epoch(case: Case) -> None:
     case.verify()
     for table, cohort in ("route", "cohort = 'NZ'"), ("attempt", "id = 1"):
         case.sql(f"UPDATE ledger_{table} SET epoch = epoch + 1 WHERE {cohort}")
+    for store in ("source", "target"):  # else their fences say that somebody was here
+        case.small.application("UPDATE fishladder_fence SET epoch = epoch + 1 WHERE cohort = 'NZ'", store=store)
     case.aborts("0 of 2 approvals hold")
 
 
