@@ -80,7 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     command("schema", _schema, "print the JSON schema of migration files, for editors", file=False)
     ledger = commands.add_parser("ledger", help="the control database").add_subparsers(required=True, metavar="command")
     command("upgrade", _upgrade, "create or upgrade the ledger's tables", file=False, among=ledger)
-    added = command("adopt", _adopt, "go on with a ledger that was restored from a backup", file=False, among=ledger)
+    added = command(
+        "adopt", _adopt, "go on after a backup was restored, of the ledger or of a store", file=False, among=ledger
+    )
     added.add_argument("file", type=Path, help="the migration file")
     audit = commands.add_parser("audit", help="the audit trail").add_subparsers(required=True, metavar="command")
     added = command("verify", _verify, "check that no event was edited, cut or swapped", file=False, among=audit)

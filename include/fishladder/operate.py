@@ -19,7 +19,7 @@ from fishladder.reconcile import mark_entities
 from fishladder.restored import heard_by, was_restored
 from fishladder.spec import nearest
 from fishladder.stores.base import Fenced, LoadState, Relation, Store
-from fishladder.witness import WRITERS
+from fishladder.witness import forgotten
 
 Action = Literal[
     "pause", "resume", "throttle", "restart tables", "retry rejects", "rewrite entities", "mark keys dirty"
@@ -182,17 +182,19 @@ def _finish(table: PlanTable, target: Store, cleaning: LoadState) -> None:
 def adopt(
     plan: Plan, source: Store, target: Store, ledger: Ledger, pace: Pace, clock: Clock, *, actor: str
 ) -> list[str]:
-    """Bring a restored ledger up to date with its stores. Returns the tables that must be loaded again. Repeatable.
+    """Bring a ledger and its stores together, of which one was restored. Returns the tables that must be loaded again.
+    Repeatable.
 
-    All clean passes are void: the next ones find what the ledger has forgotten. A table whose load had ended is
-    followed as before; one that was loading, whose chunks the ledger cannot know any more, is restarted. Raises
-    InputError when the ledger has forgotten nothing that a store remembers, and FatalError when a store's fence is
-    ahead of the ledger's route.
+    All clean passes are void: the next ones find what was forgotten. A table whose load had ended is followed as
+    before; one that was loading, whose chunks the ledger cannot know any more, is restarted. A store is closed again
+    whose fence has forgotten that a cohort has left it; none is opened. Raises InputError when neither side has
+    forgotten anything that the other remembers, and FatalError when a store's fence is ahead of the ledger's route.
     """
     assert isinstance(source, Fenced) and isinstance(target, Fenced)
     anchors = {*source.anchors().values(), *target.anchors().values()}
     # A backup that is newer than the last word lacks at most the newest events: fences may remember those.
-    if not was_restored(target, ledger) and not ledger.unknown_anchors(anchors):
+    orders = forgotten(ledger, {"source": source, "target": target})
+    if not was_restored(target, ledger) and not ledger.unknown_anchors(anchors) and not orders:
         raise InputError(f"the ledger of {ledger.migration} knows what it told the target last: nothing to adopt")
     routes = ledger.routes()
     for side, store in zip(SIDES, (source, target), strict=True):
@@ -203,16 +205,13 @@ def adopt(
                 f"the {side}'s fences of {', '.join(ahead)} are ahead of the ledger: they were flipped or installed"
                 " after the backup was taken. Restore a later one"
             )
+    for attempt in ledger.attempts(only_open=True):
+        if attempt.step == "verify":  # what people said of it since the backup is lost: a no, too
+            ledger.abort(attempt, "restored from a backup: ask again", actor=actor)
     end = ledger.audit_head()
-    moving = {attempt.cohort for attempt in ledger.attempts(only_open=True)}
-    for side, store in zip(SIDES, (source, target), strict=True):
-        for cohort, fence in store.fences().items():
-            route = routes.get(cohort)
-            # Of a store that is older: it lets the same copy, or write, and only the number of its fence is behind.
-            if route is None or cohort in moving or fence.writer != WRITERS.get(route.stage, {}).get(side):
-                continue
-            if fence.epoch < route.epoch:
-                set_fence(store, clock, cohort, fence.writer, route.epoch, head=f"{end.sequence} {end.digest}")
+    for side, cohort, writer, epoch in orders:
+        store = source if side == "source" else target
+        set_fence(store, clock, cohort, writer, epoch, head=f"{end.sequence} {end.digest}")
     ledger.void_checks([table.name for table in plan.tables], "the ledger was restored from a backup")
     states, again = target.load_states(), []
     for table in plan.tables:

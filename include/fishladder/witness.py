@@ -14,7 +14,7 @@ from fishladder.ledger import Ledger, Route
 from fishladder.plan import Side
 from fishladder.stores.base import Fence, Fenced, Store, Writer
 
-WRITERS: Mapping[str, Mapping[Side, Writer]] = {
+_WRITERS: Mapping[str, Mapping[Side, Writer]] = {
     "off": {"source": "application", "target": "copier"},
     "shadow": {"source": "application", "target": "copier"},
     "live": {"source": "copier", "target": "application"},
@@ -36,7 +36,7 @@ def contradictions(ledger: Ledger, stores: Mapping[Side, Store], *, way_back: bo
         if after.get(cohort) != route:
             continue  # it has moved meanwhile
         for side, found in fences.items():
-            wanted = Fence(writer=WRITERS[route.stage][side], epoch=route.epoch)
+            wanted = Fence(writer=_WRITERS[route.stage][side], epoch=route.epoch)
             if way_back and cohort in found and found[cohort].writer in {wanted.writer, "copier", "nobody"}:
                 continue
             if cohort in found and found[cohort] != wanted:
@@ -45,7 +45,38 @@ def contradictions(ledger: Ledger, stores: Mapping[Side, Store], *, way_back: bo
                     f" {found[cohort].writer} in epoch {found[cohort].epoch}: the {side} or the ledger was restored"
                     " from a backup, or somebody has written there by hand"
                 )
+    if _homeless_open(ledger, fences["source"]):
+        problems.append(
+            f"cohorts have moved, and the source's fence of rows without a home ({HOMELESS}) says"
+            f" {fences['source'][HOMELESS].writer}: the source was restored from a backup, or somebody has written"
+            " there by hand"
+        )
     return problems
+
+
+def forgotten(ledger: Ledger, stores: Mapping[Side, Store]) -> list[tuple[Side, str, Writer, int]]:
+    """The orders that a store has forgotten which was restored: side, cohort, who may write it, epoch.
+
+    Never one that opens a store: its rows may be of yesterday, and people decide what is to become of them.
+    """
+    fences = {side: _fenced(store).fences() for side, store in stores.items()}
+    orders: list[tuple[Side, str, Writer, int]] = [
+        (side, cohort, writer, route.epoch)
+        for cohort, route in _still(ledger).items()
+        for side, writer in _WRITERS[route.stage].items()
+        if (fence := fences[side].get(cohort)) is not None
+        and fence.epoch < route.epoch
+        and writer in {"copier", "nobody", fence.writer}
+    ]
+    if _homeless_open(ledger, fences["source"]):
+        orders.append(("source", HOMELESS, "nobody", fences["source"][HOMELESS].epoch + 1))
+    return orders
+
+
+def _homeless_open(ledger: Ledger, source: Mapping[str, Fence]) -> bool:
+    """Whether somebody may write rows without a home into the source, though some may have got one in the target."""
+    moved = any(route.owner == "target" for route in ledger.routes().values())
+    return moved and HOMELESS in source and source[HOMELESS].writer != "nobody"
 
 
 def _still(ledger: Ledger) -> dict[str, Route]:
@@ -55,7 +86,7 @@ def _still(ledger: Ledger) -> dict[str, Route]:
     return {
         cohort: route
         for cohort, route in routes.items()
-        if cohort not in (*moving, HOMELESS) and route.stage in WRITERS
+        if cohort not in (*moving, HOMELESS) and route.stage in _WRITERS
     }
 
 

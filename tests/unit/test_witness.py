@@ -193,3 +193,48 @@ def test_events_that_were_lost_when_the_ledger_failed_over_are_forgiven(flips: F
     assert said(flips) == [] and gate(flips, flips.ask("rollback"))[0]
     with pytest.raises(InputError, match="nothing to adopt"):
         tasks.adopt_ledger(desk_of(small), actor="ada")
+
+
+# A store that was restored is closed again ---------------------------------------------------------------------------
+
+
+def adopt(flips: Flips) -> None:
+    flips.small.ledger.record_spec(flips.small.spec.to_json(), "", "", "test")
+    assert tasks.adopt_ledger(desk_of(flips.small), actor="ada") == []
+
+
+def test_a_source_from_before_a_flip_is_closed_again(flips: Flips) -> None:
+    flips.move()
+    flips.small.follow()
+    restored(flips, "source", "NZ", "?")
+    assert len(said(flips)) == 2 and "rows without a home (?) says application" in said(flips)[1]
+    adopt(flips)
+    assert said(flips) == [] and flips.fences() == [("copier", 3), ("application", 3)]
+    with pytest.raises(sqlite3.IntegrityError, match="is not open to the application here"):
+        flips.small.application("UPDATE item SET amount = 1 WHERE id = 10")
+    with pytest.raises(InputError, match="nothing to adopt"):
+        tasks.adopt_ledger(desk_of(flips.small), actor="ada")
+
+
+def test_a_target_from_before_a_rollback_is_closed_again(flips: Flips) -> None:
+    flips.move()
+    flips.small.follow()
+    flips.move("rollback")
+    flips.small.follow()
+    flips.small.application(
+        "UPDATE fishladder_fence SET writer = 'application', epoch = 3 WHERE cohort = 'NZ'", store="target"
+    )
+    assert len(said(flips)) == 1
+    adopt(flips)
+    assert said(flips) == [] and flips.fences() == [("application", 5), ("copier", 5)]
+
+
+def test_no_store_is_opened_whose_rows_may_be_of_yesterday(flips: Flips) -> None:
+    flips.move()
+    flips.small.follow()
+    restored(flips, "target", "NZ")
+    attempt = flips.ask(cohort="AU")
+    with pytest.raises(InputError, match="nothing to adopt"):
+        adopt(flips)
+    assert flips.fences()[1] == ("copier", 1)
+    assert flips.small.ledger.attempt(attempt.id).outcome is None  # nothing was adopted: nobody has to ask again
