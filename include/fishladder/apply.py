@@ -392,7 +392,7 @@ class _Batch:
         except RowError as error:
             if error.unique and table.serial:
                 outcome = self._displace(copy, table, {key: row})
-                if outcome == "fenced":
+                if outcome == "later":
                     self._keep(table, key, self.applied.left)
                 if outcome != "refused":
                     return []
@@ -400,15 +400,15 @@ class _Batch:
 
     def _displace(
         self, copy: Transaction, table: PlanTable, rows: dict[bytes, Row]
-    ) -> Literal["written", "fenced", "refused"]:
+    ) -> Literal["written", "later", "refused"]:
         """Another row holds a unique value. Write it and everyone it displaces as the owner has them now.
 
         Values may be swapped or rotated, so holders are followed until the circle closes; then all are deleted and
-        inserted again, or what comes to the same where others refer to them. ``fenced``: a holder's
-        cohort is closed to the copier, so the key stays dirty. ``refused``: the rows were read at moments that do not
-        fit together, and the one that changed in between has a new entry; or they can never be written.
+        inserted again, or what comes to the same where others refer to them. ``later``: a holder's cohort is closed to
+        the copier, or the rows were read at moments that do not fit together, so the key stays dirty. ``refused``: they
+        can never be written.
         """
-        relation, wanted = self._copy(table.name), dict(rows)
+        owner, relation, wanted = self._owner(table.name), self._copy(table.name), dict(rows)
         present = set(copy.rows_by_key(relation, list(wanted)))
         while more := copy.holders(relation, list(wanted.values())) - wanted.keys() - present:
             found = copy.rows_by_key(relation, list(more))
@@ -417,18 +417,20 @@ class _Batch:
             self.homes = homes | self.homes
             cohorts = {table.cohort(f.entity, homes) for f in found.values()}
             if any(cohort not in self.fences or self.fences[cohort].writer != "copier" for cohort in cohorts):
-                return "fenced"
+                return "later"
             present |= more
             with self.ends.origin.read() as origin:
-                owned = origin.rows_by_key(self._owner(table.name), list(more))
+                owned = origin.rows_by_key(owner, list(more))
             wanted |= {key: found.row for key, found in owned.items()}
-            if fitting_rows(self._owner(table.name), relation, list(wanted.values()))[1]:
+            if fitting_rows(owner, relation, list(wanted.values()))[1]:
                 return "refused"  # a holder's new row does not fit, and the server might change it in silence
         try:
             with copy.savepoint():
                 copy.replace(relation, sorted(present), list(wanted.values()))
         except RowError:
-            return "refused"
+            with self.ends.origin.read() as origin:
+                now = {key: found.row for key, found in origin.rows_by_key(owner, list(wanted)).items()}
+            return "refused" if now == wanted else "later"
         self._note(table, [*present, *wanted])
         return "written"
 

@@ -289,7 +289,7 @@ def main(arguments: list[str]) -> int:
         signal.signal(number, lambda *_: stopping.set())
     settings = [f"-c{name}={value}" for name, value in _SETTINGS.items()]
     os.chdir(home / "data")
-    Path("postmaster.pid").unlink(missing_ok=True)  # of one that was killed: nobody else starts it here
+    _outlive_the_last()
     database = subprocess.Popen(
         postgres_command(root, "postgres", "-D", ".", *settings), env=postgres_environment(root)
     )
@@ -316,6 +316,25 @@ def main(arguments: list[str]) -> int:
         database.send_signal(signal.SIGINT)
         database.wait()
     return 0 if stopping.is_set() else 1
+
+
+def _outlive_the_last() -> None:
+    """The PostgreSQL of an emulator that was killed is killed with it, a moment later, and leaves its locks behind."""
+    lock = Path("postmaster.pid")
+    if lock.exists():
+        process = Path("/proc", lock.read_text().partition("\n")[0])
+        deadline = time.monotonic() + START_SECONDS
+        while _is_at_work_here(process) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    for left in (lock, Path(".s.PGSQL.5432.lock")):
+        left.unlink(missing_ok=True)
+
+
+def _is_at_work_here(process: Path) -> bool:
+    try:
+        return (process / "cwd").samefile(Path.cwd())
+    except OSError:
+        return False
 
 
 def _wait(database: subprocess.Popen[bytes]) -> None:

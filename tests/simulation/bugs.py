@@ -860,6 +860,9 @@ ELSEWHERE = {
     "a claim takes the token of its chunk": (
         "contract/test_tables.py::test_a_chunk_is_done_once_and_only_by_the_latest_claim"
     ),
+    "rows read at moments that do not fit together are tried again": (
+        "unit/test_apply.py::test_values_that_rotate_again_while_their_rows_are_read_are_no_reject"
+    ),
     "keys written during an attempt are noted": "unit/test_apply.py::test_keys_written_during_an_attempt_are_noted",
     "duplicates are counted": "unit/test_reconcile.py::test_duplicates_that_the_target_does_not_forbid_are_counted",
     "a mismatch may rewrite the entity": "unit/test_reconcile.py::test_a_mismatch_can_rewrite_the_whole_customer",

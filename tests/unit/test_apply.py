@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -13,8 +14,9 @@ from fishladder.clock import SystemClock
 from fishladder.errors import CoverageError, FishladderError, TransientError
 from fishladder.fence import set_fence
 from fishladder.ledger import DirtyKey, Ledger
-from fishladder.stores.base import LoadState
-from fishladder.stores.sqlite import SqliteStore
+from fishladder.stores.base import LoadState, Relation
+from fishladder.stores.sql import Session
+from fishladder.stores.sqlite import SqliteStore, SqliteTransaction
 from tests import independent
 from tests.unit.small import Small
 
@@ -94,6 +96,32 @@ def test_a_closed_fence_keeps_its_keys_dirty(loaded: Small) -> None:
     set_fence(loaded.target, SystemClock(), "NZ", "copier", 3)
     loaded.follow()
     assert _equal(loaded)
+
+
+def test_values_that_rotate_again_while_their_rows_are_read_are_no_reject(
+    loaded: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two rows want one value, for they were read at different moments; the one read first has no newer entry."""
+    loaded.application(
+        "UPDATE customer SET email = '-' || email",
+        "UPDATE customer SET email = 'b' WHERE id = 1",
+        "UPDATE customer SET email = 'c' WHERE id = 2",
+        "UPDATE customer SET email = 'a' WHERE id = 3",
+    )
+    dirty = [line for line in read_dirty(loaded.plan, loaded.ends, loaded.ledger) if line.key == b"1:1"]
+    again = [["UPDATE customer SET email = 'x' WHERE id = 2", "UPDATE customer SET email = 'c' WHERE id = 3"]]
+    real = Session.rows_by_key
+
+    def rows_by_key(self: Session, relation: Relation, keys: Sequence[bytes], *, lock: bool = False) -> Any:
+        if list(keys) == [b"1:3"] and again and not isinstance(self, SqliteTransaction):
+            loaded.application(*again.pop())
+        return real(self, relation, keys, lock=lock)
+
+    monkeypatch.setattr(Session, "rows_by_key", rows_by_key)
+    apply_batch(loaded.plan, loaded.ends, loaded.ledger, dirty)
+    assert not again and loaded.ledger.open_rejects() == []
+    loaded.follow()
+    assert _equal(loaded) and loaded.ledger.open_rejects() == []
 
 
 def test_a_unique_value_held_by_a_closed_cohort_waits(loaded: Small) -> None:
