@@ -20,7 +20,7 @@ demo: .venv/ready  ## play a whole migration on this machine: STORES=real from t
 .PHONY: screenshots
 screenshots: .venv/ready  ## take the pictures of Airflow that the documents show, in a headless Chromium
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v chromium >/dev/null; then \
-		apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium; \
+		apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium fonts-liberation; \
 	fi
 	$(PYTHON) -m billing.screenshots
 

@@ -128,7 +128,7 @@ class Tour(Demo):
         self._wait("the applier to repair them", lambda: not self._status()["mismatches"])
         self._expect("billing_reconcile", "success")
         camera.look("/dags?tags=billing", "billing_replicate", "billing_operate")
-        camera.shoot("dags", 2100)
+        camera.shoot("dags", 1480)
 
     def flip(self, airflow: Airflow, camera: Camera, approver: Camera) -> None:
         """A person asks, another one reads and answers, and a country has moved; then two at once."""
@@ -144,7 +144,7 @@ class Tour(Demo):
         approver.look(f"{task}/required_actions", "Asked for by")
         approver.shoot("approve", 1200)
         approver.page.get_by_role("button", name="Approve", exact=True).scroll_into_view_if_needed()
-        approver.shoot("answer", 900)
+        approver.shoot("answer", 1200)  # another height would scroll it away
         self._answered(airflow, run)
         self._expect("billing_reconcile", "success")  # by rows that have moved
         self._expect("billing_monitor", "success")
@@ -155,7 +155,7 @@ class Tour(Demo):
         self._answered(airflow, run)
         camera.look(f"/dags/billing_flip/runs/{run}/tasks/group/country", "IE")
         camera.shoot("flip", 1250)
-        camera.look_at_log(f"/dags/billing_flip/runs/{run}/tasks/country.done/mapped/1", "longest wait")
+        camera.look_at_log(f"/dags/billing_flip/runs/{run}/tasks/country.done/mapped/1", "writes queued")
         camera.shoot("summary", 640)
         camera.look("/fishladder/billing_flip/cohorts", "live")
         camera.shoot("cohorts", 560)
