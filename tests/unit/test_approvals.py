@@ -606,3 +606,15 @@ def test_another_data_part_still_needs_prepare(case: Case) -> None:
     with pytest.raises(InputError, match="its file changed since prepare ran; run small_prepare"):
         tasks.open_gates(other, case.attempt.id)
     assert len(deployed(case)) == 1
+
+
+@pytest.mark.parametrize("file", ["include/fishladder/flip.py", "plugins/fishladder_airflow/operators.py"])
+def test_the_code_is_the_cores_and_the_plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
+    """The plugin says who has answered."""
+    monkeypatch.setattr(tasks, "__file__", str(tmp_path / "include/fishladder/tasks.py"))
+    changed = tmp_path / file
+    changed.parent.mkdir(parents=True)
+    changed.write_text("one\n")
+    before = tasks.code_digest.__wrapped__()
+    changed.write_text("two\n")
+    assert tasks.code_digest.__wrapped__() != before
