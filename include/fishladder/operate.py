@@ -208,10 +208,6 @@ def adopt(
     for attempt in ledger.attempts(only_open=True):
         if attempt.step == "verify":  # what people said of it since the backup is lost: a no, too
             ledger.abort(attempt, "restored from a backup: ask again", actor=actor)
-    end = ledger.audit_head()
-    for side, cohort, writer, epoch in orders:
-        store = source if side == "source" else target
-        set_fence(store, clock, cohort, writer, epoch, head=f"{end.sequence} {end.digest}")
     ledger.void_checks([table.name for table in plan.tables], "the ledger was restored from a backup")
     states, again = target.load_states(), []
     for table in plan.tables:
@@ -227,6 +223,10 @@ def adopt(
     anchors = {*source.anchors().values(), *target.anchors().values()}
     told = ledger.finish_adoption(heard_by(target), anchors, actor)
     target.hear(told.number, told.word)
+    end = ledger.audit_head()
+    for side, cohort, writer, epoch in orders:  # at last: they are what is found again when this dies before its end
+        store = source if side == "source" else target
+        set_fence(store, clock, cohort, writer, epoch, head=f"{end.sequence} {end.digest}")
     return [table.name for table in again]
 
 

@@ -11,7 +11,7 @@ from contextlib import closing
 import pytest
 from sqlalchemy import text
 
-from fishladder import tasks
+from fishladder import operate, tasks
 from fishladder.errors import InputError
 from fishladder.ledger import Attempt, verify
 from fishladder.ledger.audit import _digest
@@ -214,6 +214,19 @@ def test_a_source_from_before_a_flip_is_closed_again(flips: Flips) -> None:
         flips.small.application("UPDATE item SET amount = 1 WHERE id = 10")
     with pytest.raises(InputError, match="nothing to adopt"):
         tasks.adopt_ledger(desk_of(flips.small), actor="ada")
+
+
+def test_an_adoption_that_died_can_be_repeated(flips: Flips, monkeypatch: pytest.MonkeyPatch) -> None:
+    flips.move()
+    flips.small.follow()
+    restored(flips, "source", "NZ", "?")
+    for owner, step in ((type(flips.small.ledger), "finish_adoption"), (operate, "set_fence")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, step, lambda *_, **__: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                adopt(flips)
+    adopt(flips)
+    assert said(flips) == [] and flips.fences() == [("copier", 3), ("application", 3)]
 
 
 def test_a_target_from_before_a_rollback_is_closed_again(flips: Flips) -> None:
