@@ -10,37 +10,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ground import Ground
+from benchmarks.ground import LANES, MIGRATION, Ground, check_count, database, rows_text
 from benchmarks.results import REPEATS, Result, result
+from fishladder.ledger import upgrade
 
 ROOT = Path(__file__).resolve().parents[1]
-CUSTOMERS = (40, 4_000)
-"""Of the small load and of the large one: all of it is one chunk for each table, or several are."""
+FEWEST = 10_000
+MOST = 10
+"""Times ``ROWS``: ten million, if nothing else was asked for."""
 
-# A load of the billing example between SQLite files: what its run had, when it was over.
+# A load in Airflow: what its run had, when it was over.
 LOAD = """
 import json, os, sys
-from contextlib import closing
-from airflow.models.dagrun import DagRun
-from billing import schema
-from billing.database import connect
-from billing.seed import seed
-from fishladder.ledger import open_ledger, upgrade
+from fishladder.ledger import open_ledger
 from fishladder_airflow.dags import build
 
-source = os.environ["AIRFLOW_CONN_BILLING_SOURCE"]
-schema.create(source)
-seed(source, customers=int(sys.argv[2]), seed=7)
-upgrade(os.environ["FISHLADDER_LEDGER"])
 dags = build(sys.argv[1])
-runs = [dags[dag].test() for dag in ("billing_prepare", "billing_load")]
+runs = [dags[dag].test() for dag in ("bench_prepare", "bench_load")]
 states = {str(task.state) for run in runs for task in run.get_task_instances()}
 assert states == {"success"}, states
-with open_ledger(os.environ["FISHLADDER_LEDGER"], migration="billing") as ledger:
-    progress = ledger.progress("invoice_line")
-with closing(connect(source)) as db:
-    ((rows,),) = db.rows("SELECT count(*) FROM invoice_line")
-print(json.dumps({"tasks": len(runs[1].get_task_instances()), "rows": rows, "chunks": progress.chunks}))
+with open_ledger(os.environ["FISHLADDER_LEDGER"], migration="bench") as ledger:
+    progress = ledger.progress("invoice")
+print(json.dumps({"tasks": len(runs[1].get_task_instances()), "chunks": progress.chunks}))
 """
 # As Airflow's processor of DAG files does: in a process that knows Airflow, and nothing of ours yet.
 PARSE = """
@@ -59,9 +50,11 @@ print(json.dumps({"seconds": took, "dags": len(bag.dags)}))
 
 
 def tasks(ground: Ground) -> Iterator[Result]:
-    """Task instances of two real loads, one of a hundred times as many customers as the other."""
-    small, large = (_load(ground.folder / str(customers), customers) for customers in CUSTOMERS)
-    case = f"a load with {large['rows']:,} lines in {large['chunks']} chunks / {small['rows']:,} in {small['chunks']}"
+    """Task instances of two real loads, of ten thousand rows and of ten times ``ROWS``."""
+    sizes = (ground.rows * MOST, FEWEST)
+    large, small = (_load(ground, size) for size in sizes)
+    most, fewest = map(rows_text, sizes)
+    case = f"a load of {most} in {large['chunks']} chunks / {fewest} in {small['chunks']}"
     yield result("tasks", case, "tasks", [(large["tasks"], small["tasks"])], goal=1.0)
 
 
@@ -73,18 +66,26 @@ def parse(ground: Ground) -> Iterator[Result]:
         yield result("parse", f"dags/{file.name} / a second", "s", rounds, goal=0.5)
 
 
-def _load(folder: Path, customers: int) -> dict[str, Any]:
+def _load(ground: Ground, invoices: int) -> dict[str, Any]:
+    folder = ground.folder / str(invoices)
     folder.mkdir()
-    urls = {name: f"sqlite:///{folder / name}.db" for name in ("source", "target", "ledger")}
-    environment = {
-        "AIRFLOW_CONN_BILLING_SOURCE": urls["source"],
-        "AIRFLOW_CONN_BILLING_TARGET": urls["target"],
-        "FISHLADDER_LEDGER": urls["ledger"],
-    }
+    file = folder / "bench.yaml"
+    file.write_text(MIGRATION.format(kind="mysql", lanes=LANES, types=""), encoding="utf-8")
+    ledger = f"sqlite:///{folder}/ledger.db"
+    upgrade(ledger)
     home = folder / "airflow"
-    _python(["-m", "airflow", "db", "migrate"], home, environment)
-    file = ROOT / "include/migrations/billing.yaml"
-    return _run(LOAD, home, str(file), str(customers), **environment)
+    _python(["-m", "airflow", "db", "migrate"], home, {})
+    with ground.one_bench(invoices) as bench, database(ground.server) as target:
+        said = _run(
+            LOAD,
+            home,
+            str(file),
+            FISHLADDER_LEDGER=ledger,
+            AIRFLOW_CONN_BENCH_SOURCE=bench.source.copier,
+            AIRFLOW_CONN_BENCH_TARGET=target.copier,
+        )
+        check_count(target, invoices)
+    return said
 
 
 def _run(script: str, home: Path, *arguments: str, **environment: str) -> dict[str, Any]:
@@ -105,5 +106,5 @@ def _python(command: list[str], home: Path, environment: dict[str, str]) -> str:
         [sys.executable, *command], env=os.environ | ours | environment, capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        raise RuntimeError(f"Airflow on SQLite says: {done.stderr[-2000:]}")
+        raise RuntimeError(f"Airflow says: {done.stderr[-2000:]}")
     return done.stdout

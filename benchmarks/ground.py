@@ -237,6 +237,13 @@ class Ground:
         return Bench(server=self.server, folder=self.folder, invoices=size)
 
 
+def check_count(target: Address, expected: int) -> None:
+    with closing(connect(target.copier)) as db:
+        ((found,),) = db.rows("SELECT COUNT(*) FROM invoice")
+    if found != expected:
+        raise RuntimeError(f"{found} of {expected} invoices were loaded; no speed is worth that")
+
+
 def rows_text(rows: int) -> str:
     """1000000 as "1M rows", 20000 as "20k rows"."""
     for size, letter in ((1_000_000, "M"), (1_000, "k")):

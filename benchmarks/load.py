@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing, contextmanager
 
 import MySQLdb.cursors
 
-from benchmarks.ground import ALL, COLUMNS, LANES, Address, Bench, Ground, Migration, rows_text
+from benchmarks.ground import ALL, COLUMNS, LANES, Address, Bench, Ground, Migration, check_count, rows_text
 from benchmarks.lanes import run_lanes
 from benchmarks.results import REPEATS, Result, per_second, result
 from billing.database import Database, connect
@@ -29,7 +29,7 @@ def load(ground: Ground) -> Iterator[Result]:
             with _reference(migration.target):
                 fastest = per_second(bench.invoices, _insert_select, migration, bench.last_id)
             rate = bench.invoices / run_lanes(migration, LANES).seconds
-            _check_count(migration, bench.invoices)
+            check_count(migration.target, bench.invoices)
             limit.append((rate, fastest))
             with _reference(migration.target):
                 typed.append((rate, per_second(bench.invoices, _executemany, migration)))
@@ -100,10 +100,3 @@ def _executemany(migration: Migration) -> None:
         while rows := read.fetchmany(TYPED_BATCH):
             write.executemany(statement, rows)
         target.commit()
-
-
-def _check_count(migration: Migration, expected: int) -> None:
-    with closing(connect(migration.target.copier)) as db:
-        ((found,),) = db.rows("SELECT COUNT(*) FROM invoice")
-    if found != expected:
-        raise RuntimeError(f"{found} of {expected} invoices were loaded; no speed is worth that")
