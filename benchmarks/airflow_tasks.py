@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ground import LANES, MIGRATION, Ground, check_count, database, rows_text
+from benchmarks.ground import Ground, check_count, dag_folder, database, rows_text
 from benchmarks.results import REPEATS, Result, result
 from fishladder.ledger import upgrade
 
@@ -69,8 +69,7 @@ def parse(ground: Ground) -> Iterator[Result]:
 def _load(ground: Ground, invoices: int) -> dict[str, Any]:
     folder = ground.folder / str(invoices)
     folder.mkdir()
-    file = folder / "bench.yaml"
-    file.write_text(MIGRATION.format(kind="mysql", lanes=LANES, types=""), encoding="utf-8")
+    dags = dag_folder(folder)
     ledger = f"sqlite:///{folder}/ledger.db"
     upgrade(ledger)
     home = folder / "airflow"
@@ -79,7 +78,8 @@ def _load(ground: Ground, invoices: int) -> dict[str, Any]:
         said = _run(
             LOAD,
             home,
-            str(file),
+            str(dags / "bench.yaml"),
+            AIRFLOW__CORE__DAGS_FOLDER=str(dags),
             FISHLADDER_LEDGER=ledger,
             AIRFLOW_CONN_BENCH_SOURCE=bench.source.copier,
             AIRFLOW_CONN_BENCH_TARGET=target.copier,

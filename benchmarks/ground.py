@@ -76,6 +76,11 @@ tables:
   customer: root
   invoice: {{entity: customer_id{types}}}
 """
+DAG_FILE = """
+from fishladder_airflow.dags import build
+
+globals().update(build({file!r}))
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,6 +240,16 @@ class Ground:
     def one_bench(self, size: int) -> Bench:
         """One that is not kept for other cases."""
         return Bench(server=self.server, folder=self.folder, invoices=size)
+
+
+def dag_folder(parent: Path) -> Path:
+    """A folder for Airflow, with the DAGs of the migration from MySQL to MySQL."""
+    dags = parent / "dags"
+    dags.mkdir()
+    file = dags / "bench.yaml"
+    file.write_text(MIGRATION.format(kind="mysql", lanes=LANES, types=""), encoding="utf-8")
+    (dags / "bench.py").write_text(DAG_FILE.format(file=str(file)), encoding="utf-8")
+    return dags
 
 
 def check_count(target: Address, expected: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-from benchmarks.ground import LANES, MIGRATION, Address, Ground, database
+from benchmarks.ground import LANES, Address, Ground, dag_folder, database
 from benchmarks.results import Result, not_available, result
 from billing.airflow import DemoError
 from fishladder.ledger import upgrade
@@ -16,11 +16,6 @@ from tests.servers.workers import celery_airflow
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKERS = 2
-DAG_FILE = """
-from fishladder_airflow.dags import build
-
-globals().update(build({file!r}))
-"""
 
 
 def workers(ground: Ground) -> Iterator[Result]:
@@ -30,11 +25,7 @@ def workers(ground: Ground) -> Iterator[Result]:
     Airflow and its workers takes longer than most loads.
     """
     bench = ground.bench()
-    dags = ground.folder / "dags"
-    dags.mkdir()
-    file = ground.folder / "bench.yaml"
-    file.write_text(MIGRATION.format(kind="mysql", lanes=LANES, types=""), encoding="utf-8")
-    (dags / "bench.py").write_text(DAG_FILE.format(file=str(file)), encoding="utf-8")
+    dags = dag_folder(ground.folder)
     name = f"{bench.label}, {LANES} lanes, {WORKERS} workers / 1"
     try:
         with_all, with_one = (_load(ground, bench.source, dags, count) for count in (WORKERS, 1))
