@@ -7,6 +7,8 @@ import sqlite3
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from contextvars import ContextVar
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +18,9 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from billing.operations import operations
+from fishladder.clock import SystemClock
 from fishladder.errors import InputError, TransientError
+from fishladder.fence import set_fence
 from fishladder.ledger import Ledger, Route
 from fishladder.serving import AsyncRouter, Metrics, Observation, OpenTelemetry, Operations, Replayer, Router, Shadow
 from fishladder.serving.operations import load_operations
@@ -320,3 +324,80 @@ def test_a_queued_write_whose_caller_never_heard_of_it_is_accepted_once(flips: F
         router.write("pay", {"item": 10, "amount": 2}, key="a", entity=1)
     flips.cutover.run(number)
     assert flips.amount(10, "target") == 6
+
+
+@pytest.mark.parametrize("stage", ["drain", "replay"])
+def test_a_ledger_that_a_fence_is_ahead_of_queues_nothing(flips: Flips, stage: str) -> None:
+    """It was restored from a backup: whatever it accepts is forgotten with it, and who knows better does not see it."""
+    number = flips.verified()
+    flips.until(number, stage)
+    knows, file = flips.router(), flips.small.folder / "ledger.db"
+    if stage == "replay":
+        flips.small.ledger.enqueue("NZ", b"1:1", "pay", "waits", "digest", '{"item": 10, "amount": 1}')
+    _copy(file, backup := file.with_name("backup.db"))
+    flips.cutover.run(number)
+    flips.move("rollback")
+    assert knows.write("pay", PAY, key="a", entity=1).state == "done"
+    _copy(backup, file)
+    waiting = flips.small.ledger.waiting_of(b"1:1")
+    assert len(waiting) == (stage == "replay")
+    starts = flips.router()
+    starts._patience = 0.2
+    with pytest.raises(TransientError, match="repeat it with the same key"):
+        starts.write("pay", PAY, key="b", entity=1)
+    assert flips.small.ledger.waiting_of(b"1:1") == waiting
+    assert knows.write("pay", PAY, key="b", entity=1).state == "done"
+
+
+def _copy(here: Path, there: Path) -> None:
+    with closing(sqlite3.connect(here)) as one, closing(sqlite3.connect(there)) as other:
+        one.backup(other)
+
+
+def test_asyncio_holds_no_thread_while_a_write_waits(flips: Flips) -> None:
+    """One thread of each kind: neither reads nor other customers' writes wait for those that nobody may do yet."""
+    number = flips.verified()
+    flips.until(number, "fence")
+    router = AsyncRouter(flips.router(), threads=1)
+    set_fence(flips.small.source, SystemClock(), "NZ", "nobody", flips.small.ledger.route("NZ").epoch, deadline=5)
+
+    async def calls() -> None:
+        waiting = [asyncio.create_task(router.write("pay", PAY, key=f"k{n}", entity=1)) for n in range(3)]
+        assert (await router.read("amount", {"item": 10}, entity=1)).value == 5
+        assert (await router.write("pay", {"item": 20, "amount": 1}, key="other", entity=2)).state == "done"
+        assert not any(task.done() for task in waiting)
+        flips.until(number, "drain")
+        assert {(await task).state for task in waiting} == {"queued"}
+
+    asyncio.run(calls())
+    router.close()
+
+
+def test_asyncio_cancelled_and_repeated(flips: Flips) -> None:
+    """The operation runs in the caller's context, and a call that was cancelled in it takes effect once."""
+    who: ContextVar[str] = ContextVar("who")
+    began, go, seen = threading.Event(), threading.Event(), list[str]()
+
+    def pay_slowly(connection: Any, payload: Any) -> None:
+        seen.append(who.get())
+        began.set()
+        assert go.wait(10)
+        connection.execute("UPDATE item SET amount = amount + 1 WHERE id = 10")
+
+    flips.operations.add("pay slowly", pay_slowly)
+    router = AsyncRouter(flips.router())
+
+    async def calls() -> Any:
+        who.set("ours")
+        task = asyncio.create_task(router.write("pay slowly", {}, key="a", entity=1))
+        await asyncio.to_thread(began.wait, 10)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        go.set()
+        await router.write("pay slowly", {}, key="a", entity=1)
+        return (await router.read("amount", {"item": 10}, entity=1)).value
+
+    assert asyncio.run(calls()) == 6
+    assert set(seen) == {"ours"}
+    router.close()

@@ -11,10 +11,10 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from fishladder.cells import NO_HOME, cohort_entity
 from fishladder.errors import AmbiguousError, FatalError, InputError, RowError, TransientError
@@ -67,6 +67,11 @@ class Answer:
 
 class Refused(FatalError):
     """The business said no to this write when it was replayed; the message is its reason."""
+
+
+T = TypeVar("T")
+Steps: TypeAlias = Generator[float, None, T]
+"""A call, step by step. Before the next step it waits for the seconds that it yields: no transaction is open then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +131,12 @@ class Router:
         Raises what the operation raises; InputError for a key that was used for another payload, TransientError when
         nothing worked in time (the same call with the same key may be repeated), Refused.
         """
+        return _here(self.writing(operation, payload, key=key, entity=entity, cohort=cohort))
+
+    def writing(
+        self, operation: str, payload: Payload, *, key: str, entity: Entity | None = None, cohort: str | None = None
+    ) -> Steps[Written]:
+        """The steps of ``write``, for who waits between them in another way than by sleeping."""
         if not 0 < len(key.encode()) <= KEY_BYTES:  # '' is NULL to Oracle; MySQL may cut a long one in silence
             raise InputError(f"an idempotency key has 1 to {KEY_BYTES} bytes")
         text, digest = payload_text(payload)
@@ -153,7 +164,7 @@ class Router:
                     f"{operation}: {where} could not be written for {self._patience:g} s (stage {route.stage});"
                     " repeat it with the same key"
                 )
-            time.sleep(pause)  # somebody else's step has to be over first
+            yield pause  # somebody else's step has to be over first
             pause = min(2 * pause, LONGEST_PAUSE)
             route = self._route(where, fresh=True)
 
@@ -179,9 +190,13 @@ class Router:
     def _queue(self, wanted: _Write, route: Route) -> Written | None:
         operation = wanted.operation
         try:
-            known = self._applied(wanted, self.stores[route.owner])
+            with self.stores[route.owner].transaction(reading=True) as session:
+                fence = session.fence(wanted.cohort, hold=False)
+                known = session.applied(operation.name, wanted.entity, wanted.key)
             if known is not None:
                 return _repeated(wanted, known)
+            if fence is not None and fence.epoch > route.epoch:
+                return None  # the route is old; if it is the ledger's too, a backup of that was restored: keep out
             found = self.ledger.enqueue(
                 wanted.cohort,
                 wanted.entity,
@@ -257,6 +272,12 @@ class Router:
 
         While a cohort moves, only the ledger knows those; without it, the answer says that they are not known.
         """
+        return _here(self.reading(operation, payload, entity=entity, cohort=cohort))
+
+    def reading(
+        self, operation: str, payload: Payload, *, entity: Entity | None = None, cohort: str | None = None
+    ) -> Steps[Answer]:
+        """The steps of ``read``."""
         found, began, pause = self.operations[operation], time.monotonic(), FIRST_PAUSE
         where, whose = self._place(entity, cohort)
         route = self._route(where)
@@ -268,7 +289,7 @@ class Router:
                 break
             if time.monotonic() - began > self._patience:
                 raise TransientError(f"{operation}: {where} could not be read for {self._patience:g} s; repeat it")
-            time.sleep(pause)
+            yield pause
             pause = min(2 * pause, LONGEST_PAUSE)
             route = self._route(where, fresh=True)
         self.metrics.count("reads", operation=operation, stage=route.stage)
@@ -377,3 +398,14 @@ def _is_open(fence: Fence | None, route: Route) -> bool:
     if fence is None:
         return False
     return fence.writer == "free" or (fence.writer == "application" and fence.epoch <= route.epoch)
+
+
+def _here(steps: Steps[T]) -> T:
+    """Take them in this thread."""
+    while True:
+        try:
+            pause = next(steps)
+        except StopIteration as end:
+            answer: T = end.value
+            return answer
+        time.sleep(pause)
