@@ -36,14 +36,19 @@ def contradictions(ledger: Ledger, stores: Mapping[Side, Store], *, way_back: bo
         if after.get(cohort) != route:
             continue  # it has moved meanwhile
         for side, found in fences.items():
-            wanted = Fence(writer=_WRITERS[route.stage][side], epoch=route.epoch)
-            if way_back and cohort in found and found[cohort].writer in {wanted.writer, "copier", "nobody"}:
+            wanted, fence = Fence(writer=_WRITERS[route.stage][side], epoch=route.epoch), found.get(cohort)
+            if way_back and (fence is None or fence.writer in {wanted.writer, "copier", "nobody"}):
                 continue
-            if cohort in found and found[cohort] != wanted:
+            if fence is None:
                 problems.append(
-                    f"{cohort} is {route.stage} in epoch {route.epoch}, and the {side}'s fence says"
-                    f" {found[cohort].writer} in epoch {found[cohort].epoch}: the {side} or the ledger was restored"
-                    " from a backup, or somebody has written there by hand"
+                    f"{cohort} is {route.stage}, and the {side} has no fence of it, so that nobody can write it there:"
+                    " somebody has deleted it; run prepare"
+                )
+            elif fence != wanted:
+                problems.append(
+                    f"{cohort} is {route.stage} in epoch {route.epoch}, and the {side}'s fence says {fence.writer} in"
+                    f" epoch {fence.epoch}: the {side} or the ledger was restored from a backup, or somebody has"
+                    " written there by hand"
                 )
     if _homeless_open(ledger, fences["source"]):
         problems.append(

@@ -104,6 +104,16 @@ def test_a_store_that_was_restored_from_before_a_flip(flips: Flips, side: str) -
     )
 
 
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_a_fence_that_somebody_has_deleted(flips: Flips, side: str) -> None:
+    with closing(sqlite3.connect(flips.small.folder / f"{side}.db")) as connection, connection:
+        connection.execute("DELETE FROM fishladder_fence WHERE cohort = 'NZ'")
+    (found,) = said(flips)
+    assert f"NZ is off, and the {side} has no fence of it" in found and "run prepare" in found
+    tasks.prepare(desk_of(flips.small), actor="ada")
+    assert said(flips) == []
+
+
 def test_an_anchor_that_somebody_has_edited(flips: Flips) -> None:
     flips.move()
     for nonsense in ("x", "57", f"1 {hashlib.sha256().hexdigest()}", " "):
