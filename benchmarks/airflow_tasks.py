@@ -52,7 +52,7 @@ print(json.dumps({"seconds": took, "dags": len(bag.dags)}))
 def tasks(ground: Ground) -> Iterator[Result]:
     """Task instances of two real loads, of ten thousand rows and of ten times ``ROWS``."""
     sizes = (ground.rows * MOST, FEWEST)
-    large, small = (_load(ground, size) for size in sizes)
+    large, small = (_load(ground, ground.folder / name, size) for name, size in zip("ab", sizes, strict=True))
     most, fewest = map(rows_text, sizes)
     case = f"a load of {most} in {large['chunks']} chunks / {fewest} in {small['chunks']}"
     yield result("tasks", case, "tasks", [(large["tasks"], small["tasks"])], goal=1.0)
@@ -66,8 +66,7 @@ def parse(ground: Ground) -> Iterator[Result]:
         yield result("parse", f"dags/{file.name} / a second", "s", rounds, goal=0.5)
 
 
-def _load(ground: Ground, invoices: int) -> dict[str, Any]:
-    folder = ground.folder / str(invoices)
+def _load(ground: Ground, folder: Path, invoices: int) -> dict[str, Any]:
     folder.mkdir()
     dags = dag_folder(folder)
     ledger = f"sqlite:///{folder}/ledger.db"

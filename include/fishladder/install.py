@@ -104,12 +104,15 @@ def install(spec: Migration, plan: Plan, source: Store, target: Store, ledger: L
             f" {spec.cohort.label}; it cannot be one"
         )
     everyone = [*cohorts, NO_HOME, SHARED]
-    moved = [cohort for cohort, route in ledger.routes().items() if route.owner == "target"]
+    routes = ledger.routes()
+    moved = [cohort for cohort, route in routes.items() if route.owner == "target"]
+    complete = {cohort for cohort, route in routes.items() if route.stage == "complete"}
     source.install_fences(moved, "nobody")  # of a store that was made anew; those that are there stay as they are
     source.install_fences(everyone, "application")
     # Prepared again by newer code after a flip: who has no home in the source may be born in the target.
     source.install_fences([HOMELESS], "nobody" if moved else "application")
-    target.install_fences([*everyone, HOMELESS], "copier")
+    # A completed cohort has no copy any more that could be copied here: without its fence nobody writes.
+    target.install_fences([cohort for cohort in (*everyone, HOMELESS) if cohort not in complete], "copier")
     names = [table.name for table in plan.tables]
     source.install_load(names, open=False)
     target.install_load(names, open=True)

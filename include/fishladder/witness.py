@@ -37,14 +37,14 @@ def contradictions(ledger: Ledger, stores: Mapping[Side, Store], *, way_back: bo
             continue  # it has moved meanwhile
         for side, found in fences.items():
             wanted, fence = Fence(writer=_WRITERS[route.stage][side], epoch=route.epoch), found.get(cohort)
-            if way_back and (fence is None or fence.writer in {wanted.writer, "copier", "nobody"}):
-                continue
             if fence is None:
+                mend = "run prepare" if route.owner == "source" else "put it back before prepare runs again"
                 problems.append(
-                    f"{cohort} is {route.stage}, and the {side} has no fence of it, so that nobody can write it there:"
-                    " somebody has deleted it; run prepare"
+                    f"{cohort} is {route.stage} in epoch {route.epoch}, and the {side} has no fence of it that says"
+                    f" {wanted.writer}, so nobody can write it there: it was deleted by hand, or the {side} was"
+                    f" restored from before it was prepared; {mend}"
                 )
-            elif fence != wanted:
+            elif fence != wanted and not (way_back and fence.writer in {wanted.writer, "copier", "nobody"}):
                 problems.append(
                     f"{cohort} is {route.stage} in epoch {route.epoch}, and the {side}'s fence says {fence.writer} in"
                     f" epoch {fence.epoch}: the {side} or the ledger was restored from a backup, or somebody has"

@@ -35,6 +35,7 @@ class Auditor:
 
     ``damaged``: keys that were changed behind everybody's back, and that only a pass can find. ``dropped``: a trigger
     and its table, until prepare has been run again. ``_doubtful``: passes that began before that trigger was back.
+    ``_blind``: by actor, the table whose trigger was gone when its pass read the source.
     ``_to_be_found``: by pass, what was damaged at some moment since it began; it may be mended before the pass says so.
     """
 
@@ -49,6 +50,7 @@ class Auditor:
         self.paused = False
         self.writes: Counter[str] = Counter()
         self._passes: dict[int, tuple[str, Keys, int]] = {}
+        self._blind: dict[str, str] = {}
         self._to_be_found: dict[int, Keys] = {}
         self._doubtful: set[int] | None = None
         self._writing: set[str] = set()
@@ -203,11 +205,14 @@ class Auditor:
             table = arguments[0]
             self._passes[result] = (table, self._to_find(table), self.loads()[table][0])
             self._to_be_found[result] = set(self.damaged)
+            self._blind.pop(actor, None)
+        elif label == "source.read.stream" and (gone := self.uncovered()):
+            self._blind[actor] = gone
         elif label == "source.install_triggers" and self._doubtful is None and self.dropped and not self.uncovered():
             # A pass that begins from now on, while prepare goes on, is as good as any.
             self._doubtful = {check for check, (table, _, _) in self._passes.items() if self._unrecorded(table)}
         elif label == "ledger.finish_check" and result:
-            self._clean_pass(arguments[0])
+            self._clean_pass(arguments[0], actor)
         elif label == "ledger.record_mismatches":
             self._mismatches(arguments[0], arguments[1])
         if label == "target.begin.lock_load":
@@ -234,9 +239,9 @@ class Auditor:
                 found.add(("price", "a reject"))
         return found
 
-    def _clean_pass(self, check: int) -> None:
+    def _clean_pass(self, check: int, actor: str) -> None:
         table, wanted, generation = self._passes[check]
-        if self.uncovered() == table or check in (self._doubtful or ()):
+        if self._blind.get(actor) == table or check in (self._doubtful or ()):
             raise Violation(f"{table}: a pass is clean although the table's trigger was gone")
         if self.loads()[table] != (generation, 0):
             return

@@ -326,6 +326,23 @@ def test_a_queued_write_whose_caller_never_heard_of_it_is_accepted_once(flips: F
     assert flips.amount(10, "target") == 6
 
 
+def test_a_ledger_that_a_router_is_ahead_of_queues_nothing(flips: Flips) -> None:
+    """The fences may not be: the router saw the switch before the ledger's newest commits were lost."""
+    number = flips.verified()
+    flips.until(number, "drain")
+    file = flips.small.folder / "ledger.db"
+    router = flips.router()
+    router._patience = 0.2
+    assert router.write("pay", PAY, key="a", entity=1).state == "queued"
+    _copy(file, backup := file.with_name("backup.db"))
+    flips.until(number, "replay")
+    router._route("NZ", fresh=True)
+    _copy(backup, file)
+    with pytest.raises(TransientError, match="repeat it with the same key"):
+        router.write("pay", PAY, key="b", entity=1)
+    assert [queued.key for queued in flips.small.ledger.waiting_of(b"1:1")] == ["a"]
+
+
 @pytest.mark.parametrize("stage", ["drain", "replay"])
 def test_a_ledger_that_a_fence_is_ahead_of_queues_nothing(flips: Flips, stage: str) -> None:
     """It was restored from a backup: whatever it accepts is forgotten with it, and who knows better does not see it."""
@@ -390,7 +407,7 @@ def test_asyncio_cancelled_and_repeated(flips: Flips) -> None:
     async def calls() -> Any:
         who.set("ours")
         task = asyncio.create_task(router.write("pay slowly", {}, key="a", entity=1))
-        await asyncio.to_thread(began.wait, 10)
+        assert await asyncio.to_thread(began.wait, 10)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

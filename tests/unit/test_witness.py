@@ -109,9 +109,24 @@ def test_a_fence_that_somebody_has_deleted(flips: Flips, side: str) -> None:
     with closing(sqlite3.connect(flips.small.folder / f"{side}.db")) as connection, connection:
         connection.execute("DELETE FROM fishladder_fence WHERE cohort = 'NZ'")
     (found,) = said(flips)
-    assert f"NZ is off, and the {side} has no fence of it" in found and "run prepare" in found
+    assert f"NZ is off in epoch 1, and the {side} has no fence of it" in found and found.endswith("; run prepare")
     tasks.prepare(desk_of(flips.small), actor="ada")
     assert said(flips) == []
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_a_fence_of_a_moved_cohort_is_not_made_anew(flips: Flips, side: str) -> None:
+    """An old copy would be taken for the truth, and what is newer deleted."""
+    flips.move()
+    assert flips.cutover.run(flips.ask("complete").id).outcome == "done"
+    with closing(sqlite3.connect(flips.small.folder / f"{side}.db")) as connection, connection:
+        connection.execute("DELETE FROM fishladder_fence WHERE cohort = 'NZ'")
+    (found,) = said(flips)
+    assert found.endswith("; put it back before prepare runs again")
+    tasks.prepare(desk_of(flips.small), actor="ada")
+    stores = {"source": flips.small.source, "target": flips.small.target}
+    fence = stores[side].fences().get("NZ")  # type: ignore[attr-defined]
+    assert len(said(flips)) == 1 and (fence is None or fence.writer == "nobody")
 
 
 def test_an_anchor_that_somebody_has_edited(flips: Flips) -> None:

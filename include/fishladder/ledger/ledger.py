@@ -302,13 +302,15 @@ class Ledger:
         payload: str,
         *,
         optimistic: bool = False,
+        epoch: int = 0,
     ) -> Queued | Route:
         """Accept a write for later, once per key; the route instead where its stage takes none.
 
-        ``optimistic``: something is due along with it. Raises InputError when the key was used for another payload.
+        ``optimistic``: something is due along with it. ``epoch``: the cohort has reached it; a ledger that was restored
+        from before takes nothing. Raises InputError when the key was used for another payload.
         """
         with self._write() as tx:
-            return queue.enqueue(tx, cohort, entity, operation, key, digest, payload, optimistic)
+            return queue.enqueue(tx, cohort, entity, operation, key, digest, payload, optimistic, epoch)
 
     def note_optimistic(self, number: int, state: queue.Optimistic) -> None:
         """What became of that."""

@@ -54,8 +54,9 @@ def enqueue(
     digest: str,
     payload: str,
     optimistic: bool,
+    epoch: int,
 ) -> Queued | Route:
-    """Queue a write, once per key. Returns the route instead when its stage takes none.
+    """Queue a write, once per key. Returns the route instead when its stage takes none, or it is before ``epoch``.
 
     Raises InputError when the key was used for another payload.
     """
@@ -64,7 +65,7 @@ def enqueue(
         if known.digest != digest:
             raise InputError(f"{operation}: the idempotency key {key!r} was used before, with another payload")
         return known
-    if route.stage not in QUEUEING:
+    if route.stage not in QUEUEING or route.epoch < epoch:
         return route
     values = {
         "migration": tx.migration,

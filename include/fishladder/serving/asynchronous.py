@@ -27,7 +27,7 @@ class AsyncRouter:
         self._writes = ThreadPoolExecutor(threads, "fishladder-write")
 
     def close(self) -> None:
-        """Wait for the steps that are being taken, and close the router."""
+        """When no call is under way any more; it waits for its threads, so not in the event loop's own."""
         self._reads.shutdown()
         self._writes.shutdown()
         self._router.close()

@@ -196,7 +196,7 @@ class Router:
             if known is not None:
                 return _repeated(wanted, known)
             if fence is not None and fence.epoch > route.epoch:
-                return None  # the route is old; if it is the ledger's too, a backup of that was restored: keep out
+                return None  # the route is old; if the ledger knows no newer one, it was restored: it takes nothing
             found = self.ledger.enqueue(
                 wanted.cohort,
                 wanted.entity,
@@ -205,6 +205,7 @@ class Router:
                 wanted.digest,
                 wanted.text,
                 optimistic=operation.optimistic is not None,
+                epoch=route.epoch,
             )
         except (TransientError, AmbiguousError):  # the key says whether it was queued
             return None
