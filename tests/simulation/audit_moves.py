@@ -141,6 +141,7 @@ class MovingAuditor(Auditor):
     def check_calls(self, only: str | None = None) -> None:
         """What was acknowledged is in the owner once, or waits; in its order; what was refused is not there."""
         queued = dict(self.ask("ledger", "SELECT idempotency_key, state FROM ledger_queue"))
+        queued |= dict.fromkeys(self.refused(), "refused")
         homes = self.homes("source") | self.homes("target")
         for customer in {call.customer for call in self.book.calls if call.kind == "pay"}:
             home = homes.get(_text(str(customer)))
