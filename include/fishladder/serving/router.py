@@ -30,6 +30,7 @@ ROUTE_SECONDS = 1.0
 PATIENCE = 30.0
 """Seconds that a call tries: longer than a fence takes to be raised, shorter than a customer waits."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.2
+"""Seconds between tries, from the third on: after the first, mostly only the route was old."""
 KEY_BYTES = 255
 MOVING = ("fencing", "queue", "replay")
 """Stages in which writes may be waiting; a router that still believes in the first may be in the second."""
@@ -150,7 +151,7 @@ class Router:
             text=text,
             digest=digest,
         )
-        began, pause = time.monotonic(), FIRST_PAUSE
+        began, pause = time.monotonic(), 0.0
         route = self._route(where)
         while True:
             written = self._try(wanted, route)
@@ -165,7 +166,7 @@ class Router:
                     " repeat it with the same key"
                 )
             yield pause  # somebody else's step has to be over first
-            pause = min(2 * pause, LONGEST_PAUSE)
+            pause = min(max(2 * pause, FIRST_PAUSE), LONGEST_PAUSE)
             route = self._route(where, fresh=True)
 
     def _try(self, wanted: _Write, route: Route) -> Written | None:
@@ -279,7 +280,7 @@ class Router:
         self, operation: str, payload: Payload, *, entity: Entity | None = None, cohort: str | None = None
     ) -> Steps[Answer]:
         """The steps of ``read``."""
-        found, began, pause = self.operations[operation], time.monotonic(), FIRST_PAUSE
+        found, began, pause = self.operations[operation], time.monotonic(), 0.0
         where, whose = self._place(entity, cohort)
         route = self._route(where)
         while True:
@@ -291,7 +292,7 @@ class Router:
             if time.monotonic() - began > self._patience:
                 raise TransientError(f"{operation}: {where} could not be read for {self._patience:g} s; repeat it")
             yield pause
-            pause = min(2 * pause, LONGEST_PAUSE)
+            pause = min(max(2 * pause, FIRST_PAUSE), LONGEST_PAUSE)
             route = self._route(where, fresh=True)
         self.metrics.count("reads", operation=operation, stage=route.stage)
         self.metrics.seconds("read", time.monotonic() - began, operation=operation)
