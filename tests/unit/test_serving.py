@@ -391,7 +391,7 @@ def test_asyncio_holds_no_thread_while_a_write_waits(flips: Flips) -> None:
 
 
 def test_asyncio_cancelled_and_repeated(flips: Flips) -> None:
-    """The operation runs in the caller's context, and a call that was cancelled in it takes effect once."""
+    """The operation runs in the caller's context, keeps no read waiting, and takes effect once though cancelled."""
     who: ContextVar[str] = ContextVar("who")
     began, go, seen = threading.Event(), threading.Event(), list[str]()
 
@@ -402,12 +402,13 @@ def test_asyncio_cancelled_and_repeated(flips: Flips) -> None:
         connection.execute("UPDATE item SET amount = amount + 1 WHERE id = 10")
 
     flips.operations.add("pay slowly", pay_slowly)
-    router = AsyncRouter(flips.router())
+    router = AsyncRouter(flips.router(), threads=1)
 
     async def calls() -> Any:
         who.set("ours")
         task = asyncio.create_task(router.write("pay slowly", {}, key="a", entity=1))
         assert await asyncio.to_thread(began.wait, 10)
+        assert (await router.read("amount", {"item": 10}, entity=1)).value == 5
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
