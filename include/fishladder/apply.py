@@ -405,8 +405,8 @@ class _Batch:
 
         Values may be swapped or rotated, so holders are followed until the circle closes; then all are deleted and
         inserted again, or what comes to the same where others refer to them. ``later``: a holder's cohort is closed to
-        the copier, or the rows were read at moments that do not fit together, so the key stays dirty. ``refused``: they
-        can never be written.
+        the copier for now, or the rows were read at moments that do not fit together, so the key stays dirty.
+        ``refused``: they can never be written.
         """
         owner, relation, wanted = self._owner(table.name), self._copy(table.name), dict(rows)
         present = set(copy.rows_by_key(relation, list(wanted)))
@@ -416,8 +416,11 @@ class _Batch:
             self.there[table.name] |= found  # whose keys are noted as touched, too
             self.homes = homes | self.homes
             cohorts = {table.cohort(f.entity, homes) for f in found.values()}
-            if any(cohort not in self.fences or self.fences[cohort].writer != "copier" for cohort in cohorts):
+            shut = {c for c in cohorts if c not in self.fences or self.fences[c].writer != "copier"}
+            if shut - self.over:
                 return "later"
+            if shut and self._forth:
+                return "refused"  # it is the target's for good; its old copy in the source is nobody's, and gives way
             present |= more
             with self.ends.origin.read() as origin:
                 owned = origin.rows_by_key(owner, list(more))

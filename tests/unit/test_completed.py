@@ -135,3 +135,27 @@ def test_all_rows_without_a_home_are_drained_before_one_can_get_it_in_the_target
     router.write("pay", {"item": 40, "amount": 1}, key="p", entity=60)
     small.follow()
     assert (loose.amount(40, "source"), loose.amount(40, "target")) == (102, 102)
+
+
+def test_a_value_that_a_completed_cohort_gave_up_is_free_in_the_source(flips: Flips) -> None:
+    """Its old copy holds it there for ever, for nobody copies it any more: it gives way, or nobody goes back."""
+    for cohort in ("AU", "NZ"):
+        assert flips.move(cohort=cohort).outcome == "done"
+    complete(flips, "AU")
+    in_target(flips, "UPDATE customer SET email = 'z' WHERE id = 2", "UPDATE customer SET email = 'b' WHERE id = 1")
+    flips.small.follow()
+    assert moves(flips, "rollback") == ("done", None)
+    assert flips.same() and flips.small.ledger.open_rejects() == []
+
+
+def test_a_value_that_is_a_completed_cohorts_in_the_target_is_a_reject(flips: Flips) -> None:
+    """No copier may touch its row there, ever: what waits for it is to be seen."""
+    small = flips.small
+    assert flips.move(cohort="AU").outcome == "done"
+    complete(flips, "AU")
+    in_target(flips, "UPDATE customer SET email = 'a!' WHERE id = 2")
+    small.application("UPDATE customer SET email = 'a!' WHERE id = 1")
+    small.follow()
+    assert [(reject.table, reject.key) for reject in small.ledger.open_rejects()] == [("customer", b"1:1")]
+    assert small.rows("target", "SELECT email FROM customer WHERE id = 2") == [("a!",)]
+    assert small.rows("source", "SELECT * FROM fishladder_journal") == []
