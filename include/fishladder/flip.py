@@ -32,6 +32,8 @@ STRAYS = 100_000
 """So much at most may wait to be copied of all cohorts when one is drained: who is behind by more waits."""
 SLICE, SLICES = 500, 200
 """Of the keys that were copied during a pass so many are compared while copiers wait, and so often."""
+STALLED = 0.5
+"""Seconds for which an attempt stands still before somebody besides its task takes it further."""
 STEP_PATIENCE = 10.0
 """Seconds that one step may wait for a fence; then the attempt is looked at again."""
 
@@ -432,6 +434,32 @@ class Cutover:
                 for number in over:
                     transaction.forget_touched(number)
                 transaction.commit()
+
+
+class Stalled:
+    """Tells who looks again and again which attempts have stood still, so that their task may have died.
+
+    A step that two take at once is safe, but each holds the other up: they drain, and replay, the same.
+    """
+
+    def __init__(self, ledger: Ledger, clock: Clock) -> None:
+        self._ledger = ledger
+        self._clock = clock
+        self._seen: dict[int, tuple[object, float]] = {}
+        """How each attempt stood, and since when."""
+        self._taken: set[int] = set()
+        """Who takes one on takes it to its end."""
+
+    def __call__(self, attempt: Attempt) -> bool:
+        now = self._clock.monotonic()
+        waiting = self._ledger.next_queued(attempt.cohort, 1) if attempt.step == "replay" else []
+        standing = (attempt.step, attempt.epoch, [queued.id for queued in waiting])
+        known, since = self._seen.get(attempt.id, (None, now))
+        if known != standing:
+            self._seen[attempt.id] = (standing, now)
+        elif now - since >= STALLED:
+            self._taken.add(attempt.id)
+        return attempt.id in self._taken
 
 
 def _by_table(noted: Sequence[tuple[str, bytes]]) -> dict[str, list[bytes]]:

@@ -337,7 +337,7 @@ def close_table(desk: Desk, table: str) -> None:
 
 def replicate(desk: Desk, *, seconds: float, until_idle: bool = False) -> apply.Followed:
     """Apply dirty keys for this long."""
-    last = [0.0]
+    last, stalled = [0.0], flip.Stalled(desk.ledger, desk.clock)
 
     def progress(report: apply.Followed) -> None:
         if desk.clock.monotonic() - last[0] >= 10:
@@ -354,7 +354,7 @@ def replicate(desk: Desk, *, seconds: float, until_idle: bool = False) -> apply.
             until_idle=until_idle,
             progress=progress,
             pace=pace.wait,
-            beside=lambda: advance_attempts(desk),
+            beside=lambda: advance_attempts(desk, stalled),
         )
 
 
@@ -632,12 +632,12 @@ def cut_over(desk: Desk, attempt: int, *, actor: str = MACHINE) -> Attempt:
         return cutover.run(attempt)
 
 
-def advance_attempts(desk: Desk) -> int:
-    """Take one step of every attempt that is between fence and end, for its task may have died; how many there are."""
+def advance_attempts(desk: Desk, wanted: Callable[[Attempt], bool] = lambda attempt: True) -> int:
+    """Take one step of every attempt that is between fence and end (of those wanted); how many there are."""
     under_way = [attempt for attempt in desk.ledger.attempts(only_open=True) if attempt.step != "verify"]
-    if under_way:
+    if mine := [attempt for attempt in under_way if wanted(attempt)]:
         with desk.cutover() as cutover:
-            for attempt in under_way:
+            for attempt in mine:
                 try:
                     cutover.advance(attempt.id)
                 except FatalError as error:  # a person has to look at this one; the others go on

@@ -255,8 +255,8 @@ def done_before_its_effect() -> AbstractContextManager[Any]:
     """A queued write is done when its effect is committed."""
     real = Replayer._one
 
-    def broken(self: Any, queued: Any, route: Any) -> bool:
-        self.ledger.finish_queued(queued.id, None)
+    def broken(self: Any, queued: Any, route: Any) -> Any:
+        self.ledger.finish_queued({queued.id: None})
         return real(self, queued, route)
 
     return patch.object(Replayer, "_one", broken)

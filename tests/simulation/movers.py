@@ -85,11 +85,11 @@ def mover(company: Company, asks: list[str]) -> Once:
 def replicate(company: Company) -> Once:
     """The task as it is: it also brings attempts to their end whose task died."""
     ends, cutover, ledger = company.ends(), company.cutover(), company.watched_ledger()
-    pace = Pace(ledger, company.clock, ends.destination)
+    pace, stalled = Pace(ledger, company.clock, ends.destination), flip.Stalled(ledger, company.clock)
 
     def advance() -> None:
         for attempt in ledger.attempts(only_open=True):
-            if attempt.step != "verify":
+            if attempt.step != "verify" and stalled(attempt):
                 cutover.advance(attempt.id)
 
     def once() -> bool:

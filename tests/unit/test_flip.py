@@ -17,7 +17,7 @@ from fishladder.cli import main
 from fishladder.clock import SystemClock
 from fishladder.errors import InputError, LedgerError, StaleError
 from fishladder.fence import set_fence
-from fishladder.flip import check_ids, wave_needs
+from fishladder.flip import Stalled, check_ids, wave_needs
 from fishladder.ledger import DirtyKey, Mismatch, Reject, Route, open_ledger
 from fishladder.serving import Refused, Replayer
 from fishladder.spec import loads
@@ -484,3 +484,57 @@ def test_a_birth_is_kept_under_its_cohort(flips: Flips) -> None:
     assert router.write("pay", {"item": 10, "amount": 1}, key="x", entity=50).state == "done"
     flips.small.follow()
     assert flips.same()
+
+
+class Hands:
+    """A clock that is turned by hand."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def now(self) -> datetime:
+        return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.seconds)
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
+def test_an_attempt_that_goes_on_is_left_to_its_task(flips: Flips) -> None:
+    clock, ledger = Hands(), flips.small.ledger
+    number = flips.verified()
+    stalled = Stalled(ledger, clock)
+    for step in ("drain", "compare", "open"):  # it takes a step just before each look
+        assert not stalled(flips.until(number, step))
+        clock.sleep(0.4)
+        assert not stalled(ledger.attempt(number))
+        clock.sleep(0.4)
+    assert stalled(ledger.attempt(number))
+    assert stalled(flips.until(number, "close"))  # whoever took it on goes on at once
+
+
+def test_a_replay_that_goes_on_is_left_to_its_task(flips: Flips) -> None:
+    clock, ledger, router = Hands(), flips.small.ledger, flips.router()
+    number = flips.verified()
+    flips.until(number, "drain")
+    for key in range(3):
+        router.write("pay", {"item": 10, "amount": 1}, key=f"k{key}", entity=1)
+    attempt, stalled = flips.until(number, "replay"), Stalled(ledger, clock)
+    for _ in range(3):
+        assert not stalled(attempt)
+        clock.sleep(1.0)
+        ledger.finish_queued({ledger.next_queued("NZ", 1)[0].id: None})
+    assert not stalled(attempt)
+    clock.sleep(1.0)
+    assert stalled(attempt)
+
+
+def test_an_attempt_whose_task_has_died_is_ended_by_replicate(flips: Flips) -> None:
+    flips.small.ledger.record_spec(flips.small.spec.to_json(), "", "", "test")
+    attempt, desk = flips.until(flips.verified(), "open"), desk_of(flips.small)
+    assert tasks.advance_attempts(desk, lambda attempt: False) == 1
+    assert flips.small.ledger.attempt(attempt.id) == attempt
+    tasks.replicate(desk, seconds=3)
+    assert flips.small.ledger.attempt(attempt.id).outcome == "done"

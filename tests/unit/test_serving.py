@@ -313,6 +313,33 @@ def test_replay_by_three_at_once_does_each_write_once(flips: Flips) -> None:
     assert flips.small.ledger.count_queue() == {"done": 10}
 
 
+def test_a_replay_that_dies_before_the_ledger_hears_of_it_repeats_nothing(
+    flips: Flips, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number, router = flips.verified(), flips.router()
+    flips.until(number, "drain")
+    for key in range(3):
+        router.write("pay", PAY, key=f"k{key}", entity=1)
+    flips.until(number, "replay")
+    told: list[list[int]] = []
+
+    def away(ledger: Ledger, results: dict[int, str | None]) -> None:
+        told.append(list(results))
+        raise TransientError("the ledger is away: repeat")
+
+    replayer = Replayer(flips.small.ledger, flips.operations, flips.stores)
+    with monkeypatch.context() as patched:
+        patched.setattr(Ledger, "finish_queued", away)
+        with pytest.raises(TransientError):
+            replayer.replay("NZ")
+    assert [len(some) for some in told] == [3]  # of all of them at once
+    assert (flips.amount(10, "target"), flips.small.ledger.count_queue()) == (8, {"pending": 3})
+    assert [p.key for p in router.read("amount", {"item": 10}, entity=1).pending] == ["k0", "k1", "k2"]
+    assert router.write("pay", PAY, key="k1", entity=1).repeated
+    assert (replayer.replay("NZ"), replayer.replay("NZ")) == (3, 0)
+    assert (flips.amount(10, "target"), flips.small.ledger.count_queue()) == (8, {"done": 3})
+
+
 def test_a_queued_write_whose_caller_never_heard_of_it_is_accepted_once(flips: Flips) -> None:
     number = flips.verified()
     flips.until(number, "drain")
@@ -369,6 +396,32 @@ def test_a_ledger_that_a_fence_is_ahead_of_queues_nothing(flips: Flips, stage: s
 def _copy(here: Path, there: Path) -> None:
     with closing(sqlite3.connect(here)) as one, closing(sqlite3.connect(there)) as other:
         one.backup(other)
+
+
+def test_a_read_that_asks_what_is_pending_learns_where_its_cohort_stands(
+    flips: Flips, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So it is not turned away after the switch, and stops asking once the move is over."""
+    number, router = flips.verified(), flips.router()
+    flips.until(number, "drain")
+    asked: list[tuple[str, str]] = []
+    real, away = router._ask, Away(flips.small.ledger)
+    router.ledger = away  # type: ignore[assignment]
+
+    def ask(operation: Any, payload: Any, cohort: str, route: Route) -> Any:
+        asked.append((route.stage, route.owner))
+        return real(operation, payload, cohort, route)
+
+    monkeypatch.setattr(router, "_ask", ask)
+    for step in ("compare", "close", "replay"):
+        router.read("amount", {"item": 10}, entity=1)
+        flips.until(number, step)
+    router.read("amount", {"item": 10}, entity=1)
+    flips.cutover.run(number)
+    router.read("amount", {"item": 10}, entity=1)
+    assert asked == [("queue", "source")] * 2 + [("replay", "target")] * 2 + [("live", "target")]
+    away.away = True
+    assert router.read("amount", {"item": 10}, entity=1).pending_known
 
 
 def test_asyncio_holds_no_thread_while_a_write_waits(flips: Flips) -> None:

@@ -332,6 +332,11 @@ class Ledger:
         with self._read() as tx:
             return queue.waiting_of(tx, entity)
 
+    def standing(self, cohort: str, entity: bytes) -> tuple[Route, list[Queued]]:
+        """Where a cohort stands, and what ``waiting_of`` says of an entity of it. Raises InputError."""
+        with self._read() as tx:
+            return routes.route_of(tx, cohort), queue.waiting_of(tx, entity)
+
     def next_queued(self, cohort: str, limit: int = 100) -> list[Queued]:
         """The oldest writes to replay; those of an entity that waits for a person are left out."""
         with self._read() as tx:
@@ -347,15 +352,15 @@ class Ledger:
         with self._read() as tx:
             return queue.longest_wait(tx, cohort, since)
 
-    def finish_queued(self, number: int, result: str | None) -> None:
-        """A queued write is in the owner. Repeated, it changes nothing."""
+    def finish_queued(self, results: Mapping[int, str | None]) -> None:
+        """These queued writes are in the owner, with these results. Repeated, it changes nothing."""
         with self._write() as tx:
-            queue.finish(tx, number, "done", result, None)
+            queue.finish(tx, results)
 
     def refuse_queued(self, number: int, reason: str) -> None:
         """The business said no to a queued write. Repeated, it changes nothing."""
         with self._write() as tx:
-            queue.finish(tx, number, "refused", None, reason)
+            queue.refuse(tx, number, reason)
 
     def note_failed_replay(self, number: int, reason: str, most: int) -> queue.State:
         """Count a failure of a queued write; after ``most`` it is parked, and its entity waits for a person."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Row, func, insert, select, update
+from sqlalchemy import ColumnElement, Row, bindparam, func, insert, select, update
 
 from fishladder.errors import InputError, StaleError
 from fishladder.ledger import tables
@@ -151,9 +152,19 @@ def longest_wait(tx: Transaction, cohort: str, since: datetime) -> float | None:
     return max(waits, default=None)
 
 
-def finish(tx: Transaction, number: int, state: State, result: str | None, reason: str | None) -> bool:
-    """Of a write that is waiting; whether it was. One that is finished stays as it is."""
-    return bool(_update(tx, number, WAITING, state=state, result=result, reason=reason, finished_at=tx.now))
+def finish(tx: Transaction, results: Mapping[int, str | None]) -> None:
+    """Of writes that are waiting. One that is finished stays as it is."""
+    columns = tables.queue.c
+    mine = (columns.migration == tx.migration, columns.id == bindparam("number"), columns.finished_at.is_(None))
+    done: dict[str, Any] = {"state": "done", "result": bindparam("returned"), "reason": None, "finished_at": tx.now}
+    some = [{"number": number, "returned": result} for number, result in results.items()]
+    if some:
+        tx.connection.execute(update(tables.queue).where(*mine).values(done), some)
+
+
+def refuse(tx: Transaction, number: int, reason: str) -> None:
+    """A write that is waiting. One that is finished stays as it is."""
+    _update(tx, number, WAITING, state="refused", result=None, reason=reason, finished_at=tx.now)
 
 
 def note_failure(tx: Transaction, number: int, reason: str, most: int) -> State:

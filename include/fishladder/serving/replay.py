@@ -11,7 +11,8 @@ from fishladder.serving.metrics import Metrics, NoMetrics
 from fishladder.serving.operations import Operation, Operations
 from fishladder.stores.application import Application, Applied, Session
 
-BATCH = 100
+BATCH = 50
+"""Writes that are done in the owner before the ledger hears of them, in one transaction."""
 MOST_ATTEMPTS = 5
 """Failures of one write before it is parked, and its entity waits for a person."""
 
@@ -38,21 +39,28 @@ class Replayer:
         """Replay what can be replayed now; how many writes were finished. Raises TransientError (the ledger's)."""
         finished = 0
         while True:
-            route, stuck, before = self.ledger.route(cohort), set[bytes](), finished
+            route, stuck, over = self.ledger.route(cohort), set[bytes](), dict[Queued, Applied]()
             if route.stage != "replay":
                 return finished
             for queued in self.ledger.next_queued(cohort, BATCH):
                 if queued.entity in stuck:
                     continue  # in order: nothing overtakes what could not be done
-                if self._one(queued, route):
-                    finished += 1
-                else:
+                known = self._one(queued, route)
+                if known is None:
                     stuck.add(queued.entity)
-            if finished == before:
+                else:
+                    over[queued] = known
+            if not over:
                 return finished
+            # Who dies before this finds their keys applied.
+            done = {queued: known for queued, known in over.items() if not known.refused}
+            self.ledger.finish_queued({queued.id: known.result for queued, known in done.items()})
+            for queued in done:
+                self.metrics.count("replayed", operation=queued.operation, outcome="done")
+            finished += len(over)
 
-    def _one(self, queued: Queued, route: Route) -> bool:
-        """Whether it is over: done, or refused by the business."""
+    def _one(self, queued: Queued, route: Route) -> Applied | None:
+        """What is in the owner now: done, or refused by the business, which the ledger knows then. None: not yet."""
         store = self.stores[route.owner]
         try:
             if queued.state == "unwanted":
@@ -62,24 +70,19 @@ class Replayer:
                 operation.optimistic(json.loads(queued.payload), queued.key)  # whoever queued it died before
                 self.ledger.note_optimistic(queued.id, "done")
             known = self._decide(operation, store, queued, route)
-            if known is None:
-                return False
-            if known.refused:
+            if known is not None and known.refused:
                 self._refuse(operation, queued, json.loads(known.result or "null"))
-                return True
+            return known
         except (TransientError, AmbiguousError):
-            return False  # the applied key says whether it took effect
+            return None  # the applied key says whether it took effect
         except Exception as error:  # noqa: BLE001 - a poison write may raise anything, and parks its entity only
             if store.is_passing(error) or (isinstance(error, RowError) and error.unique):
-                return False
+                return None
             state = self.ledger.note_failed_replay(queued.id, f"{type(error).__name__}: {error}", MOST_ATTEMPTS)
             self.metrics.count(
                 "replayed", operation=queued.operation, outcome="parked" if state == "parked" else "failed"
             )
-            return False
-        self.ledger.finish_queued(queued.id, known.result)
-        self.metrics.count("replayed", operation=operation.name, outcome="done")
-        return True
+            return None
 
     def _decide(self, operation: Operation, store: Application, queued: Queued, route: Route) -> Applied | None:
         """Done or refused, once for everybody: what is recorded first under the key in the owner holds.
@@ -110,17 +113,13 @@ class Replayer:
             session.commit()
             return known
 
-    def _give_up(self, store: Application, queued: Queued, route: Route) -> bool:
+    def _give_up(self, store: Application, queued: Queued, route: Route) -> Applied | None:
         """What a person has given up is refused, unless it took effect before anybody heard of that."""
         known = self._record_refusal(store, queued, route, queued.reason or "given up")
-        if known is None:
-            return False
-        if not known.refused:
-            self.ledger.finish_queued(queued.id, known.result)
-            return True
-        operation = self.operations[queued.operation] if queued.operation in set(self.operations) else None
-        self._refuse(operation, queued, json.loads(known.result or "null"))
-        return True
+        if known is not None and known.refused:
+            operation = self.operations[queued.operation] if queued.operation in set(self.operations) else None
+            self._refuse(operation, queued, json.loads(known.result or "null"))
+        return known
 
     def _known(self, session: Session, queued: Queued, route: Route) -> tuple[Applied | None, bool]:
         """What the owner has under the key, and whether it is open; it stays so until the transaction ends."""

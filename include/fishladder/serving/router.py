@@ -282,10 +282,8 @@ class Router:
         """The steps of ``read``."""
         found, began, pause = self.operations[operation], time.monotonic(), 0.0
         where, whose = self._place(entity, cohort)
-        route = self._route(where)
+        route, pending = self._standing(where, whose, fresh=False)
         while True:
-            # Before the value: what is replayed meanwhile may be in both, never in neither.
-            pending = self._waiting(whose) if route.stage in MOVING else []
             value, done = self._ask(found, payload, where, route)
             if done:
                 break
@@ -293,7 +291,7 @@ class Router:
                 raise TransientError(f"{operation}: {where} could not be read for {self._patience:g} s; repeat it")
             yield pause
             pause = min(max(2 * pause, FIRST_PAUSE), LONGEST_PAUSE)
-            route = self._route(where, fresh=True)
+            route, pending = self._standing(where, whose)
         self.metrics.count("reads", operation=operation, stage=route.stage)
         self.metrics.seconds("read", time.monotonic() - began, operation=operation)
         if self._shadow is not None and route.stage in ("off", "shadow"):
@@ -305,6 +303,21 @@ class Router:
             ),
             pending_known=pending is not None,
         )
+
+    def _standing(self, cohort: str, entity: bytes, *, fresh: bool = True) -> tuple[Route, list[Queued] | None]:
+        """The route, and the entity's writes that wait (None: nobody can tell). Before the value is read: so what is
+        replayed meanwhile may be in both, never in neither.
+
+        Both in one look at the ledger: while its cohort moves, no read is turned away for a route that is old.
+        """
+        route = self._route(cohort)
+        if not fresh and route.stage not in MOVING:
+            return route, []
+        try:
+            found, waiting = self.ledger.standing(cohort, entity)
+        except (TransientError, AmbiguousError):
+            return route, None if route.stage in MOVING else []
+        return self._remember(cohort, found), waiting
 
     def _ask(self, operation: Operation, payload: Payload, cohort: str, route: Route) -> tuple[Any, bool]:
         store = self.stores[route.owner]

@@ -539,8 +539,10 @@ def _without_waiting(dialect: MySqlDialect) -> MySqlDialect:
 class MySqlApplication(Application):
     """``connect`` opens a ``MySQLdb`` connection."""
 
+    begin = begin_reading = ""
     errors = translated
 
     def prepare(self, connection: Any) -> None:
+        connection.autocommit(False)
         if "MariaDB" in connection.get_server_info():
             self.shared = " LOCK IN SHARE MODE"
