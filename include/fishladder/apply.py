@@ -417,10 +417,8 @@ class _Batch:
             self.homes = homes | self.homes
             cohorts = {table.cohort(f.entity, homes) for f in found.values()}
             shut = {c for c in cohorts if c not in self.fences or self.fences[c].writer != "copier"}
-            if shut - self.over:
+            if shut - (frozenset() if self._forth else self.over):  # old copies in the source are nobody's: they follow
                 return "later"
-            if shut and self._forth:
-                return "refused"  # it is the target's for good; its old copy in the source is nobody's, and gives way
             present |= more
             with self.ends.origin.read() as origin:
                 owned = origin.rows_by_key(owner, list(more))

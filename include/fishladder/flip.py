@@ -437,7 +437,7 @@ class Cutover:
 
 
 class Stalled:
-    """Tells who looks again and again which attempts have stood still, so that their task may have died.
+    """For who looks again and again: the attempts that have stood still, so that their task may have died.
 
     A step that two take at once is safe, but each holds the other up: they drain, and replay, the same.
     """
@@ -446,20 +446,23 @@ class Stalled:
         self._ledger = ledger
         self._clock = clock
         self._seen: dict[int, tuple[object, float]] = {}
-        """How each attempt stood, and since when."""
-        self._taken: set[int] = set()
-        """Who takes one on takes it to its end."""
+        """How each attempt stood, and since when nobody else has taken it further."""
 
-    def __call__(self, attempt: Attempt) -> bool:
-        now = self._clock.monotonic()
-        waiting = self._ledger.next_queued(attempt.cohort, 1) if attempt.step == "replay" else []
-        standing = (attempt.step, attempt.epoch, [queued.id for queued in waiting])
+    def has(self, attempt: Attempt) -> bool:
+        standing, now = self._standing(attempt), self._clock.monotonic()
         known, since = self._seen.get(attempt.id, (None, now))
         if known != standing:
+            since = now
             self._seen[attempt.id] = (standing, now)
-        elif now - since >= STALLED:
-            self._taken.add(attempt.id)
-        return attempt.id in self._taken
+        return now - since >= STALLED
+
+    def moved(self, attempt: Attempt) -> None:
+        """Who asked has just taken it here, and may go on unless somebody else does."""
+        self._seen[attempt.id] = (self._standing(attempt), self._seen[attempt.id][1])
+
+    def _standing(self, attempt: Attempt) -> object:
+        waiting = self._ledger.next_queued(attempt.cohort, 1) if attempt.step == "replay" else []
+        return attempt.step, attempt.epoch, [queued.id for queued in waiting]
 
 
 def _by_table(noted: Sequence[tuple[str, bytes]]) -> dict[str, list[bytes]]:

@@ -162,7 +162,7 @@ class Desk:
                 stores=stores,
                 ledger=self.ledger,
                 clock=self.clock,
-                replay=partial(self._replay, kept),
+                replay=self._replay(kept),
                 runs=self.runs,
                 gates=closed,
                 say=self.say,
@@ -182,20 +182,27 @@ class Desk:
         now = self.clock.now()
         return gates.evaluate(self.spec, self.ledger, attempt, now, contradictions=against, fenced=fenced)
 
-    def _replay(self, kept: ExitStack, cohort: str) -> None:
-        """What is queued of a cohort; the operations and the application's connections are wanted only then."""
-        if not self.ledger.next_queued(cohort, 1):
-            return
-        application = self.spec.application
-        if application.operations is None:
-            raise InputError(
-                f"{cohort}: writes are queued, and the migration file does not say where the application's operations"
-                f" are ({self.spec.where('application')}): add application.operations, then repeat the task"
-            )
-        stores = {"source": self.serve(application.source), "target": self.serve(application.target)}
-        for store in stores.values():
-            kept.callback(store.close)
-        Replayer(self.ledger, load_operations(application.operations), stores).replay(cohort)
+    def _replay(self, kept: ExitStack) -> flip.Replay:
+        """Replays what is queued; the operations and the application's connections are opened once that is wanted."""
+        application, opened = self.spec.application, list[Replayer]()
+
+        def replay(cohort: str) -> None:
+            if not self.ledger.next_queued(cohort, 1):
+                return
+            if application.operations is None:
+                raise InputError(
+                    f"{cohort}: writes are queued, and the migration file does not say where the application's"
+                    f" operations are ({self.spec.where('application')}): add application.operations, then repeat the"
+                    " task"
+                )
+            if not opened:
+                stores = {"source": self.serve(application.source), "target": self.serve(application.target)}
+                for store in stores.values():
+                    kept.callback(store.close)
+                opened.append(Replayer(self.ledger, load_operations(application.operations), stores))
+            opened[0].replay(cohort)
+
+        return replay
 
     def check_spec(self) -> SpecRecord:
         """The file that the ledger knows. Raises InputError unless prepare has taken the data part of this very one."""
@@ -632,14 +639,16 @@ def cut_over(desk: Desk, attempt: int, *, actor: str = MACHINE) -> Attempt:
         return cutover.run(attempt)
 
 
-def advance_attempts(desk: Desk, wanted: Callable[[Attempt], bool] = lambda attempt: True) -> int:
-    """Take one step of every attempt that is between fence and end (of those wanted); how many there are."""
+def advance_attempts(desk: Desk, stalled: flip.Stalled | None = None) -> int:
+    """Take one step of every attempt that is between fence and end (of those that are stalled); how many there are."""
     under_way = [attempt for attempt in desk.ledger.attempts(only_open=True) if attempt.step != "verify"]
-    if mine := [attempt for attempt in under_way if wanted(attempt)]:
+    if mine := [attempt for attempt in under_way if stalled is None or stalled.has(attempt)]:
         with desk.cutover() as cutover:
             for attempt in mine:
                 try:
-                    cutover.advance(attempt.id)
+                    after = cutover.advance(attempt.id)
+                    if stalled is not None:
+                        stalled.moved(after)
                 except FatalError as error:  # a person has to look at this one; the others go on
                     desk.say(f"{attempt.cohort}: attempt no. {attempt.id} cannot go on: {error}")
     return len(under_way)

@@ -12,7 +12,7 @@ from fishladder.cells import misfit, parse_type
 from fishladder.errors import RowError, TransientError
 from fishladder.plan import Plan, resolve
 from fishladder.spec import loads
-from fishladder.stores import connect_url, open_store
+from fishladder.stores import connect_url, open_application, open_store
 from fishladder.stores.base import Field, Relation
 from fishladder.stores.mysql import MySqlStore
 from tests.servers import mysql
@@ -104,6 +104,41 @@ def read(store: MySqlStore, column: str, type_: str, native: str) -> bytes | Non
     relation = Relation(table="customer", name="customer", fields=(key, field), key=(0,), entity=None)
     with store.read() as reader:
         return reader.rows(relation, None, None)[0][1]
+
+
+@pytest.mark.parametrize("where", ["its hook", "an operation"])
+def test_an_application_that_turns_autocommit_on_is_in_a_transaction_all_the_same(
+    store: MySqlStore, mysql_database: mysql.Database, where: str
+) -> None:
+    """Else an effect is there before its key is: who dies in between is done twice."""
+    store.run("CREATE TABLE effect (id INT)")
+    with closing(open_application(*connect_url(mysql_database.application))) as application:
+        if where == "its hook":
+            application.connected = lambda connection: connection.autocommit(True)
+        else:
+            with application.transaction() as session:
+                session.connection.autocommit(True)
+                session.commit()
+        with application.transaction() as session:
+            session.run("INSERT INTO effect VALUES (1)")
+    assert store.run("SELECT * FROM effect") == []
+
+
+def test_what_an_applications_hook_reads_is_no_part_of_its_first_transaction(
+    store: MySqlStore, mysql_database: mysql.Database
+) -> None:
+    """It would be read as of then."""
+    with closing(open_application(*connect_url(mysql_database.application))) as application:
+
+        def hook(connection: Any) -> None:
+            cursor = connection.cursor()
+            cursor.execute("SELECT * FROM customer")
+            cursor.fetchall()
+            store.run("INSERT INTO customer VALUES (1, 'NZ', NULL, NULL)")
+
+        application.connected = hook
+        with application.transaction(reading=True) as session:
+            assert session.run("SELECT count(*) FROM customer") == [(1,)]
 
 
 def test_a_limit_that_the_server_sets_for_everybody_cuts_nothing(mysql_database: mysql.Database) -> None:

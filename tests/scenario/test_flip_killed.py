@@ -62,7 +62,7 @@ def test_a_cutover_is_killed(loaded: Billing, step: str, when: str) -> None:
         assert worker.wait() == -signal.SIGKILL, loaded.worker_log()
         stopped = at.ledger.attempt(asked.id)
         assert stopped.outcome is None or (step, when) == ("replay", "after")
-        # What replicate does beside its own work, and a task that Airflow repeats: both at once.
+        # The steps that replicate takes, sooner than it would, and a task that Airflow repeats: both at once.
         with ThreadPoolExecutor(1) as pool:
             task = pool.submit(again, lambda: tasks.cut_over(loaded.desk(), asked.id))
             until(lambda: tasks.advance_attempts(at) == 0, "the attempt's end")

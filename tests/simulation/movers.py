@@ -89,8 +89,8 @@ def replicate(company: Company) -> Once:
 
     def advance() -> None:
         for attempt in ledger.attempts(only_open=True):
-            if attempt.step != "verify" and stalled(attempt):
-                cutover.advance(attempt.id)
+            if attempt.step != "verify" and stalled.has(attempt):
+                stalled.moved(cutover.advance(attempt.id))
 
     def once() -> bool:
         apply.follow(company.plan, [ends], ledger, company.clock, seconds=1.0, pace=pace.wait, beside=advance)

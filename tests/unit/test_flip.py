@@ -6,6 +6,7 @@ import json
 import sqlite3
 import time
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -21,6 +22,7 @@ from fishladder.flip import Stalled, check_ids, wave_needs
 from fishladder.ledger import DirtyKey, Mismatch, Reject, Route, open_ledger
 from fishladder.serving import Refused, Replayer
 from fishladder.spec import loads
+from fishladder.stores.application import Application
 from fishladder.stores.sqlite import SqliteTransaction
 from tests.unit.flips import Flips
 from tests.unit.small import SPEC
@@ -507,12 +509,14 @@ def test_an_attempt_that_goes_on_is_left_to_its_task(flips: Flips) -> None:
     number = flips.verified()
     stalled = Stalled(ledger, clock)
     for step in ("drain", "compare", "open"):  # it takes a step just before each look
-        assert not stalled(flips.until(number, step))
+        assert not stalled.has(flips.until(number, step))
         clock.sleep(0.4)
-        assert not stalled(ledger.attempt(number))
+        assert not stalled.has(ledger.attempt(number))
         clock.sleep(0.4)
-    assert stalled(ledger.attempt(number))
-    assert stalled(flips.until(number, "close"))  # whoever took it on goes on at once
+    assert stalled.has(ledger.attempt(number))
+    stalled.moved(flips.cutover.advance(number))
+    assert stalled.has(ledger.attempt(number))  # whoever took it on goes on at once
+    assert not stalled.has(flips.until(number, "replay"))  # but its task lives
 
 
 def test_a_replay_that_goes_on_is_left_to_its_task(flips: Flips) -> None:
@@ -523,18 +527,38 @@ def test_a_replay_that_goes_on_is_left_to_its_task(flips: Flips) -> None:
         router.write("pay", {"item": 10, "amount": 1}, key=f"k{key}", entity=1)
     attempt, stalled = flips.until(number, "replay"), Stalled(ledger, clock)
     for _ in range(3):
-        assert not stalled(attempt)
+        assert not stalled.has(attempt)
         clock.sleep(1.0)
-        ledger.finish_queued({ledger.next_queued("NZ", 1)[0].id: None})
-    assert not stalled(attempt)
+        ledger.finish_queued({ledger.next_queued("NZ", 1)[0]: None})
+    assert not stalled.has(attempt)
     clock.sleep(1.0)
-    assert stalled(attempt)
+    assert stalled.has(attempt)
 
 
 def test_an_attempt_whose_task_has_died_is_ended_by_replicate(flips: Flips) -> None:
     flips.small.ledger.record_spec(flips.small.spec.to_json(), "", "", "test")
     attempt, desk = flips.until(flips.verified(), "open"), desk_of(flips.small)
-    assert tasks.advance_attempts(desk, lambda attempt: False) == 1
+    assert tasks.advance_attempts(desk, Stalled(desk.ledger, desk.clock)) == 1
     assert flips.small.ledger.attempt(attempt.id) == attempt
     tasks.replicate(desk, seconds=3)
     assert flips.small.ledger.attempt(attempt.id).outcome == "done"
+
+
+def test_a_replay_that_is_taken_up_again_and_again_opens_its_connections_once(flips: Flips) -> None:
+    opened: list[str] = []
+
+    def serve(connection: str) -> Application:
+        opened.append(connection)
+        return flips.stores[connection.removesuffix("_app")]
+
+    text = SPEC.replace("target: target_app}", "target: target_app, operations: 'billing.operations:operations'}")
+    spec = loads(text, name="small.yaml", environment={})
+    flips.small.ledger.record_spec(spec.to_json(), "", "", "test")
+    number, router = flips.verified(), flips.router()
+    flips.until(number, "drain")
+    router.write("pay", {"item": 10, "amount": 1}, key="a", entity=1)  # which that module does not know
+    flips.until(number, "replay")
+    with replace(desk_of(flips.small), spec=spec, serve=serve).cutover() as cutover:
+        for _ in range(3):
+            assert cutover.advance(number).step == "replay"
+    assert opened == ["source_app", "target_app"]

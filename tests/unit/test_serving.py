@@ -9,6 +9,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from contextvars import ContextVar
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,9 +22,10 @@ from billing.operations import operations
 from fishladder.clock import SystemClock
 from fishladder.errors import InputError, TransientError
 from fishladder.fence import set_fence
-from fishladder.ledger import Ledger, Route
+from fishladder.ledger import Ledger, Queued, Route
 from fishladder.serving import AsyncRouter, Metrics, Observation, OpenTelemetry, Operations, Replayer, Router, Shadow
 from fishladder.serving.operations import load_operations
+from fishladder.serving.replay import MOST_ATTEMPTS
 from fishladder.stores.sqlite import SqliteApplication
 from tests.unit.flips import Declined, Flips
 
@@ -137,8 +139,9 @@ def test_a_write_that_did_not_hear_of_its_commit_is_found_by_its_key(flips: Flip
         deaf = True
 
         def commit(self) -> None:
+            writing = self.in_transaction
             super().commit()
-            if Deaf.deaf:
+            if writing and Deaf.deaf:
                 Deaf.deaf = False
                 error = sqlite3.OperationalError("disk I/O error")
                 error.sqlite_errorcode = sqlite3.SQLITE_IOERR
@@ -323,8 +326,8 @@ def test_a_replay_that_dies_before_the_ledger_hears_of_it_repeats_nothing(
     flips.until(number, "replay")
     told: list[list[int]] = []
 
-    def away(ledger: Ledger, results: dict[int, str | None]) -> None:
-        told.append(list(results))
+    def away(ledger: Ledger, results: dict[Queued, str | None]) -> None:
+        told.append([queued.id for queued in results])
         raise TransientError("the ledger is away: repeat")
 
     replayer = Replayer(flips.small.ledger, flips.operations, flips.stores)
@@ -338,6 +341,51 @@ def test_a_replay_that_dies_before_the_ledger_hears_of_it_repeats_nothing(
     assert router.write("pay", PAY, key="k1", entity=1).repeated
     assert (replayer.replay("NZ"), replayer.replay("NZ")) == (3, 0)
     assert (flips.amount(10, "target"), flips.small.ledger.count_queue()) == (8, {"done": 3})
+
+
+def test_a_replay_that_cannot_go_on_tells_the_ledger_what_it_did(flips: Flips, monkeypatch: pytest.MonkeyPatch) -> None:
+    number, router = flips.verified(), flips.router()
+    flips.until(number, "drain")
+    for key, amount in enumerate((1, -1, 666, 1)):  # done, refused, a bug
+        router.write("pay", {"item": 10, "amount": amount}, key=f"k{key}", entity=1)
+    flips.until(number, "replay")
+
+    def away(ledger: Ledger, *_: object) -> None:
+        raise TransientError("the ledger is away: repeat")
+
+    replayer = Replayer(flips.small.ledger, flips.operations, flips.stores)
+    with monkeypatch.context() as patched:
+        patched.setattr(Ledger, "note_failed_replay", away)
+        with pytest.raises(TransientError):
+            replayer.replay("NZ")
+    assert flips.small.ledger.count_queue() == {"done": 1, "refused": 1, "pending": 2}
+    assert flips.amount(10, "target") == 6
+
+
+def test_a_ledger_that_was_restored_meanwhile_is_not_told_of_another_write(flips: Flips) -> None:
+    """It gives a number that it has given before."""
+    number, router = flips.verified(), flips.router()
+    flips.until(number, "drain")
+    router.write("pay", PAY, key="a", entity=1)
+    (queued,) = flips.small.ledger.waiting_of(b"1:1")
+    flips.small.ledger.finish_queued({replace(queued, key="before"): None})
+    assert flips.small.ledger.count_queue() == {"pending": 1}
+
+
+def test_a_write_whose_error_is_no_text_is_parked(flips: Flips) -> None:
+    def broken(connection: Any, payload: Any) -> None:
+        raise RuntimeError("\0 \ud800")
+
+    flips.operations.add("break", broken)
+    number, router = flips.verified(), flips.router()
+    flips.until(number, "drain")
+    router.write("break", {}, key="a", entity=1)
+    flips.until(number, "replay")
+    replayer = Replayer(flips.small.ledger, flips.operations, flips.stores)
+    for _ in range(MOST_ATTEMPTS):
+        replayer.replay("NZ")
+    (parked,) = flips.small.ledger.waiting_of(b"1:1")
+    assert (parked.state, parked.reason) == ("parked", "RuntimeError: \\0 \\ud800")
 
 
 def test_a_queued_write_whose_caller_never_heard_of_it_is_accepted_once(flips: Flips) -> None:

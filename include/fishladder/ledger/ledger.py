@@ -352,7 +352,7 @@ class Ledger:
         with self._read() as tx:
             return queue.longest_wait(tx, cohort, since)
 
-    def finish_queued(self, results: Mapping[int, str | None]) -> None:
+    def finish_queued(self, results: Mapping[Queued, str | None]) -> None:
         """These queued writes are in the owner, with these results. Repeated, it changes nothing."""
         with self._write() as tx:
             queue.finish(tx, results)

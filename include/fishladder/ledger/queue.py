@@ -152,25 +152,26 @@ def longest_wait(tx: Transaction, cohort: str, since: datetime) -> float | None:
     return max(waits, default=None)
 
 
-def finish(tx: Transaction, results: Mapping[int, str | None]) -> None:
+def finish(tx: Transaction, results: Mapping[Queued, str | None]) -> None:
     """Of writes that are waiting. One that is finished stays as it is."""
     columns = tables.queue.c
-    mine = (columns.migration == tx.migration, columns.id == bindparam("number"), columns.finished_at.is_(None))
+    # The key, too: a ledger that was restored meanwhile gives the same number to another write.
+    mine = (columns.id == bindparam("number"), columns.idempotency_key == bindparam("key"))
+    waits = (columns.migration == tx.migration, columns.finished_at.is_(None))
     done: dict[str, Any] = {"state": "done", "result": bindparam("returned"), "reason": None, "finished_at": tx.now}
-    some = [{"number": number, "returned": result} for number, result in results.items()]
-    if some:
-        tx.connection.execute(update(tables.queue).where(*mine).values(done), some)
+    some = [{"number": queued.id, "key": queued.key, "returned": result} for queued, result in results.items()]
+    tx.connection.execute(update(tables.queue).where(*mine, *waits).values(done), some)
 
 
 def refuse(tx: Transaction, number: int, reason: str) -> None:
     """A write that is waiting. One that is finished stays as it is."""
-    _update(tx, number, WAITING, state="refused", result=None, reason=reason, finished_at=tx.now)
+    _update(tx, number, WAITING, state="refused", result=None, reason=_storable(reason), finished_at=tx.now)
 
 
 def note_failure(tx: Transaction, number: int, reason: str, most: int) -> State:
     """Count a failed attempt; after ``most`` of them the write is parked."""
     columns = tables.queue.c
-    _update(tx, number, ("pending",), attempts=columns.attempts + 1, reason=reason)
+    _update(tx, number, ("pending",), attempts=columns.attempts + 1, reason=_storable(reason))
     query = select(columns.attempts).where(columns.migration == tx.migration, columns.id == number)
     if (tx.connection.scalar(query) or 0) < most:
         return "pending"
@@ -198,6 +199,11 @@ def _update(tx: Transaction, number: int, states: tuple[str, ...], **values: Any
     columns = tables.queue.c
     mine: list[ColumnElement[bool]] = [columns.migration == tx.migration, columns.id == number]
     return tx.connection.execute(update(tables.queue).where(*mine, columns.state.in_(states)).values(values)).rowcount
+
+
+def _storable(reason: str) -> str:
+    """What an application's error says may be text that a database does not take, and must not keep it from parking."""
+    return reason.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
 
 
 def _queued(row: Row[Any]) -> Queued:

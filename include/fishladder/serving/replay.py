@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from fishladder.errors import AmbiguousError, RowError, TransientError
+from fishladder.errors import AmbiguousError, FishladderError, RowError, TransientError
 from fishladder.ledger import Ledger, Queued, Route
 from fishladder.serving.metrics import Metrics, NoMetrics
 from fishladder.serving.operations import Operation, Operations
 from fishladder.stores.application import Application, Applied, Session
 
-BATCH = 50
+BATCH = 20
 """Writes that are done in the owner before the ledger hears of them, in one transaction."""
 MOST_ATTEMPTS = 5
 """Failures of one write before it is parked, and its entity waits for a person."""
@@ -42,22 +42,30 @@ class Replayer:
             route, stuck, over = self.ledger.route(cohort), set[bytes](), dict[Queued, Applied]()
             if route.stage != "replay":
                 return finished
-            for queued in self.ledger.next_queued(cohort, BATCH):
-                if queued.entity in stuck:
-                    continue  # in order: nothing overtakes what could not be done
-                known = self._one(queued, route)
-                if known is None:
-                    stuck.add(queued.entity)
-                else:
-                    over[queued] = known
+            try:
+                for queued in self.ledger.next_queued(cohort, BATCH):
+                    if queued.entity in stuck:
+                        continue  # in order: nothing overtakes what could not be done
+                    known = self._one(queued, route)
+                    if known is None:
+                        stuck.add(queued.entity)
+                    else:
+                        over[queued] = known
+            except FishladderError:
+                self._tell(over)
+                raise
             if not over:
                 return finished
-            # Who dies before this finds their keys applied.
-            done = {queued: known for queued, known in over.items() if not known.refused}
-            self.ledger.finish_queued({queued.id: known.result for queued, known in done.items()})
-            for queued in done:
-                self.metrics.count("replayed", operation=queued.operation, outcome="done")
+            self._tell(over)
             finished += len(over)
+
+    def _tell(self, over: Mapping[Queued, Applied]) -> None:
+        """The ledger, of what was done. Who dies before this finds the keys applied."""
+        done = {queued: known.result for queued, known in over.items() if not known.refused}
+        if done:
+            self.ledger.finish_queued(done)
+        for queued in done:
+            self.metrics.count("replayed", operation=queued.operation, outcome="done")
 
     def _one(self, queued: Queued, route: Route) -> Applied | None:
         """What is in the owner now: done, or refused by the business, which the ledger knows then. None: not yet."""

@@ -50,7 +50,7 @@ class Written:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pending:
-    """A write of the entity that was accepted and is not in the answer yet."""
+    """A write of the entity that was accepted and may not be in the answer yet."""
 
     operation: str
     key: str
@@ -309,6 +309,7 @@ class Router:
         replayed meanwhile may be in both, never in neither.
 
         Both in one look at the ledger: while its cohort moves, no read is turned away for a route that is old.
+        ``fresh``: look even where the route that is known says that it does not move.
         """
         route = self._route(cohort)
         if not fresh and route.stage not in MOVING:

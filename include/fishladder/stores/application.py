@@ -104,6 +104,7 @@ class Application:
             connection = self._connect()
             self.prepare(connection)
             self.connected(connection)
+            connection.commit()  # what the application asked there is no part of the transaction
         return connection
 
     def _put(self, connection: Any) -> None:

@@ -542,7 +542,11 @@ class MySqlApplication(Application):
     begin = begin_reading = ""
     errors = translated
 
+    def _take(self) -> Any:
+        connection = super()._take()
+        connection.autocommit(False)  # asks the server only where the application has changed it
+        return connection
+
     def prepare(self, connection: Any) -> None:
-        connection.autocommit(False)
         if "MariaDB" in connection.get_server_info():
             self.shared = " LOCK IN SHARE MODE"
