@@ -10,6 +10,7 @@ from fishladder import apply, flip, install
 from fishladder.errors import InputError, LedgerError, StaleError
 from fishladder.fence import set_fence
 from fishladder.pace import Pace
+from fishladder.restored import check_ledger
 from tests.simulation.actors import Once, go_home
 from tests.simulation.company import (
     Company,
@@ -88,8 +89,10 @@ def replicate(company: Company) -> Once:
     pace, stalled = Pace(ledger, company.clock, ends.destination), flip.Stalled(ledger, company.clock)
 
     def advance() -> None:
-        for attempt in ledger.attempts(only_open=True):
-            if attempt.step != "verify" and stalled.has(attempt):
+        under_way = [attempt for attempt in ledger.attempts(only_open=True) if attempt.step != "verify"]
+        if mine := [attempt for attempt in under_way if stalled.has(attempt)]:
+            check_ledger(ends.destination, ledger)  # as whoever opens the stores for it does
+            for attempt in mine:
                 stalled.moved(cutover.advance(attempt.id))
 
     def once() -> bool:
