@@ -124,6 +124,20 @@ def test_an_application_that_turns_autocommit_on_is_in_a_transaction_all_the_sam
     assert store.run("SELECT * FROM effect") == []
 
 
+def test_a_connection_that_was_lost_while_autocommit_was_on_is_repeated(mysql_database: mysql.Database) -> None:
+    with closing(open_application(*connect_url(mysql_database.application))) as application:
+        with application.transaction() as session:
+            ((number,),) = session.run("SELECT connection_id()")
+            session.connection.autocommit(True)
+            session.commit()
+        with closing(mysql.connect(mysql_database.admin)) as admin, admin.cursor() as cursor:
+            cursor.execute("KILL %s", [number])
+        with pytest.raises(TransientError), application.transaction():
+            raise AssertionError("the connection is gone")
+        with application.transaction(reading=True) as session:
+            assert session.run("SELECT 1") == [(1,)]
+
+
 def test_what_an_applications_hook_reads_is_no_part_of_its_first_transaction(
     store: MySqlStore, mysql_database: mysql.Database
 ) -> None:

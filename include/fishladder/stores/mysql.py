@@ -544,7 +544,8 @@ class MySqlApplication(Application):
 
     def _take(self) -> Any:
         connection = super()._take()
-        connection.autocommit(False)  # asks the server only where the application has changed it
+        with translated():
+            connection.autocommit(False)  # asks the server only where the application has changed it
         return connection
 
     def prepare(self, connection: Any) -> None:
