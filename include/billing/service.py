@@ -88,7 +88,7 @@ def charge(db: Database, *, customer_id: int, period: str, key: str, at: datetim
         lines = [*_subscription_lines(db, customer_id), *_usage_lines(usage_packs)]
         if not lines:
             raise Declined(f"customer {customer_id} has no active subscription")
-        # A locking read: what the transaction read before it had the customer must not hide a newer invoice.
+        # A locking read: what a transaction that is joined has read before must not hide a newer invoice.
         charged = "SELECT id FROM invoice WHERE customer_id = ? AND period = ?" + db.for_update
         if db.rows(charged, (customer_id, period)):
             raise Declined(f"customer {customer_id} has an invoice for {period}")

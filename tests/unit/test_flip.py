@@ -301,7 +301,7 @@ def test_a_poison_write_parks_its_entity_only(flips: Flips) -> None:
         flips.cutover.advance(number)
     assert flips.small.ledger.attempt(number).step == "replay"
     assert flips.amount(10, "target") == 6
-    parked, waiting = flips.small.ledger.waiting_of(b"1:1")
+    parked, waiting = flips.small.ledger.waiting()
     assert (parked.state, parked.reason) == ("parked", "RuntimeError: a bug in this operation")
     assert waiting.key == "after"
     assert router.write("pay", {"item": 10, "amount": 4}, key="later", entity=1).state == "queued"

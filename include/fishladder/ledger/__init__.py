@@ -11,7 +11,7 @@ from fishladder.ledger.database import UPGRADE, open_engine
 from fishladder.ledger.dirty import DirtyEntry, DirtyKey
 from fishladder.ledger.evidence import Evidence
 from fishladder.ledger.ledger import Ledger, open_ledger, utc_now
-from fishladder.ledger.queue import Queued
+from fishladder.ledger.queue import Queued, Waiting
 from fishladder.ledger.rejects import Reject
 from fishladder.ledger.routes import Route
 from fishladder.ledger.specs import SpecRecord
@@ -44,6 +44,7 @@ __all__ = [
     "Status",
     "TableState",
     "Told",
+    "Waiting",
     "canonical",
     "open_engine",
     "open_ledger",

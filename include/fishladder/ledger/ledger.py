@@ -39,7 +39,7 @@ from fishladder.ledger.control import Control, Status
 from fishladder.ledger.database import Transaction, open_engine, transaction
 from fishladder.ledger.dirty import DirtyEntry, DirtyKey
 from fishladder.ledger.evidence import Evidence
-from fishladder.ledger.queue import Queued
+from fishladder.ledger.queue import Queued, Waiting
 from fishladder.ledger.rejects import Reject
 from fishladder.ledger.routes import Route, StoreName
 from fishladder.ledger.specs import SpecRecord
@@ -327,15 +327,9 @@ class Ledger:
         with self._read() as tx:
             return queue.waiting(tx, limit)
 
-    def waiting_of(self, entity: bytes) -> list[Queued]:
-        """An entity's queued writes that are still to come, oldest first."""
-        with self._read() as tx:
-            return queue.waiting_of(tx, entity)
-
-    def standing(self, cohort: str, entity: bytes) -> tuple[Route, list[Queued]]:
-        """Where a cohort stands, and what ``waiting_of`` says of an entity of it. Raises InputError."""
-        with self._read() as tx:
-            return routes.route_of(tx, cohort), queue.waiting_of(tx, entity)
+    def standing(self, cohort: str, entity: bytes) -> tuple[Route, list[Waiting]]:
+        """Where a cohort stands, and what waits of an entity of it, at one moment. Raises InputError."""
+        return queue.standing(self.engine, self.migration, cohort, entity)
 
     def next_queued(self, cohort: str, limit: int = 100) -> list[Queued]:
         """The oldest writes to replay; those of an entity that waits for a person are left out."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import ColumnElement, Row, bindparam, func, insert, select, update
+from sqlalchemy import ColumnElement, Engine, Row, bindparam, func, insert, select, update
 
 from fishladder.errors import InputError, StaleError
 from fishladder.ledger import tables
-from fishladder.ledger.database import Transaction
+from fishladder.ledger.database import Transaction, look
 from fishladder.ledger.routes import Route, route_of
 
 State = Literal["pending", "parked", "unwanted", "done", "refused"]
@@ -46,6 +46,14 @@ class Queued:
     at: datetime
 
 
+class Waiting(NamedTuple):
+    """Of a write that is not in the owner yet: what a reader is told. ``payload`` is a JSON text."""
+
+    operation: str
+    key: str
+    payload: str
+
+
 def enqueue(
     tx: Transaction,
     cohort: str,
@@ -68,23 +76,22 @@ def enqueue(
         return known
     if route.stage not in QUEUEING or route.epoch < epoch:
         return route
-    values = {
-        "migration": tx.migration,
+    mine: dict[str, Any] = {
         "cohort": cohort,
         "entity": entity,
         "operation": operation,
-        "idempotency_key": key,
         "digest": digest,
         "payload": payload,
         "state": "pending",
+        "result": None,
+        "reason": None,
         "attempts": 0,
         "optimistic": "due" if optimistic else None,
         "at": tx.now,
     }
-    tx.connection.execute(insert(tables.queue).values(values))
-    found = find(tx, operation, entity, key)
-    assert found is not None
-    return found
+    values = {"migration": tx.migration, "idempotency_key": key, **mine}
+    (number,) = tx.connection.execute(insert(tables.queue).values(values)).inserted_primary_key
+    return Queued(id=number, key=key, **mine)
 
 
 def find(tx: Transaction, operation: str, entity: bytes, key: str) -> Queued | None:
@@ -99,13 +106,22 @@ def find(tx: Transaction, operation: str, entity: bytes, key: str) -> Queued | N
     return None if row is None else _queued(row)
 
 
-def waiting_of(tx: Transaction, entity: bytes) -> list[Queued]:
-    """An entity's writes that are not in the owner yet, oldest first."""
-    columns = tables.queue.c
-    query = select(tables.queue).where(
-        columns.migration == tx.migration, columns.entity == entity, columns.state.in_(WAITING)
-    )
-    return [_queued(row) for row in tx.connection.execute(query.order_by(columns.id))]
+_STANDING = f"""
+    SELECT r.stage, r.owner, r.epoch, q.operation, q.idempotency_key, q.payload
+    FROM {tables.route} r LEFT JOIN {tables.queue} q
+        ON q.migration = r.migration AND q.entity = :entity AND q.state IN {WAITING}
+    WHERE r.migration = :migration AND r.cohort = :cohort
+    ORDER BY q.id
+"""
+
+
+def standing(engine: Engine, migration: str, cohort: str, entity: bytes) -> tuple[Route, list[Waiting]]:
+    """A cohort's route, and an entity's writes that are not in the owner yet, oldest first; of the same moment."""
+    rows = look(engine, _STANDING, {"migration": migration, "cohort": cohort, "entity": entity})
+    if not rows:
+        raise InputError(f"{migration} has no cohort {cohort!r}; run prepare")
+    (stage, owner, epoch, *_), *_ = rows
+    return Route(stage=stage, owner=owner, epoch=epoch), [Waiting(*row[3:]) for row in rows if row[3] is not None]
 
 
 def waiting(tx: Transaction, limit: int) -> list[Queued]:

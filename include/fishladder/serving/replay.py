@@ -93,32 +93,38 @@ class Replayer:
             return None
 
     def _decide(self, operation: Operation, store: Application, queued: Queued, route: Route) -> Applied | None:
-        """Done or refused, once for everybody: what is recorded first under the key in the owner holds.
-
-        None: the owner is not open to this route.
+        """Done or refused, once for everybody: what is recorded first under the key in the owner holds, and a second
+        effect is undone with its transaction. None: the owner is not open to this route.
         """
         try:
             with store.transaction() as session:
-                known, is_open = self._known(session, queued, route)
-                if known is not None or not is_open:
-                    return known
+                if not self._is_open(session, queued, route):
+                    return None
                 result = json.dumps(operation.on(route.owner)(session.connection, json.loads(queued.payload)))
                 known = Applied(digest=queued.digest, result=result)
                 session.record(operation.name, queued.entity, queued.key, known)
                 session.commit()
                 return known
+        except (TransientError, AmbiguousError):
+            raise
         except operation.refusals as refusal:
             return self._record_refusal(store, queued, route, str(refusal))
+        except Exception:
+            with store.transaction(reading=True) as session:
+                if (done := self._recorded(session, queued)) is None:
+                    raise
+                return done
 
     def _record_refusal(self, store: Application, queued: Queued, route: Route, reason: str) -> Applied | None:
         """In the owner: another replayer, behind this one, might find that the business has changed its mind."""
         with store.transaction() as session:
-            known, is_open = self._known(session, queued, route)
-            if known is not None or not is_open:
-                return known
-            known = Applied(digest=queued.digest, result=json.dumps(reason), refused=True)
-            session.record(queued.operation, queued.entity, queued.key, known)
-            session.commit()
+            if not self._is_open(session, queued, route):
+                return None
+            known = self._recorded(session, queued)
+            if known is None:
+                known = Applied(digest=queued.digest, result=json.dumps(reason), refused=True)
+                session.record(queued.operation, queued.entity, queued.key, known)
+                session.commit()
             return known
 
     def _give_up(self, store: Application, queued: Queued, route: Route) -> Applied | None:
@@ -129,15 +135,18 @@ class Replayer:
             self._refuse(operation, queued, json.loads(known.result or "null"))
         return known
 
-    def _known(self, session: Session, queued: Queued, route: Route) -> tuple[Applied | None, bool]:
-        """What the owner has under the key, and whether it is open; it stays so until the transaction ends."""
-        fence, known = session.fence_and_applied(queued.cohort, queued.operation, queued.entity, queued.key)
-        if fence is None or fence.writer != "application" or fence.epoch != route.epoch:
-            return None, False
+    def _is_open(self, session: Session, queued: Queued, route: Route) -> bool:
+        """Whether the owner is open to this route; it stays so until the transaction ends."""
+        fence = session.fence(queued.cohort, hold=True)
+        return fence is not None and fence.writer == "application" and fence.epoch == route.epoch
+
+    def _recorded(self, session: Session, queued: Queued) -> Applied | None:
+        """What the store has under its key."""
+        known = session.applied(queued.operation, queued.entity, queued.key)
         if known is not None and known.digest != queued.digest:
             reused = json.dumps(f"the idempotency key {queued.key!r} was used before, with another payload")
-            return Applied(digest=queued.digest, result=reused, refused=True), True
-        return known, True
+            return Applied(digest=queued.digest, result=reused, refused=True)
+        return known
 
     def _refuse(self, operation: Operation | None, queued: Queued, reason: str) -> None:
         """``operation``: None for one that nobody knows any more, and that only a person can refuse."""

@@ -13,12 +13,12 @@ import threading
 import time
 from collections.abc import Generator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from fishladder.cells import NO_HOME, cohort_entity
 from fishladder.errors import AmbiguousError, FatalError, InputError, RowError, TransientError
-from fishladder.ledger import Ledger, Queued, Route
+from fishladder.ledger import Ledger, Queued, Route, Waiting
 from fishladder.serving.metrics import Metrics, NoMetrics
 from fishladder.serving.operations import Entity, Operation, Operations, Payload, entity_text, payload_text
 from fishladder.serving.shadow import Shadow
@@ -174,19 +174,12 @@ class Router:
         if route.stage == "queue":
             return self._queue(wanted, route)
         if route.stage == "replay":
-            waiting = self._waiting(wanted.entity)
+            _, waiting = self._standing(wanted.cohort, wanted.entity)
             if waiting is None:
                 return None
             if waiting:
                 return self._queue(wanted, route)
         return self._do(wanted, route)
-
-    def _waiting(self, entity: bytes) -> list[Queued] | None:
-        """Its writes that wait; None while the ledger is away."""
-        try:
-            return self.ledger.waiting_of(entity)
-        except (TransientError, AmbiguousError):
-            return None
 
     def _queue(self, wanted: _Write, route: Route) -> Written | None:
         operation = wanted.operation
@@ -233,31 +226,24 @@ class Router:
         store, operation = self.stores[route.owner], wanted.operation
         try:
             with store.transaction() as session:
-                fence, known = session.fence_and_applied(wanted.cohort, operation.name, wanted.entity, wanted.key)
-                if not _is_open(fence, route):
+                if not _is_open(session.fence(wanted.cohort, hold=True), route):
                     self.metrics.count("refused", operation=operation.name, stage=route.stage)
                     return None
-                if known is not None:
-                    return _repeated(wanted, known)
                 result = operation.on(route.owner)(session.connection, wanted.payload)
                 applied = Applied(digest=wanted.digest, result=json.dumps(result))
                 session.record(operation.name, wanted.entity, wanted.key, applied)
                 session.commit()
             return Written(state="done", result=result)
         except (TransientError, AmbiguousError):
-            pass  # the applied key says whether it took effect
-        except RowError as error:
-            if not error.unique:
-                raise
-            # The key: somebody does, or did, the same at the same time.
+            pass  # the next try finds whether it took effect
         except Exception as error:
-            if isinstance(error, operation.refusals) or not store.is_passing(error):
-                # Perhaps it was refused because the same call, under the same key, has just taken effect.
-                with suppress(TransientError, AmbiguousError):
-                    known = self._applied(wanted, store)
-                    if known is None:
-                        raise
+            # Perhaps because the same call, under the same key, has taken effect: long ago, or just now.
+            with suppress(TransientError, AmbiguousError):
+                known = self._applied(wanted, store)
+                if known is not None:
                     return _repeated(wanted, known)
+                if isinstance(error, operation.refusals) or not (_key_is_taken(error) or store.is_passing(error)):
+                    raise
         self.metrics.count("retries", operation=operation.name, stage=route.stage)
         return None
 
@@ -284,14 +270,16 @@ class Router:
         where, whose = self._place(entity, cohort)
         route, pending = self._standing(where, whose, fresh=False)
         while True:
-            value, done = self._ask(found, payload, where, route)
-            if done:
+            value, seen = self._ask(found, payload, where, route)
+            if seen == route:
                 break
             if time.monotonic() - began > self._patience:
                 raise TransientError(f"{operation}: {where} could not be read for {self._patience:g} s; repeat it")
             yield pause
             pause = min(max(2 * pause, FIRST_PAUSE), LONGEST_PAUSE)
             route, pending = self._standing(where, whose)
+            if seen is not None and (route.owner, route.epoch) == (seen.owner, seen.epoch):
+                break  # nothing that waited then has been replayed: the epoch would be higher
         self.metrics.count("reads", operation=operation, stage=route.stage)
         self.metrics.seconds("read", time.monotonic() - began, operation=operation)
         if self._shadow is not None and route.stage in ("off", "shadow"):
@@ -304,11 +292,11 @@ class Router:
             pending_known=pending is not None,
         )
 
-    def _standing(self, cohort: str, entity: bytes, *, fresh: bool = True) -> tuple[Route, list[Queued] | None]:
-        """The route, and the entity's writes that wait (None: nobody can tell). Before the value is read: so what is
+    def _standing(self, cohort: str, entity: bytes, *, fresh: bool = True) -> tuple[Route, list[Waiting] | None]:
+        """The route, and the entity's writes that wait (None: nobody can tell). Before a value is read: so what is
         replayed meanwhile may be in both, never in neither.
 
-        Both in one look at the ledger: while its cohort moves, no read is turned away for a route that is old.
+        Both of one moment: while its cohort moves, no read is turned away for a route that is old.
         ``fresh``: look even where the route that is known says that it does not move.
         """
         route = self._route(cohort)
@@ -320,25 +308,27 @@ class Router:
             return route, None if route.stage in MOVING else []
         return self._remember(cohort, found), waiting
 
-    def _ask(self, operation: Operation, payload: Payload, cohort: str, route: Route) -> tuple[Any, bool]:
-        store = self.stores[route.owner]
+    def _ask(self, operation: Operation, payload: Payload, cohort: str, route: Route) -> tuple[Any, Route | None]:
+        """The value, and the route under which it is the owner's: the given one, or that of a newer fence that says
+        nobody. None: it may be a copy's, or something passing was in the way.
+        """
+        store, under = self.stores[route.owner], route
         try:
             with store.transaction(reading=True) as session:
                 fence = session.fence(cohort, hold=False)
-                if (fence is not None and fence.writer != "free") and (
-                    fence.epoch > route.epoch or (fence.epoch == route.epoch and fence.writer == "copier")
-                ):
-                    return None, False  # it is a copy by now
+                if fence is not None and fence.writer != "free" and fence.epoch >= route.epoch:
+                    if fence.writer == "copier" or (fence.writer == "application" and fence.epoch > route.epoch):
+                        return None, None
+                    under = replace(route, epoch=fence.epoch)
                 value = operation.on(route.owner)(session.connection, payload)
-            return value, fence is None or fence.writer != "nobody" or self._is_owner(cohort, route)
+            closed = fence is not None and fence.writer == "nobody"
+            return value, None if closed and not self._is_owner(cohort, route) else under
         except (TransientError, AmbiguousError):
-            return None, False
-        except operation.refusals:
-            raise
+            return None, None
         except Exception as error:
-            if not store.is_passing(error):
+            if under == route and (isinstance(error, operation.refusals) or not store.is_passing(error)):
                 raise
-            return None, False
+            return None, None
 
     def _is_owner(self, cohort: str, route: Route) -> bool:
         """Whether a store whose fence said nobody was the owner when it was read: the other one is not open yet."""
@@ -414,6 +404,10 @@ def _is_open(fence: Fence | None, route: Route) -> bool:
     if fence is None:
         return False
     return fence.writer == "free" or (fence.writer == "application" and fence.epoch <= route.epoch)
+
+
+def _key_is_taken(error: Exception) -> bool:
+    return isinstance(error, RowError) and error.unique
 
 
 def _here(steps: Steps[T]) -> T:

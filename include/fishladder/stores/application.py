@@ -1,7 +1,9 @@
 """A store as the application uses it, through its own account and its own driver connection (design §9).
 
-What the router adds to an operation's transaction: the fence, held shared, and the applied key. The operation itself
-runs on the same DB-API connection, inside that transaction.
+What the router adds to an operation's transaction: the fence, held shared, before it, and the applied key after it.
+The operation itself runs on the same DB-API connection, inside that transaction. Nothing is read there before it but by
+a locking read: else what the operation reads would be of that moment (MySQL, REPEATABLE READ), and not of when it has
+got the locks that it waited for.
 """
 
 from __future__ import annotations
@@ -149,19 +151,6 @@ class Session:
         found = self.run(f"SELECT writer, epoch FROM fishladder_fence WHERE cohort = ?{lock}", [cohort])
         return _fence(found[0]) if found else None
 
-    def fence_and_applied(
-        self, cohort: str, operation: str, entity: bytes, key: str
-    ) -> tuple[Fence | None, Applied | None]:
-        """The fence, held, and what was recorded under this key: in one statement, for every write waits for it."""
-        self._application.hold(self, cohort)
-        known = "SELECT 1 FROM fishladder_applied a WHERE a.operation = ? AND a.entity = ? AND a.idempotency_key = ?"
-        found = self.run(
-            f"SELECT f.writer, f.epoch, ({known}) FROM fishladder_fence f WHERE f.cohort = ?{self._application.shared}",
-            [operation, entity.decode(), key, cohort],
-        )
-        applied = self.applied(operation, entity, key) if not found or found[0][2] is not None else None
-        return (_fence(found[0]) if found else None), applied
-
     def home(self, entity: bytes) -> str | None:
         """The cohort of an entity, for ever."""
         found = self.run("SELECT cohort FROM fishladder_home WHERE entity = ?", [entity.decode()])
@@ -181,7 +170,7 @@ class Session:
         )
 
     def record(self, operation: str, entity: bytes, key: str, applied: Applied) -> None:
-        """Raises RowError when somebody has recorded the key meanwhile: then this transaction must not commit."""
+        """Raises RowError when somebody has recorded the key: then this transaction must not commit."""
         result = None if applied.result is None else self._application.document(applied.result)
         sql = (
             "INSERT INTO fishladder_applied (operation, entity, idempotency_key, digest, result) VALUES (?, ?, ?, ?, ?)"

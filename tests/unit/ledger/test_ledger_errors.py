@@ -142,19 +142,35 @@ def test_an_idle_connection_that_was_lost_is_replaced(server: Ledger) -> None:
 def test_nobody_answers_means_repeat(server: Ledger) -> None:
     away = server.engine.url.set(host="127.0.0.1", port=1, query={})
     with open_ledger(away.render_as_string(hide_password=False), migration="billing") as ledger:
-        for call in (ledger.check_version, ledger.routes):
+        for call in (ledger.check_version, ledger.routes, lambda: ledger.standing("NZ", b"1")):
             with pytest.raises(TransientError, match=r"away.*repeat"):
                 call()
+
+
+def test_a_look_whose_connection_is_lost_means_repeat(server: Ledger) -> None:
+    server.ensure_routes(["NZ"], "ada")
+
+    @event.listens_for(server.engine, "checkout", once=True)
+    def checked_out(connection: Any, *_: object) -> None:
+        cursor = connection.cursor()
+        cursor.execute(NUMBER[server.engine.dialect.name])
+        kill(server, cursor.fetchone()[0])
+        cursor.close()
+
+    with pytest.raises(TransientError, match=r"lost.*repeat"):
+        server.standing("NZ", b"1")
+    assert server.standing("NZ", b"1") == (server.route("NZ"), [])
 
 
 def test_a_stranger_is_refused(server: Ledger) -> None:
     stranger = server.engine.url.set(username="nobody", password="wrong")
     with (
         open_ledger(stranger.render_as_string(hide_password=False), migration="billing") as ledger,
-        pytest.raises(FatalError, match="refused") as raised,
     ):
-        ledger.routes()
-    assert not isinstance(raised.value, LedgerError)
+        for call in (ledger.routes, lambda: ledger.standing("NZ", b"1")):
+            with pytest.raises(FatalError, match="refused") as raised:
+                call()
+            assert not isinstance(raised.value, LedgerError)
 
 
 @pytest.mark.parametrize("path", ["ledger.db", "missing/ledger.db"])

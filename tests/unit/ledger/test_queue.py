@@ -1,0 +1,46 @@
+"""The queue on every database that the ledger can live in; what happens around it is told in test_flip.py."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import text
+
+from fishladder.errors import InputError
+from fishladder.ledger import Ledger, Queued, Route, Waiting
+
+CUSTOMER = b"1:\xc5\x8d\x00"
+PAYLOAD = '{"note": "%s :where \u014d"}'
+
+
+def enqueue(ledger: Ledger, key: str, entity: bytes = CUSTOMER) -> Queued:
+    queued = ledger.enqueue("NZ", entity, "charge", key, "digest", PAYLOAD, optimistic=True, epoch=1)
+    assert isinstance(queued, Queued)
+    return queued
+
+
+@pytest.fixture
+def queueing(ledger: Ledger) -> Ledger:
+    ledger.ensure_routes(["NZ", "AU"], "ada")
+    with ledger.engine.begin() as connection:
+        connection.execute(text("UPDATE ledger_route SET stage = 'queue' WHERE cohort = 'NZ'"))
+    return ledger
+
+
+def test_what_is_queued_is_as_it_will_be_read(queueing: Ledger) -> None:
+    first, second = (enqueue(queueing, key) for key in ("a", "b"))
+    assert queueing.waiting() == queueing.next_queued("NZ") == [first, second]
+    assert enqueue(queueing, "a") == queueing.queued("charge", CUSTOMER, "a") == first
+
+
+def test_where_a_cohort_stands_and_what_waits(queueing: Ledger) -> None:
+    standing = Route(stage="queue", owner="source", epoch=1)
+    assert queueing.standing("NZ", CUSTOMER) == (standing, [])
+    first, second = (enqueue(queueing, key) for key in ("a", "b"))
+    enqueue(queueing, "a", entity=b"2:22")
+    waiting = [Waiting(operation="charge", key=key, payload=PAYLOAD) for key in ("a", "b")]
+    assert queueing.standing("NZ", CUSTOMER) == (standing, waiting)
+    queueing.finish_queued({first: '"done"', second: None})
+    assert queueing.standing("NZ", CUSTOMER) == (standing, [])
+    assert queueing.standing("AU", CUSTOMER) == (Route(stage="off", owner="source", epoch=1), [])
+    with pytest.raises(InputError, match="no cohort 'XX'; run prepare"):
+        queueing.standing("XX", CUSTOMER)
