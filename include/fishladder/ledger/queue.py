@@ -90,8 +90,9 @@ def enqueue(
         "at": tx.now,
     }
     values = {"migration": tx.migration, "idempotency_key": key, **mine}
-    (number,) = tx.connection.execute(insert(tables.queue).values(values)).inserted_primary_key
-    return Queued(id=number, key=key, **mine)
+    made = tx.connection.execute(insert(tables.queue).values(values))
+    assert made.inserted_primary_key is not None
+    return Queued(id=made.inserted_primary_key[0], key=key, **mine)
 
 
 def find(tx: Transaction, operation: str, entity: bytes, key: str) -> Queued | None:
