@@ -41,12 +41,11 @@ class Calls:
     ledger: Ledger
     store: Application
 
-    def direct(self, payload: dict[str, Any]) -> None:
-        Router(self.ledger, operations, source=self.store, target=self.store).write(
-            "refund", payload, key=payload["key"], entity=1
-        )
+    def direct(self, payload: dict[str, Any]) -> Any:
+        router = Router(self.ledger, operations, source=self.store, target=self.store)
+        return router.write("refund", payload, key=payload["key"], entity=1).result
 
-    def replayed(self, payload: dict[str, Any]) -> None:
+    def replayed(self, payload: dict[str, Any]) -> Any:
         """As if it had been queued. Raises what the business said."""
         queued = Queued(
             id=1,
@@ -68,6 +67,7 @@ class Calls:
         assert done is not None
         if done.refused:
             raise Declined(done.result)
+        return json.loads(done.result or "null")
 
 
 @pytest.fixture
@@ -111,7 +111,8 @@ def test_what_cannot_be_done_twice_is_done_once(shop: Shop, calls: Calls, way: s
         "key": f"refund-{name}",
         "at": AT.isoformat(),
     }
-    for _ in range(2):
-        getattr(calls, way)(payload)
+    first, second = (getattr(calls, way)(payload) for _ in range(2))
+    assert first == second
+    assert (first["invoice_id"], first["amount"]) == (payload["invoice_id"], payload["amount"])
     rows = shop.user.rows("SELECT kind FROM payment WHERE invoice_id = ? ORDER BY id", (charge["invoice_id"],))
     assert rows == [("charge",), ("refund",)]

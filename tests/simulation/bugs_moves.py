@@ -258,7 +258,7 @@ def live_while_writes_wait() -> AbstractContextManager[Any]:
 
 @planted()
 def replays_until_it_is_told() -> AbstractContextManager[Any]:
-    """Replay asks the owner for the key: two replayers do not do the same twice."""
+    """Replay records the key in the owner: two replayers do not do the same twice."""
     return patch.object(Session, "record", lambda *_: None)
 
 
@@ -364,7 +364,7 @@ ELSEWHERE: dict[str, str] = {
         _SERVING + "a_fence_that_has_just_closed_keeps_no_read_waiting"
     ),
     "a store whose fence says nobody is read only while the other one is not open": (
-        _ATTACKS + "a_read_between_two_owners_is_of_the_one_that_is_open"
+        _SERVING + "a_read_between_two_owners_is_of_the_one_that_is_open"
     ),
     "all cohorts of a request or none": _ATTACKS + "all_cohorts_of_a_request_or_none",
     "nothing is fenced without approvals": _APPROVALS + "without_enough_people_nothing_is_fenced",

@@ -33,15 +33,15 @@ PAY = {"item": 10, "amount": 1}
 
 
 class Away:
-    """A ledger that nobody reaches, from the moment that ``away`` is set."""
+    """A ledger, or a store, that nobody reaches from the moment that ``away`` is set."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger, self.away = ledger, False
+    def __init__(self, real: Any) -> None:
+        self.real, self.away = real, False
 
     def __getattr__(self, name: str) -> Any:
         if self.away:
-            raise TransientError("the ledger is away: repeat")
-        return getattr(self.ledger, name)
+            raise TransientError("it is away: repeat")
+        return getattr(self.real, name)
 
 
 def router_of(flips: Flips, *, metrics: Metrics | None = None, shadow: Shadow | None = None) -> Router:
@@ -472,13 +472,14 @@ def test_a_read_that_asks_what_is_pending_learns_where_its_cohort_stands(
     assert router.read("amount", {"item": 10}, entity=1).pending_known
 
 
-@pytest.mark.parametrize("switched", [False, True])
+@pytest.mark.parametrize("meanwhile", ["nothing", "the switch", "an abort"])
 def test_a_fence_that_has_just_closed_keeps_no_read_waiting(
-    flips: Flips, monkeypatch: pytest.MonkeyPatch, switched: bool
+    flips: Flips, monkeypatch: pytest.MonkeyPatch, meanwhile: str
 ) -> None:
-    """What the store had when it closed is the answer, with what waits since; unless the switch came in between, for
-    then what is replayed might be in neither.
+    """What the store had when it closed is the answer, with what waits since; unless the attempt has gone on, for then
+    what is replayed might be in neither.
     """
+    monkeypatch.setattr("fishladder.serving.router.ROUTE_SECONDS", 60)
     number, router = flips.verified(), flips.router()
     assert router.read("amount", {"item": 10}, entity=1).value == 5
     flips.until(number, "drain")
@@ -489,18 +490,24 @@ def test_a_fence_that_has_just_closed_keeps_no_read_waiting(
     def is_owner(cohort: str, route: Route) -> bool:
         asked.append(route.stage)
         answer = real(cohort, route)
-        if switched:
+        if meanwhile == "an abort":
+            flips.small.ledger.abort(flips.small.ledger.attempt(number), "a test")
+        if meanwhile != "nothing":
             flips.cutover.run(number)
         return answer
 
     monkeypatch.setattr(router, "_is_owner", is_owner)
     answer = router.read("amount", {"item": 10}, entity=1)
-    assert (answer.value, [pending.key for pending in answer.pending]) == ((6, []) if switched else (5, ["a"]))
+    wanted = (5, ["a"]) if meanwhile == "nothing" else (6, [])
+    assert (answer.value, [pending.key for pending in answer.pending]) == wanted
     assert asked == ["off"]
 
 
-def test_a_refusal_by_a_store_that_has_just_closed_is_asked_again(flips: Flips) -> None:
+def test_a_refusal_by_a_store_that_has_just_closed_is_asked_again(
+    flips: Flips, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It may have closed long ago: who is looked for in vain may live in the other one."""
+    monkeypatch.setattr("fishladder.serving.router.ROUTE_SECONDS", 60)
     router = flips.router()
     router.operations.add("found", _found, refusals=(Declined,))
     assert router.read("found", {"id": 1}, entity=1).value
@@ -508,6 +515,65 @@ def test_a_refusal_by_a_store_that_has_just_closed_is_asked_again(flips: Flips) 
     flips.router().write("join", {"id": 5, "country": "NZ"}, key="a", cohort="NZ")
     set_fence(flips.small.source, SystemClock(), "NZ", "nobody", flips.small.ledger.route("NZ").epoch + 1, deadline=5)
     assert router.read("found", {"id": 5}, cohort="NZ").value
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["the other store is there", "it is away too"])
+def test_a_read_between_two_owners_is_of_the_one_that_is_open(flips: Flips, alone: bool) -> None:
+    """The loser's fence says nobody until the winner's is open, and for a moment longer: as long as the ledger is away,
+    where it is when the winner has opened.
+    """
+    number = flips.verified()
+    flips.until(number, "compare")
+    reader, others = flips.router(), flips.router()
+    reader._patience = 0.2
+    reader.ledger = ledger = Away(flips.small.ledger)  # type: ignore[assignment]
+    target = Away(reader.stores["target"])
+    reader.stores = {**reader.stores, "target": target}  # type: ignore[dict-item]
+    reader.operations.add("found", _found, refusals=(Declined,))
+    assert reader.read("amount", {"item": 10}, entity=1).value == 5
+    flips.until(number, "close")
+    assert flips.fences() == [("nobody", 2), ("application", 3)]
+    assert others.write("pay", PAY, key="a", entity=1).state == "done"
+    assert others.write("join", {"id": 5, "country": "NZ"}, key="b", cohort="NZ").state == "done"
+    ledger.away, target.away = True, alone
+    with pytest.raises(TransientError, match="could not be read"):
+        reader.read("amount", {"item": 10}, entity=1)
+    with pytest.raises(TransientError, match="could not be read"):
+        reader.read("found", {"id": 5}, cohort="NZ")
+    ledger.away = target.away = False
+    assert reader.read("amount", {"item": 10}, entity=1).value == 6
+    assert reader.read("found", {"id": 5}, cohort="NZ").value
+
+
+def test_a_ledger_of_yesterday_does_not_know_what_is_pending(flips: Flips) -> None:
+    file, router = flips.small.folder / "ledger.db", flips.router()
+    number = flips.verified()
+    _copy(file, backup := file.with_name("backup.db"))
+    flips.until(number, "drain")
+    assert router.write("pay", PAY, key="a", entity=1).state == "queued"
+    assert [pending.key for pending in router.read("amount", {"item": 10}, entity=1).pending] == ["a"]
+    _copy(backup, file)
+    answer = router.read("amount", {"item": 10}, entity=1)
+    assert (answer.value, answer.pending, answer.pending_known) == (5, (), False)
+
+
+def test_a_key_that_is_done_is_answered_though_its_operation_cannot_be_repeated(flips: Flips) -> None:
+    """Not even passing errors of its own keep the answer back."""
+    answers = iter([{"paid": 1}])
+
+    def once(connection: Any, payload: Any) -> Any:
+        for answer in answers:
+            return answer
+        raise TransientError("a service that the operation asks is away")
+
+    flips.operations.add("once", once)
+    router = flips.router()
+    router._patience = 0.2
+    assert router.write("once", {}, key="a", entity=1).result == {"paid": 1}
+    again = router.write("once", {}, key="a", entity=1)
+    assert (again.result, again.repeated) == ({"paid": 1}, True)
+    with pytest.raises(TransientError, match="repeat it with the same key"):
+        router.write("once", {}, key="b", entity=1)
 
 
 def _found(connection: Any, payload: Any) -> bool:

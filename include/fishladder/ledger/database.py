@@ -130,25 +130,6 @@ def transaction(engine: Engine, *, writing: bool, snapshot: bool = False) -> Ite
         raise TransientError("the ledger: all connections of this process are in use; repeat") from error
 
 
-def look(engine: Engine, sql: str, given: Mapping[str, Any]) -> list[Any]:
-    """The rows of one SELECT, with ``:names`` for what is given, as the driver itself gives them.
-
-    For what customers wait for: it takes a third of a transaction's time, most of which is SQLAlchemy's.
-    """
-    statement = text(sql).compile(engine)
-    arguments = {**given} if statement.positiontup is None else [given[name] for name in statement.positiontup]
-    try:
-        with closing(engine.raw_connection()) as connection:
-            cursor = connection.cursor()
-            cursor.execute(statement.string, arguments)
-            return list(cursor.fetchall())
-    except engine.dialect.loaded_dbapi.Error as error:
-        wrapped = DBAPIError(sql, None, error)
-        raise _translated(wrapped, _where(engine), committing=False) from error
-    except PoolTimeout as error:
-        raise TransientError("the ledger: all connections of this process are in use; repeat") from error
-
-
 @contextmanager
 def upgrading(engine: Engine) -> Iterator[Connection]:
     """One transaction in which nobody else can upgrade this ledger. Raises TransientError after a minute's wait."""

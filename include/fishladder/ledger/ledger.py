@@ -329,7 +329,8 @@ class Ledger:
 
     def standing(self, cohort: str, entity: bytes) -> tuple[Route, list[Waiting]]:
         """Where a cohort stands, and what waits of an entity of it, at one moment. Raises InputError."""
-        return queue.standing(self.engine, self.migration, cohort, entity)
+        with self._read() as tx:
+            return queue.standing(tx, cohort, entity)
 
     def next_queued(self, cohort: str, limit: int = 100) -> list[Queued]:
         """The oldest writes to replay; those of an entity that waits for a person are left out."""

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import ColumnElement, Engine, Row, bindparam, func, insert, select, update
+from sqlalchemy import ColumnElement, Row, bindparam, func, insert, select, update
 
 from fishladder.errors import InputError, StaleError
 from fishladder.ledger import tables
-from fishladder.ledger.database import Transaction, look
+from fishladder.ledger.database import Transaction
 from fishladder.ledger.routes import Route, route_of
 
 State = Literal["pending", "parked", "unwanted", "done", "refused"]
@@ -107,20 +107,33 @@ def find(tx: Transaction, operation: str, entity: bytes, key: str) -> Queued | N
     return None if row is None else _queued(row)
 
 
-_STANDING = f"""
-    SELECT r.stage, r.owner, r.epoch, q.operation, q.idempotency_key, q.payload
-    FROM {tables.route} r LEFT JOIN {tables.queue} q
-        ON q.migration = r.migration AND q.entity = :entity AND q.state IN {WAITING}
-    WHERE r.migration = :migration AND r.cohort = :cohort
-    ORDER BY q.id
-"""
+_STANDING = (
+    select(
+        tables.route.c.stage,
+        tables.route.c.owner,
+        tables.route.c.epoch,
+        tables.queue.c.operation,
+        tables.queue.c.idempotency_key,
+        tables.queue.c.payload,
+    )
+    .outerjoin_from(
+        tables.route,
+        tables.queue,
+        (tables.queue.c.migration == tables.route.c.migration)
+        & (tables.queue.c.entity == bindparam("whose"))
+        & tables.queue.c.state.in_(WAITING),
+    )
+    .where(tables.route.c.migration == bindparam("mine"), tables.route.c.cohort == bindparam("where"))
+    .order_by(tables.queue.c.id)
+)
+"""Put together once: customers wait for it."""
 
 
-def standing(engine: Engine, migration: str, cohort: str, entity: bytes) -> tuple[Route, list[Waiting]]:
+def standing(tx: Transaction, cohort: str, entity: bytes) -> tuple[Route, list[Waiting]]:
     """A cohort's route, and an entity's writes that are not in the owner yet, oldest first; of the same moment."""
-    rows = look(engine, _STANDING, {"migration": migration, "cohort": cohort, "entity": entity})
+    rows = tx.connection.execute(_STANDING, {"mine": tx.migration, "where": cohort, "whose": entity}).all()
     if not rows:
-        raise InputError(f"{migration} has no cohort {cohort!r}; run prepare")
+        return route_of(tx, cohort), []
     (stage, owner, epoch, *_), *_ = rows
     return Route(stage=stage, owner=owner, epoch=epoch), [Waiting(*row[3:]) for row in rows if row[3] is not None]
 

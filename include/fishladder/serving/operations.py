@@ -15,7 +15,10 @@ from fishladder.ledger import canonical
 Payload: TypeAlias = Mapping[str, Any]
 """What an operation is called with: JSON."""
 Implementation: TypeAlias = Callable[[Any, Payload], Any]
-"""Takes a DB-API connection with a transaction open, which it must not end, and the payload; returns JSON."""
+"""Takes a DB-API connection with a transaction open, which it must not end, and the payload; returns JSON.
+
+It may run again under the same key: what it did in that transaction is undone then, what it did elsewhere is not.
+"""
 Promise: TypeAlias = Callable[[Payload, str], None]
 """Takes the payload and a key under which it takes effect once, however often it is called."""
 Entity: TypeAlias = str | int | tuple[str | int, ...]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from fishladder.errors import AmbiguousError, FishladderError, RowError, TransientError
+from fishladder.errors import AmbiguousError, FishladderError, TransientError
 from fishladder.ledger import Ledger, Queued, Route
 from fishladder.serving.metrics import Metrics, NoMetrics
 from fishladder.serving.operations import Operation, Operations
@@ -84,7 +84,7 @@ class Replayer:
         except (TransientError, AmbiguousError):
             return None  # the applied key says whether it took effect
         except Exception as error:  # noqa: BLE001 - a poison write may raise anything, and parks its entity only
-            if store.is_passing(error) or (isinstance(error, RowError) and error.unique):
+            if store.is_passing(error):
                 return None
             state = self.ledger.note_failed_replay(queued.id, f"{type(error).__name__}: {error}", MOST_ATTEMPTS)
             self.metrics.count(
@@ -102,30 +102,28 @@ class Replayer:
                     return None
                 result = json.dumps(operation.on(route.owner)(session.connection, json.loads(queued.payload)))
                 known = Applied(digest=queued.digest, result=result)
-                session.record(operation.name, queued.entity, queued.key, known)
-                session.commit()
-                return known
-        except (TransientError, AmbiguousError):
-            raise
+                if session.record(operation.name, queued.entity, queued.key, known):
+                    session.commit()
+                    return known
         except operation.refusals as refusal:
             return self._record_refusal(store, queued, route, str(refusal))
         except Exception:
-            with store.transaction(reading=True) as session:
-                if (done := self._recorded(session, queued)) is None:
-                    raise
-                return done
+            done = self._recorded(store, queued)
+            if done is None:
+                raise
+            return done
+        return self._recorded(store, queued)
 
     def _record_refusal(self, store: Application, queued: Queued, route: Route, reason: str) -> Applied | None:
         """In the owner: another replayer, behind this one, might find that the business has changed its mind."""
         with store.transaction() as session:
             if not self._is_open(session, queued, route):
                 return None
-            known = self._recorded(session, queued)
-            if known is None:
-                known = Applied(digest=queued.digest, result=json.dumps(reason), refused=True)
-                session.record(queued.operation, queued.entity, queued.key, known)
+            known = Applied(digest=queued.digest, result=json.dumps(reason), refused=True)
+            if session.record(queued.operation, queued.entity, queued.key, known):
                 session.commit()
-            return known
+                return known
+        return self._recorded(store, queued)
 
     def _give_up(self, store: Application, queued: Queued, route: Route) -> Applied | None:
         """What a person has given up is refused, unless it took effect before anybody heard of that."""
@@ -140,9 +138,10 @@ class Replayer:
         fence = session.fence(queued.cohort, hold=True)
         return fence is not None and fence.writer == "application" and fence.epoch == route.epoch
 
-    def _recorded(self, session: Session, queued: Queued) -> Applied | None:
+    def _recorded(self, store: Application, queued: Queued) -> Applied | None:
         """What the store has under its key."""
-        known = session.applied(queued.operation, queued.entity, queued.key)
+        with store.transaction(reading=True) as session:
+            known = session.applied(queued.operation, queued.entity, queued.key)
         if known is not None and known.digest != queued.digest:
             reused = json.dumps(f"the idempotency key {queued.key!r} was used before, with another payload")
             return Applied(digest=queued.digest, result=reused, refused=True)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from fishladder.cells import NO_HOME, cohort_entity
-from fishladder.errors import AmbiguousError, FatalError, InputError, RowError, TransientError
+from fishladder.errors import AmbiguousError, FatalError, InputError, TransientError
 from fishladder.ledger import Ledger, Queued, Route, Waiting
 from fishladder.serving.metrics import Metrics, NoMetrics
 from fishladder.serving.operations import Entity, Operation, Operations, Payload, entity_text, payload_text
@@ -31,7 +31,7 @@ PATIENCE = 30.0
 """Seconds that a call tries: longer than a fence takes to be raised, shorter than a customer waits."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.2
 """Seconds between tries, from the third on: after the first, mostly only the route was old."""
-KEY_BYTES = 255
+KEY_BYTES = 128
 MOVING = ("fencing", "queue", "replay")
 """Stages in which writes may be waiting; a router that still believes in the first may be in the second."""
 
@@ -224,6 +224,7 @@ class Router:
 
     def _do(self, wanted: _Write, route: Route) -> Written | None:
         store, operation = self.stores[route.owner], wanted.operation
+        failed: Exception | None = None
         try:
             with store.transaction() as session:
                 if not _is_open(session.fence(wanted.cohort, hold=True), route):
@@ -231,19 +232,17 @@ class Router:
                     return None
                 result = operation.on(route.owner)(session.connection, wanted.payload)
                 applied = Applied(digest=wanted.digest, result=json.dumps(result))
-                session.record(operation.name, wanted.entity, wanted.key, applied)
-                session.commit()
-            return Written(state="done", result=result)
-        except (TransientError, AmbiguousError):
-            pass  # the next try finds whether it took effect
-        except Exception as error:
-            # Perhaps because the same call, under the same key, has taken effect: long ago, or just now.
-            with suppress(TransientError, AmbiguousError):
-                known = self._applied(wanted, store)
-                if known is not None:
-                    return _repeated(wanted, known)
-                if isinstance(error, operation.refusals) or not (_key_is_taken(error) or store.is_passing(error)):
-                    raise
+                if session.record(operation.name, wanted.entity, wanted.key, applied):
+                    session.commit()
+                    return Written(state="done", result=result)
+        except Exception as error:  # noqa: BLE001 - the key says first what came of it
+            failed = error
+        with suppress(TransientError, AmbiguousError):
+            known = self._applied(wanted, store)
+            if known is not None:
+                return _repeated(wanted, known)
+            if failed is not None and (isinstance(failed, operation.refusals) or not store.is_passing(failed)):
+                raise failed
         self.metrics.count("retries", operation=operation.name, stage=route.stage)
         return None
 
@@ -306,13 +305,14 @@ class Router:
             found, waiting = self.ledger.standing(cohort, entity)
         except (TransientError, AmbiguousError):
             return route, None if route.stage in MOVING else []
-        return self._remember(cohort, found), waiting
+        known = self._remember(cohort, found)
+        return known, waiting if known.epoch == found.epoch else None
 
     def _ask(self, operation: Operation, payload: Payload, cohort: str, route: Route) -> tuple[Any, Route | None]:
         """The value, and the route under which it is the owner's: the given one, or that of a newer fence that says
         nobody. None: it may be a copy's, or something passing was in the way.
         """
-        store, under = self.stores[route.owner], route
+        store, under, closed = self.stores[route.owner], route, False
         try:
             with store.transaction(reading=True) as session:
                 fence = session.fence(cohort, hold=False)
@@ -320,24 +320,27 @@ class Router:
                     if fence.writer == "copier" or (fence.writer == "application" and fence.epoch > route.epoch):
                         return None, None
                     under = replace(route, epoch=fence.epoch)
+                closed = fence is not None and fence.writer == "nobody"
                 value = operation.on(route.owner)(session.connection, payload)
-            closed = fence is not None and fence.writer == "nobody"
-            return value, None if closed and not self._is_owner(cohort, route) else under
         except (TransientError, AmbiguousError):
             return None, None
         except Exception as error:
-            if under == route and (isinstance(error, operation.refusals) or not store.is_passing(error)):
-                raise
-            return None, None
+            passing = not isinstance(error, operation.refusals) and store.is_passing(error)
+            if passing or under != route or (closed and not self._is_owner(cohort, route)):
+                return None, None
+            raise
+        return value, None if closed and not self._is_owner(cohort, route) else under
 
     def _is_owner(self, cohort: str, route: Route) -> bool:
         """Whether a store whose fence said nobody was the owner when it was read: the other one is not open yet."""
         try:
             with self.stores["target" if route.owner == "source" else "source"].transaction(reading=True) as session:
                 fence = session.fence(cohort, hold=False)
+            return fence is None or fence.writer not in ("application", "free")
         except (TransientError, AmbiguousError):
-            return self._route(cohort, fresh=True).owner == route.owner
-        return fence is None or fence.writer not in ("application", "free")
+            with suppress(TransientError, AmbiguousError):
+                return self.ledger.route(cohort).owner == route.owner
+            return False
 
     # Where a call goes
 
@@ -404,10 +407,6 @@ def _is_open(fence: Fence | None, route: Route) -> bool:
     if fence is None:
         return False
     return fence.writer == "free" or (fence.writer == "application" and fence.epoch <= route.epoch)
-
-
-def _key_is_taken(error: Exception) -> bool:
-    return isinstance(error, RowError) and error.unique
 
 
 def _here(steps: Steps[T]) -> T:

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fishladder.errors import AmbiguousError, FishladderError, TransientError
+from fishladder.errors import AmbiguousError, FishladderError, RowError, TransientError
 from fishladder.stores.base import Connect, Fence, Writer
 
 _REFUSED = "refused "
@@ -169,14 +169,20 @@ class Session:
             refused=_text(digest).startswith(_REFUSED),
         )
 
-    def record(self, operation: str, entity: bytes, key: str, applied: Applied) -> None:
-        """Raises RowError when somebody has recorded the key: then this transaction must not commit."""
+    def record(self, operation: str, entity: bytes, key: str, applied: Applied) -> bool:
+        """Whether nobody has recorded the key; else this transaction must not commit."""
         result = None if applied.result is None else self._application.document(applied.result)
         sql = (
             "INSERT INTO fishladder_applied (operation, entity, idempotency_key, digest, result) VALUES (?, ?, ?, ?, ?)"
         )
         digest = _REFUSED + applied.digest if applied.refused else applied.digest
-        self.run(sql, [operation, entity.decode(), key, digest, result])
+        try:
+            self.run(sql, [operation, entity.decode(), key, digest, result])
+        except RowError as error:
+            if not error.unique:
+                raise
+            return False
+        return True
 
     def commit(self) -> None:
         """Raises AmbiguousError when it may have happened."""

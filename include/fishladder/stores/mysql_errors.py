@@ -11,9 +11,9 @@ import MySQLdb
 from fishladder.errors import AmbiguousError, FatalError, FenceError, RowError, TransientError
 
 _WAITED = 1205
-_BUSY = {1040, 1203, 1205, 1213, 1412, 2002, 2003, 3101, 3572}
-"""Too many connections, lock waits, deadlocks, a table changed under a snapshot, nobody listening, a commit that
-another server of the group forestalled, NOWAIT."""
+_BUSY = {1020, 1040, 1203, 1205, 1213, 1412, 2002, 2003, 3101, 3572}
+"""A row changed since the snapshot (MariaDB), too many connections, lock waits, deadlocks, a table changed under a
+snapshot, nobody listening, a commit that another server of the group forestalled, NOWAIT."""
 _LOST = {0, 1053, 1158, 1159, 1160, 1161, 1290, 1317, 1836, 1927, 2006, 2013, 2055, 4031}
 """The connection or its server ended, or is no primary any more (1290, 1836)."""
 _ROW = {

@@ -7,6 +7,7 @@ from sqlalchemy import text
 
 from fishladder.errors import InputError
 from fishladder.ledger import Ledger, Queued, Route, Waiting
+from fishladder.serving.router import KEY_BYTES
 
 CUSTOMER = b"1:\xc5\x8d\x00"
 PAYLOAD = '{"note": "%s :where \u014d"}'
@@ -27,7 +28,7 @@ def queueing(ledger: Ledger) -> Ledger:
 
 
 def test_what_is_queued_is_as_it_will_be_read(queueing: Ledger) -> None:
-    first, second = (enqueue(queueing, key) for key in ("a", "b"))
+    first, second = (enqueue(queueing, key) for key in ("a", "k" * KEY_BYTES))
     assert queueing.waiting() == queueing.next_queued("NZ") == [first, second]
     assert enqueue(queueing, "a") == queueing.queued("charge", CUSTOMER, "a") == first
 
@@ -37,6 +38,7 @@ def test_where_a_cohort_stands_and_what_waits(queueing: Ledger) -> None:
     assert queueing.standing("NZ", CUSTOMER) == (standing, [])
     first, second = (enqueue(queueing, key) for key in ("a", "b"))
     enqueue(queueing, "a", entity=b"2:22")
+    assert queueing.note_failed_replay(second.id, "why", 1) == "parked"
     waiting = [Waiting(operation="charge", key=key, payload=PAYLOAD) for key in ("a", "b")]
     assert queueing.standing("NZ", CUSTOMER) == (standing, waiting)
     queueing.finish_queued({first: '"done"', second: None})
