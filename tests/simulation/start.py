@@ -81,6 +81,8 @@ class Lasting(sqlite3.Connection):
         self.idle.append(self)
 
     def end(self) -> None:
+        if self.last is not None:
+            self.last.close()  # whoever was killed in a query has left it open, and the file with it
         super().close()
 
 

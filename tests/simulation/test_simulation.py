@@ -152,3 +152,13 @@ def test_the_same_seed_is_the_same_world() -> None:
         simulate(8, trace=trace)
     assert traces[0] == traces[1]
     assert len(traces[0]) > 500
+
+
+def test_a_world_leaves_no_file_open() -> None:
+    """Ten thousand of them run in the same few processes."""
+    moving = [seed for seed in range(20) if kind_of(seed).moves]
+    simulate(moving[0])
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for seed in moving:
+        simulate(seed)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
