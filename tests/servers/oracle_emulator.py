@@ -85,6 +85,7 @@ class Backend(postgres.PostgresBackend):
 
     def __init__(self, credentials: dict[str, str]) -> None:
         self._schema: Any = None
+        self._asked_schema: str | None = None
         super().__init__(_CONNECTION, presents="23ai", credentials=credentials)
 
     def execute(self, sql: str, binds: Sequence[Any] = ()) -> Result:
@@ -94,7 +95,10 @@ class Backend(postgres.PostgresBackend):
     def _execute(self, sql: str, binds: Sequence[Any]) -> Result:
         self._written, sql = sql, _unquoted(sql)
         if _SESSION.match(sql):
-            self._schema = None
+            asked = _SCHEMA.match(sql)
+            if asked and asked["name"] == self._asked_schema:
+                return Result()  # seerdb would commit; a driver that was told a schema repeats it with every call
+            self._schema, self._asked_schema = None, asked["name"] if asked else self._asked_schema
         if _ROUTINE.match(sql):
             # PostgreSQL knows an error's state, and only inside its handler; and no transaction inside another.
             sql = re.sub(r"\bSQLCODE\b", _SQLCODE, sql, flags=re.I)
@@ -194,6 +198,7 @@ def _unquoted(sql: str) -> str:
 _WORDS = {name.upper() for name in postgres._PG_RESERVED_NAMES} | postgres._ORACLE_RESERVED_WORDS | {"RAW"}
 _QUOTED = re.compile(r"""'(?:[^']|'')*'|"(?P<name>[A-Z][A-Z0-9_$]*)"|"[^"]*"|--[^\n]*""")
 _SESSION = re.compile(r"\s*ALTER\s+SESSION\b", re.I)
+_SCHEMA = re.compile(r"\s*ALTER\s+SESSION\s+SET\s+CURRENT_SCHEMA\s*=\s*(?P<name>\S+)\s*\Z", re.I)
 _DROP = re.compile(r"\bDROP\b", re.I)
 
 
