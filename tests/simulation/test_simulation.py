@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ast
+import gc
 import re
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -154,11 +155,21 @@ def test_the_same_seed_is_the_same_world() -> None:
     assert len(traces[0]) > 500
 
 
+def open_files() -> set[str]:
+    """What this process has open, once what nobody holds any more is closed."""
+    gc.collect()
+    found = set()
+    for path in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # the folder that was being read
+            found.add(f"{path.name} {path.readlink()}")
+    return found
+
+
 def test_a_world_leaves_no_file_open() -> None:
     """Ten thousand of them run in the same few processes."""
     moving = [seed for seed in range(20) if kind_of(seed).moves]
     simulate(moving[0])
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    before = open_files()
     for seed in moving:
         simulate(seed)
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert open_files() <= before
