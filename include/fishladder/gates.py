@@ -51,7 +51,7 @@ def evaluate(
     the answer.
     """
     asked = _Asked(spec, ledger, attempt, now)
-    found = [asked.rejects(), asked.mismatches(), asked.audit(), asked.approvals()]
+    found = [asked.rejects(), asked.mismatches(), asked.audit(fenced), asked.approvals()]
     if contradictions is not None:
         found.append(asked.fences(contradictions))
     if not fenced:
@@ -94,8 +94,10 @@ class _Asked:
         remedy = f"leave {self.spec.migration}_replicate on, then run {self.spec.migration}_reconcile"
         return Gate(name="no mismatches", open=not count, found=f"{count} open", remedy=remedy)
 
-    def audit(self) -> Gate:
-        problems = verify(self.ledger.engine, self.spec.migration)
+    def audit(self, fenced: bool) -> Gate:
+        """The whole chain, which may be years long; while writes wait, what was added since this gate let them."""
+        since = (self.ledger.fencing_of(self.attempt.id) if fenced else None) or 1
+        problems = verify(self.ledger.engine, self.spec.migration, since=since)
         found = f"{len(problems)} problems: {problems[0]}" if problems else "intact"
         remedy = "somebody wrote into the ledger: see python -m fishladder audit verify"
         return Gate(name="audit chain", open=not problems, found=found, remedy=remedy)
@@ -116,14 +118,13 @@ class _Asked:
 
     def passes(self) -> Gate:
         wanted, oldest = self.spec.gates.clean_passes, self.now - self.spec.gates.max_age
-        wrong = []
+        wrong, streaks = [], self.ledger.streaks()
         for table in tables_of(self.spec):
-            count, passes = self.ledger.clean_passes(table), self.ledger.checks(table)
-            newest = next((check.started_at for check in passes if check.clean and check.void is None), None)
-            if count < wanted or newest is None:
-                wrong.append(f"{table} has {count} in a row")
-            elif not oldest <= newest <= self.now:
-                wrong.append(f"the newest of {table} began at {newest:%Y-%m-%d %H:%M} UTC")
+            streak = streaks.get(table)
+            if streak is None or streak.count < wanted:
+                wrong.append(f"{table} has {streak.count if streak else 0} in a row")
+            elif not oldest <= streak.began <= self.now:
+                wrong.append(f"the newest of {table} began at {streak.began:%Y-%m-%d %H:%M} UTC")
         found = "; ".join(wrong) or f"every table has {wanted}, the newest within {duration_text(self._max_age)}"
         remedy = f"run {self.spec.migration}_reconcile until it has found nothing {wanted} times in a row"
         return Gate(name="clean passes", open=not wrong, found=found, remedy=remedy)

@@ -419,6 +419,24 @@ def test_gates_that_close_under_the_fence(case: Case) -> None:
     case.aborts("its gates are closed: monitors: free_items is not quiet")
 
 
+def test_what_was_added_since_the_fence_is_verified_while_writes_wait(case: Case) -> None:
+    """And the years before are verified when no write waits: at the gates before the fence."""
+    approve(case.desk, case.attempt, "ben", "cleo")
+    case.verify()
+    while case.cutover().advance(case.attempt.id).step != "compare":
+        pass
+    since = case.small.ledger.fencing_of(case.attempt.id)
+    assert since is not None
+
+    def said(fenced: bool) -> bool:
+        return any(line.startswith("audit chain") for line in closed(case.desk.evaluate(case.attempt, fenced=fenced)))
+
+    case.sql(f"UPDATE ledger_audit SET actor = actor || 'x' WHERE sequence = {since - 1}")
+    assert (said(fenced=False), said(fenced=True)) == (True, False)
+    case.sql(f"UPDATE ledger_audit SET actor = actor || 'x' WHERE sequence = {since}")
+    case.aborts(f"its gates are closed: audit chain: 1 problems: small: event {since} is not what was written")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

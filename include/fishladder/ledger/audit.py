@@ -142,10 +142,11 @@ def _event(row: Row[Any]) -> Event:
     )
 
 
-def verify(engine: Engine, migration: str | None = None) -> list[str]:
+def verify(engine: Engine, migration: str | None = None, *, since: int = 1) -> list[str]:
     """What is wrong with the chain of one migration, or of all: one sentence per problem, none when it is intact.
 
-    Finds changed, missing, added and exchanged events and a cut tail. Raises TransientError, LedgerError, and
+    Finds changed, missing, added and exchanged events and a cut tail. ``since``: the first event that is looked at;
+    what is before it somebody has verified already. Raises TransientError, LedgerError, and
     InputError for a migration of which the ledger knows nothing.
     """
     audit, heads = tables.audit, tables.audit_head
@@ -161,8 +162,10 @@ def verify(engine: Engine, migration: str | None = None) -> list[str]:
             problems: list[str] = []
             for name in sorted(names, key=str):
                 end = connection.execute(select(heads).where(heads.c.migration == name)).one_or_none()
-                rows = connection.execute(select(audit).where(audit.c.migration == name).order_by(audit.c.sequence))
-                problems += [f"{name}: {problem}" for problem in _problems(rows, end)]
+                query = select(audit).where(audit.c.migration == name).order_by(audit.c.sequence)
+                if since > 1:
+                    query = query.where(audit.c.sequence >= since)
+                problems += [f"{name}: {problem}" for problem in _problems(connection.execute(query), end, since)]
             return problems
     except LedgerError:
         raise
@@ -171,10 +174,12 @@ def verify(engine: Engine, migration: str | None = None) -> list[str]:
         return [f"the audit cannot be read: {error}"]
 
 
-def _problems(rows: Iterable[Row[Any]], end: Row[Any] | None) -> list[str]:
+def _problems(rows: Iterable[Row[Any]], end: Row[Any] | None, since: int) -> list[str]:
     problems = []
-    expected, previous = 1, _FIRST
+    expected, previous = since, _FIRST
     for row in rows:
+        if row.sequence == since > 1:
+            previous = row.previous
         if row.sequence != expected:
             problems.append(f"event {expected} is missing before event {row.sequence}")
         if row.digest != _digest(row._asdict()):

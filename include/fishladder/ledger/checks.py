@@ -61,6 +61,14 @@ class Check:
     void: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Streak:
+    """Clean passes over a table since the last one that was not, or was voided. ``began``: when the newest did."""
+
+    count: int
+    began: datetime
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mismatch:
     """A difference that survived re-checking. ``check`` and ``at`` are the ledger's to say."""
@@ -162,14 +170,27 @@ def finish(tx: Transaction, check: int, result: CheckResult) -> bool:
     return clean
 
 
-def clean_passes(tx: Transaction, table: str) -> int:
+def streaks(tx: Transaction, table: str | None = None) -> dict[str, Streak]:
+    """By table, of those that have one, or of one."""
     columns = tables.check.c
-    this = (columns.migration == tx.migration, columns.table == table)
+    these = [columns.migration == tx.migration, *([columns.table == table] if table is not None else [])]
     # A pass whose end is not known, or that was not decided, and that found nothing, neither counts nor breaks the row.
     spoilt = or_(columns.clean.is_(False), columns.void.is_not(None))
-    newest_spoilt = select(func.coalesce(func.max(columns.id), 0)).where(*this, spoilt).scalar_subquery()
-    query = select(func.count()).where(*this, columns.clean.is_(True), columns.id > newest_spoilt)
-    return tx.connection.scalar(query) or 0
+    last = (
+        select(columns.table, func.max(columns.id).label("id")).where(*these, spoilt).group_by(columns.table).subquery()
+    )
+    count, newest = func.count().label("count"), func.max(columns.id).label("newest")
+    found = (
+        select(count, newest)
+        .outerjoin_from(tables.check, last, columns.table == last.c.table)
+        .where(*these, columns.clean.is_(True), columns.id > func.coalesce(last.c.id, 0))
+        .group_by(columns.table)
+        .subquery()
+    )
+    query = select(columns.table, found.c["count"], columns.started_at).join_from(
+        tables.check, found, (columns.id == found.c.newest) & (columns.migration == tx.migration)
+    )
+    return {name: Streak(count, began) for name, count, began in tx.connection.execute(query)}
 
 
 def void(tx: Transaction, table_names: Collection[str], why: str) -> int:

@@ -33,7 +33,7 @@ from fishladder.ledger import (
 )
 from fishladder.ledger.attempts import Attempt, ProofKind, Step
 from fishladder.ledger.audit import Event, Head
-from fishladder.ledger.checks import Check, CheckResult, Mismatch
+from fishladder.ledger.checks import Check, CheckResult, Mismatch, Streak
 from fishladder.ledger.chunks import Bounds, Chunk, ChunkState, Progress, TableState
 from fishladder.ledger.control import Control, Status
 from fishladder.ledger.database import Transaction, open_engine, transaction
@@ -234,6 +234,11 @@ class Ledger:
         """Every yes to an attempt, whether it still holds or not; the newest first."""
         with self._read() as tx:
             return audit.named(tx, approvals.APPROVED, number)
+
+    def fencing_of(self, number: int) -> int | None:
+        """The number of the first event that says an attempt has begun to fence, None where there is none."""
+        with self._read() as tx:
+            return min((event.sequence for event in audit.named(tx, attempts.FENCING, number)), default=None)
 
     def complete_attempt(self, attempt: Attempt, runs: approvals.Runs) -> Attempt:
         """The stage is ``complete``, the epoch one higher. Raises LedgerError (not approved), StaleError."""
@@ -592,7 +597,13 @@ class Ledger:
     def clean_passes(self, table: str) -> int:
         """How many clean checks there are since the last one that was not, or was voided."""
         with self._read() as tx:
-            return checks.clean_passes(tx, table)
+            streak = checks.streaks(tx, table).get(table)
+        return streak.count if streak else 0
+
+    def streaks(self) -> dict[str, Streak]:
+        """Of every table that has a clean check since the last one that was not, or was voided."""
+        with self._read() as tx:
+            return checks.streaks(tx)
 
     def void_checks(self, tables: Collection[str], why: str) -> int:
         """The clean and the running checks of these tables do not count any more; how many that were."""

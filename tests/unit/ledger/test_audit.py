@@ -300,6 +300,20 @@ def test_an_event_rewritten_with_a_matching_digest_is_found(chain: Ledger) -> No
         assert verify(chain.engine) == ["billing: event 3 does not follow the event before it"]
 
 
+@pytest.mark.parametrize("since", [2, 3, 4])
+def test_what_is_before_the_first_event_that_is_looked_at_is_believed(chain: Ledger, since: int) -> None:
+    for sequence in (1, 2, 3, 4):
+        with tampered(chain, update(AUDIT).where(event(sequence)).values(actor="eve")):
+            found = verify(chain.engine, "billing", since=since)
+            said = [f"billing: event {sequence} is not what was written"]
+            assert found == (said if sequence >= since else [])
+        with tampered(chain, delete(AUDIT).where(event(sequence))):
+            assert bool(verify(chain.engine, "billing", since=since)) == (sequence >= since)
+    with tampered(chain, update(AUDIT).where(event(since)).values(previous="0" * 64)):
+        assert verify(chain.engine, "billing", since=since) == [f"billing: event {since} is not what was written"]
+    assert verify(chain.engine, "billing", since=since) == []
+
+
 def test_bytes_that_are_no_text_do_not_pass(chain: Ledger) -> None:
     if chain.engine.dialect.name != "sqlite":
         pytest.skip("the server refuses them")
