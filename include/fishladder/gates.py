@@ -95,8 +95,8 @@ class _Asked:
         return Gate(name="no mismatches", open=not count, found=f"{count} open", remedy=remedy)
 
     def audit(self, fenced: bool) -> Gate:
-        """The whole chain, which may be years long; while writes wait, what was added since this gate let them."""
-        since = (self.ledger.fencing_of(self.attempt.id) if fenced else None) or 1
+        """The whole chain, which may be years long; while writes wait, the part that the attempt's own yeses are in."""
+        since = (self.ledger.asked(self.attempt) if fenced else None) or 1
         problems = verify(self.ledger.engine, self.spec.migration, since=since)
         found = f"{len(problems)} problems: {problems[0]}" if problems else "intact"
         remedy = "somebody wrote into the ledger: see python -m fishladder audit verify"

@@ -113,6 +113,10 @@ class Case:
         assert tasks.watch(self.desk, self.attempt.id)
         self.small.ledger.note("applier", {"lag": 0.0})
 
+    def until(self, step: str) -> None:
+        while (attempt := self.cutover().advance(self.attempt.id)).step != step:
+            assert attempt.outcome is None, attempt.error
+
     def aborts(self, why: str) -> None:
         ended = self.ends()
         assert ended.outcome == "aborted" and why in str(ended.error), ended.error
@@ -412,29 +416,39 @@ def test_gates_that_close_after_the_approval(case: Case) -> None:
 def test_gates_that_close_under_the_fence(case: Case) -> None:
     approve(case.desk, case.attempt, "ben", "cleo")
     case.verify()
-    while case.cutover().advance(case.attempt.id).step != "compare":
-        pass
+    case.until("compare")
     case.small.damage("UPDATE item SET amount = -1 WHERE id = 20")
     tasks.observe(case.desk)
     case.aborts("its gates are closed: monitors: free_items is not quiet")
 
 
-def test_what_was_added_since_the_fence_is_verified_while_writes_wait(case: Case) -> None:
+def test_what_came_since_the_attempt_was_asked_for_is_verified_while_writes_wait(case: Case) -> None:
     """And the years before are verified when no write waits: at the gates before the fence."""
     approve(case.desk, case.attempt, "ben", "cleo")
     case.verify()
-    while case.cutover().advance(case.attempt.id).step != "compare":
-        pass
-    since = case.small.ledger.fencing_of(case.attempt.id)
-    assert since is not None
+    case.until("compare")
+    asked = case.small.ledger.asked(case.attempt)
+    assert asked is not None and asked > 1
 
     def said(fenced: bool) -> bool:
         return any(line.startswith("audit chain") for line in closed(case.desk.evaluate(case.attempt, fenced=fenced)))
 
-    case.sql(f"UPDATE ledger_audit SET actor = actor || 'x' WHERE sequence = {since - 1}")
+    case.sql(f"UPDATE ledger_audit SET actor = actor || 'x' WHERE sequence = {asked - 1}")
     assert (said(fenced=False), said(fenced=True)) == (True, False)
-    case.sql(f"UPDATE ledger_audit SET actor = actor || 'x' WHERE sequence = {since}")
-    case.aborts(f"its gates are closed: audit chain: 1 problems: small: event {since} is not what was written")
+    case.sql(f"UPDATE ledger_audit SET actor = actor || 'x' WHERE sequence = {asked}")
+    case.aborts(f"its gates are closed: audit chain: 1 problems: small: event {asked} is not what was written")
+
+
+def test_a_yes_that_is_older_than_its_attempt_counts_for_nothing(case: Case) -> None:
+    """It was written there by hand, where nobody looks again while writes wait."""
+    approve(case.desk, case.attempt, "ben", "cleo")
+    case.verify()
+    case.sql("UPDATE ledger_audit SET sequence = 0 WHERE event = 'approved' AND actor = 'ben'")
+    with pytest.raises(LedgerError, match="1 of 2 approvals hold"):
+        case.small.ledger.fence_attempt(case.small.ledger.attempt(case.attempt.id), case.desk.runs)
+    case.sql("UPDATE ledger_audit SET event = 'nobody asked' WHERE event = 'flip asked for'")
+    with pytest.raises(LedgerError, match="0 of 2 approvals hold"):
+        case.small.ledger.fence_attempt(case.small.ledger.attempt(case.attempt.id), case.desk.runs)
 
 
 @pytest.mark.parametrize(

@@ -98,11 +98,23 @@ def _bound(tx: Transaction, attempt: Attempt, runs: Runs, epoch: int) -> dict[st
     return {**runs, "evidence": shown.digest, "epoch": epoch}
 
 
+def asked(tx: Transaction, attempt: Attempt) -> int | None:
+    """The number of the event that an attempt begins with."""
+    return audit.first(tx, f"{attempt.kind} asked for", attempt.id)
+
+
 def _people(tx: Transaction, attempt: Attempt, bound: dict[str, Any]) -> dict[str, str]:
-    """Whose approval of exactly this still counts, each with its request."""
-    columns = tables.audit.c
-    query = select(columns.at, columns.body).where(columns.migration == tx.migration, columns.event == APPROVED)
+    """Whose approval of exactly this still counts, each with its request.
+
+    Only of what comes after the attempt's own beginning: that part of the audit is verified again under the fence.
+    """
+    columns, since = tables.audit.c, asked(tx, attempt)
     people = dict[str, str]()
+    if since is None:
+        return people
+    query = select(columns.at, columns.body).where(
+        columns.migration == tx.migration, columns.event == APPROVED, columns.sequence > since
+    )
     for at, text in tx.connection.execute(query):
         body = json.loads(text)
         # One from the future comes from a clock that was set back: nobody knows how old it is.

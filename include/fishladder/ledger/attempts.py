@@ -24,8 +24,6 @@ Kind = Literal["flip", "rollback", "complete"]
 Step = Literal["verify", "fence", "drain", "compare", "open", "close", "replay", "free", "shut", "forget", "done"]
 ProofKind = Literal["verified", "drained", "compared"]
 
-FENCING = "fencing"
-"""The event that every wait of a write comes after."""
 BEFORE_SWITCH = ("verify", "fence", "drain", "compare")
 """Steps at which an attempt can still be aborted."""
 OWNER_BEFORE: dict[str, StoreName] = {"flip": "source", "rollback": "target", "complete": "target"}
@@ -239,7 +237,7 @@ def fence(tx: Transaction, attempt: Attempt, runs: approvals.Runs) -> Attempt:
     if "verified" not in proofs(tx, attempt.id):
         raise LedgerError(f"{attempt.cohort}: attempt no. {attempt.id} has not compared its rows yet")
     approvals.check(tx, attempt, runs, attempt.epoch)
-    return _move(tx, attempt, "fence", stage="fencing", raised=True, fenced_at=tx.now, event=FENCING)
+    return _move(tx, attempt, "fence", stage="fencing", raised=True, fenced_at=tx.now, event="fencing")
 
 
 def queue(tx: Transaction, attempt: Attempt) -> Attempt:

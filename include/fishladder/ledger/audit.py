@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Engine, Row, insert, select, union, update
+from sqlalchemy import Engine, Row, func, insert, select, union, update
 
 from fishladder.errors import FatalError, InputError, LedgerError
 from fishladder.ledger import tables
@@ -128,6 +128,17 @@ def named(tx: Transaction, event: str, attempt: int) -> list[Event]:
     query = select(tables.audit).where(columns.migration == tx.migration, columns.event == event)
     found = (_event(row) for row in tx.connection.execute(query.order_by(columns.sequence.desc())))
     return [one for one in found if one.body["attempt"] == attempt]
+
+
+def first(tx: Transaction, event: str, attempt: int) -> int | None:
+    """The number of the first event of that name about an attempt, from text that nobody has verified yet."""
+    columns = tables.audit.c
+    query = select(func.min(columns.sequence)).where(
+        columns.migration == tx.migration,
+        columns.event == event,
+        columns.body.contains(f'"attempt":{attempt},', autoescape=True),
+    )
+    return tx.connection.scalar(query)
 
 
 def _event(row: Row[Any]) -> Event:

@@ -235,10 +235,10 @@ class Ledger:
         with self._read() as tx:
             return audit.named(tx, approvals.APPROVED, number)
 
-    def fencing_of(self, number: int) -> int | None:
-        """The number of the first event that says an attempt has begun to fence, None where there is none."""
+    def asked(self, attempt: Attempt) -> int | None:
+        """The number of the event that an attempt begins with; None: the audit has none, and was tampered with."""
         with self._read() as tx:
-            return min((event.sequence for event in audit.named(tx, attempts.FENCING, number)), default=None)
+            return approvals.asked(tx, attempt)
 
     def complete_attempt(self, attempt: Attempt, runs: approvals.Runs) -> Attempt:
         """The stage is ``complete``, the epoch one higher. Raises LedgerError (not approved), StaleError."""
