@@ -190,15 +190,15 @@ def misfit(cell: Cell, type_: LogicalType) -> str | None:
     if kind == "bytes" and size is not None and len(cell) > 2 * size:
         return f"longer than {size} bytes"
     if kind == "integer" and size is not None and len(cell.lstrip(b"-")) > size:
-        return f"more than {size} digits"
+        return f"a number of more than {size} digits"
     if kind in ("timestamp", "timestamptz") and size is not None and len(found["fraction"] or b"") != size:
-        return f"not {size} fraction digits"
+        return f"a time without exactly {size} fraction digits"
     if kind == "decimal":
         whole = _integer_digits(type_)
         if whole is not None and len(found["whole"].lstrip(b"0")) > whole:
-            return f"more than {whole} digits before the point"
+            return f"a number of more than {whole} digits before the point"
         if type_.scale is not None and len(found["fraction"] or b"") != type_.scale:
-            return f"not {type_.scale} fraction digits"
+            return f"a number without exactly {type_.scale} fraction digits"
     return None
 
 

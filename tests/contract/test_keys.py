@@ -272,6 +272,23 @@ def test_decimal_keys_of_different_scales(mover: Mover, pair: tuple[str, str]) -
     things = Things(["decimal(20,4)"])
     narrow = "CREATE TABLE thing (k0 DECIMAL(20,2) NOT NULL PRIMARY KEY, customer_id BIGINT, v VARCHAR(20))"
     move = mover({"thing": "{entity: customer_id}"}, [things.info()], target_sql=lambda place: narrow)
+    of_different_scales(move, things)
+
+
+@pytest.mark.parametrize("pair", [("oracle", "mysql")], ids="-".join, indirect=True)
+def test_a_number_of_any_scale_is_a_key_of_one_of_two_digits(mover: Mover) -> None:
+    things = Things(["decimal(20,4)"])
+    declared = "NUMBER NOT NULL PRIMARY KEY, customer_id NUMBER(19), v VARCHAR2(20)"
+    narrow = "DECIMAL(20,2) NOT NULL PRIMARY KEY, customer_id BIGINT, v VARCHAR(20)"
+    move = mover(
+        {"thing": "{entity: customer_id}"},
+        source_sql=lambda place: f"CREATE TABLE thing (k0 {declared})",
+        target_sql=lambda place: f"CREATE TABLE thing (k0 {narrow})",
+    )
+    of_different_scales(move, things)
+
+
+def of_different_scales(move: Move, things: Things) -> None:
     keys = [["1.2300"], ["1.2345"], ["-0.5000"], ["10.0000"], ["9.0000"]]
     move.install(lambda db: [things.insert(db, key, number) for number, key in enumerate(keys)])
     move.load(chunk_rows=2)

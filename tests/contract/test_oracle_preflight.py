@@ -14,11 +14,16 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
+from billing.demo import ORACLE_COPIER
+from fishladder.errors import RowError
 from fishladder.stores import connect_url, open_store
 from fishladder.stores.base import Finding
 from fishladder.stores.oracle import OracleStore
+from fishladder.stores.oracle_triggers import fenced_text
 from tests.contract.stores import STORES, Place
+from tests.contract.tables import relation, row
 from tests.servers import oracle
+from tests.servers.oracle import COPIER
 
 ANYWHERE = {
     *(f"{verb} ANY TABLE" for verb in ("SELECT", "INSERT", "UPDATE", "DELETE", "LOCK", "CREATE")),
@@ -120,3 +125,78 @@ def test_zones_and_space_are_told(place: Place, system: Callable[[str], None]) -
     found = {f.where: f for f in store.inspect()}
     assert found["time_zone"].level == "fail" and "+02:00" in found["time_zone"].message
     assert found["tablespace quota"].level != "pass"
+
+
+def test_what_no_trigger_sees_is_told(place: Place) -> None:
+    place.administrator().execute("CREATE TABLE note (id NUMBER(19) PRIMARY KEY, body CLOB, more VARCHAR2(9))")
+    store = place.open()
+    store.install_tables()  # whose own large texts are written by INSERT and UPDATE
+    (found,) = (finding for finding in store.inspect() if "locator" in finding.message)
+    assert (found.level, found.where) == ("warn", "note.body")
+
+
+@pytest.mark.parametrize(
+    ("view", "exempt"),
+    [("all_policies", "EXEMPT ACCESS POLICY"), ("redaction_columns", "EXEMPT REDACTION POLICY")],
+)
+def test_policies_that_keep_something_from_the_copier_are_refused(
+    place: Place, newcomer: str, system: Callable[[str], None], view: str, exempt: str
+) -> None:
+    if oracle.is_real():
+        pytest.skip("an Oracle's policies are not made by writing into its dictionary")
+    owner, account = urlsplit(place.admin).username, urlsplit(newcomer).username
+    more = (", enable", ", 'YES'") if view == "all_policies" else ("", "")
+    system(f"INSERT INTO sys.{view} (object_owner, object_name{more[0]}) VALUES ('{owner}', 'SALARY'{more[1]})")
+    system("COMMIT")
+
+    def said() -> list[tuple[str, str]]:
+        return [(f.level, f.where) for f in opened(place, newcomer).inspect() if "a policy" in f.message]
+
+    assert said() == [("fail", "salary")]
+    system(f"GRANT {exempt} TO {account}")
+    assert said() == []
+
+
+def test_columns_that_a_star_does_not_show_are_columns(place: Place) -> None:
+    place.administrator().execute("CREATE TABLE t (id NUMBER(19) PRIMARY KEY, a VARCHAR2(9), b VARCHAR2(9) INVISIBLE)")
+    assert [column.name for column in place.open().describe()["t"].columns] == ["id", "a", "b"]
+
+
+def test_only_fishladders_own_tables_are_removed_at_the_end(place: Place) -> None:
+    place.administrator().execute("CREATE TABLE fishladders (id NUMBER(19) PRIMARY KEY)")
+    store = place.open()
+    store.install_tables()
+    store.uninstall()
+    assert set(store.describe()) == {"fishladders"}
+
+
+def test_a_fence_that_nobody_can_lock_is_closed(place: Place) -> None:
+    """Two that install at once may leave one of their cohorts out of the function that locks."""
+    store = place.open()
+    store.install_tables()
+    store.install_fences(["AU", "NZ"], "application")
+    store.run(fenced_text(["AU"]))
+    assert [store.run("SELECT fishladder_fenced(?) FROM dual", [cohort]) for cohort in ("AU", "NZ")] == [
+        [(b"application",)],
+        [(None,)],
+    ]
+
+
+def test_what_a_row_breaks_is_said_when_it_is_written(place: Place) -> None:
+    """Not by the commit of a whole batch, of which nobody would know whose row it was."""
+    place.needs("deferred constraints")
+    db = place.administrator()
+    db.execute("CREATE TABLE parent (id NUMBER(19) PRIMARY KEY)")
+    db.execute(
+        "CREATE TABLE child (id NUMBER(19) PRIMARY KEY, up NUMBER(19) REFERENCES parent DEFERRABLE INITIALLY DEFERRED)"
+    )
+    store = place.open()
+    with pytest.raises(RowError), store.begin() as copy:
+        copy.insert(relation(store, "child"), [row(1, 1)])
+
+
+def test_the_page_grants_what_the_account_of_the_tests_has() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "oracle.md").read_text("utf-8")
+    (granted,) = re.findall(r"GRANT ([A-Z ,\n]+?) TO copier;", page)
+    assert {right.strip() for right in granted.split(",")} == {right.strip() for right in COPIER.split(",")}
+    assert {right.strip() for right in ORACLE_COPIER.split(",")} == {right.strip() for right in COPIER.split(",")}

@@ -21,7 +21,7 @@ from billing.service import Declined
 from fishladder.ledger import Ledger, Queued, open_ledger, upgrade
 from fishladder.serving import Replayer, Router
 from fishladder.stores import connect_url, open_application
-from fishladder.stores.application import Application
+from fishladder.stores.application import Application, Applied
 from tests.contract.shop import Shop, key
 from tests.contract.stores import PATIENCE
 
@@ -116,3 +116,22 @@ def test_what_cannot_be_done_twice_is_done_once(shop: Shop, calls: Calls, way: s
     assert (first["invoice_id"], first["amount"]) == (payload["invoice_id"], payload["amount"])
     rows = shop.user.rows("SELECT kind FROM payment WHERE invoice_id = ? ORDER BY id", (charge["invoice_id"],))
     assert rows == [("charge",), ("refund",)]
+
+
+@pytest.mark.parametrize(
+    "result", ['{"id": 5}', "1234", "null", '"\U0001f3ac\u00e4"', '"' + "x" * 70_000 + '"'], ids=lambda text: text[:9]
+)
+def test_an_applied_key_says_the_same_where_it_was_copied_to(shop: Shop, result: str) -> None:
+    applied, relation = Applied(digest="d", result=result), shop.relation("fishladder_applied")
+    here, there = f"here {result[:9]}", f"there {result[:9]}"
+    with closing(open_application(*connect_url(shop.place.application))) as application:
+        with application.transaction() as session:
+            assert session.record("pay", key(1), here, applied)
+            session.commit()
+        with shop.store.read() as reader:
+            (found,) = reader.rows_by_key(relation, [key("pay", "1:1", here)]).values()
+        with shop.store.begin() as copy:
+            copy.insert(relation, [(*found.row[:2], there.encode(), *found.row[3:])])
+            copy.commit()
+        with application.transaction(reading=True) as session:
+            assert session.applied("pay", key(1), here) == session.applied("pay", key(1), there) == applied

@@ -344,7 +344,7 @@ def test_installed_again_every_change_is_recorded(place: Place, statements: list
 def test_coverage_sees_partitions(place: Place) -> None:
     place.needs("truncate", "partitions")
     db, store = place.administrator(), place.open()
-    db.execute("CREATE TABLE t (id INT PRIMARY KEY) PARTITION BY HASH (id) PARTITIONS 3")
+    db.execute("CREATE TABLE t (id INT PRIMARY KEY) PARTITION BY HASH (id) (PARTITION p0, PARTITION p1)")
     before = coverage(store, relation(store, "t"))
     db.execute("ALTER TABLE t TRUNCATE PARTITION p1")
     assert coverage(store, relation(store, "t")) != before

@@ -30,11 +30,14 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 DROP_SECONDS = 20
 
-_ACCOUNTS = {
-    "COPIER": "CREATE SESSION, SELECT ANY TABLE, INSERT ANY TABLE, UPDATE ANY TABLE, DELETE ANY TABLE, LOCK ANY TABLE,"
+COPIER = (
+    "CREATE SESSION, SELECT ANY TABLE, INSERT ANY TABLE, UPDATE ANY TABLE, DELETE ANY TABLE, LOCK ANY TABLE,"
     " CREATE ANY TABLE, ALTER ANY TABLE, DROP ANY TABLE, CREATE ANY INDEX, CREATE ANY TRIGGER, ALTER ANY TRIGGER,"
     " DROP ANY TRIGGER, CREATE ANY SEQUENCE, ALTER ANY SEQUENCE, DROP ANY SEQUENCE, SELECT ANY SEQUENCE,"
-    " CREATE ANY PROCEDURE, DROP ANY PROCEDURE, SELECT ANY DICTIONARY",
+    " CREATE ANY PROCEDURE, DROP ANY PROCEDURE, SELECT ANY DICTIONARY"
+)
+_ACCOUNTS = {
+    "COPIER": COPIER,
     "APPLICATION": "CREATE SESSION, SELECT ANY TABLE, INSERT ANY TABLE, UPDATE ANY TABLE, DELETE ANY TABLE",
 }
 
@@ -171,8 +174,9 @@ def connect(url: str) -> Connection:
 
 
 def is_real() -> bool:
-    """Whether the tests run on an Oracle, not on the emulator."""
-    return OracleEmulator.variable in os.environ
+    """Whether the tests run on an Oracle: ``ORACLE_DSN`` names one, and not the emulator of ``make stores``."""
+    given = os.environ.get(OracleEmulator.variable)
+    return bool(given) and given != OracleEmulator().running()
 
 
 def _ensure_accounts(cursor: Cursor, password: str) -> None:

@@ -42,6 +42,7 @@ PRIVILEGES = (
       for kind in ("TABLE", "INDEX", "TRIGGER", "SEQUENCE", "PROCEDURE")),
     *(f"CREATE {kind}" for kind in ("TABLE", "TRIGGER", "SEQUENCE", "PROCEDURE")),
     *("SELECT ANY SEQUENCE", "SELECT ANY DICTIONARY", "UNLIMITED TABLESPACE"),
+    *("EXEMPT ACCESS POLICY", "EXEMPT REDACTION POLICY"),
 )  # fmt: skip
 """What a GRANT is remembered for. It is all the same: whoever logs in may do anything here."""
 BINARIES = "usr/lib/postgresql/15/bin"
@@ -235,13 +236,16 @@ _ADDITIONS = {
     " LEFT JOIN pg_trigger t ON t.oid = o.object_id::oid AND o.object_type = 'TRIGGER'",
     "sys.all_tables": "CREATE OR REPLACE VIEW sys.all_tables AS SELECT o.*,"
     " nullif(greatest(c.reltuples, 0), 0)::numeric AS num_rows,"
-    " pg_relation_size(c.oid) / greatest(c.reltuples, 1)::numeric AS avg_row_len"
+    " pg_relation_size(c.oid) / greatest(c.reltuples, 1)::numeric AS avg_row_len, NULL::text AS iot_type"
     " FROM (OLD) o LEFT JOIN pg_namespace n ON upper(n.nspname) = o.owner"
     " LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relkind = 'r'"
     " AND sys.ora_name(c.relname::text) = o.table_name",
-    "sys.all_tab_cols": "CREATE OR REPLACE VIEW sys.all_tab_cols AS SELECT COLUMNS, NULL::text AS collation"
-    " FROM (OLD) o",
+    "sys.all_tab_cols": "CREATE OR REPLACE VIEW sys.all_tab_cols AS SELECT COLUMNS, NULL::text AS collation,"
+    " 'YES'::text AS user_generated FROM (OLD) o",
     "sys.all_constraints": "CREATE OR REPLACE VIEW sys.all_constraints AS SELECT COLUMNS FROM (OLD) o",
+    "sys.all_policies": "CREATE TABLE IF NOT EXISTS sys.all_policies"
+    " (object_owner text, object_name text, enable text)",
+    "sys.redaction_columns": "CREATE TABLE IF NOT EXISTS sys.redaction_columns (object_owner text, object_name text)",
     'sys."v$locked_object"': 'CREATE OR REPLACE VIEW sys."v$locked_object" AS SELECT l.relation::bigint AS object_id,'
     ' l.pid AS session_id, s.username AS oracle_username FROM pg_locks l JOIN sys."v$session" s ON s.sid = l.pid'
     " WHERE l.locktype = 'relation' AND l.granted AND l.mode <> 'AccessShareLock'",

@@ -57,10 +57,6 @@ class Application:
         """The statement with the driver's own marks for parameters, instead of ``?``."""
         return sql.replace("?", "%s")
 
-    def document(self, text: str) -> Any:
-        """The driver's parameter for a long text."""
-        return text
-
     def hold(self, session: Session, cohort: str) -> None:
         """What has to be locked, shared, before a fence is read, where its row cannot be."""
 
@@ -171,13 +167,12 @@ class Session:
 
     def record(self, operation: str, entity: bytes, key: str, applied: Applied) -> bool:
         """Whether nobody has recorded the key; else this transaction must not commit."""
-        result = None if applied.result is None else self._application.document(applied.result)
         sql = (
             "INSERT INTO fishladder_applied (operation, entity, idempotency_key, digest, result) VALUES (?, ?, ?, ?, ?)"
         )
         digest = _REFUSED + applied.digest if applied.refused else applied.digest
         try:
-            self.run(sql, [operation, entity.decode(), key, digest, result])
+            self.run(sql, [operation, entity.decode(), key, digest, applied.result])
         except RowError as error:
             if not error.unique:
                 raise

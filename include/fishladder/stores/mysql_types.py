@@ -225,7 +225,9 @@ def guard(data_type: str, column_type: str, length: int, digits: int, *, mariadb
     """What to refuse before a column of ``information_schema.columns`` changes it; None: nothing."""
     if data_type in ("float", "double") and (found := _FIXED.search(column_type)):
         places = int(found[1])
-        return lambda cell: f"more than {places} fraction digits" if _rounds(cell, data_type, places) else None
+        return lambda cell: (
+            f"a number of more than {places} fraction digits" if _rounds(cell, data_type, places) else None
+        )
     if mariadb and data_type in ("float", "double"):
         return lambda cell: "a negative zero, which MariaDB does not keep" if cell == b"-0.0" else None
     if data_type == "char":
@@ -269,7 +271,7 @@ def _misfit_timestamp(cell: bytes, digits: int) -> str | None:
     found = _TIMESTAMP.fullmatch(cell)
     if found is None:
         return "not a timestamp"
-    return f"more than {digits} fraction digits" if len((found[1] or b"").rstrip(b"0")) > digits else None
+    return f"a time of more than {digits} fraction digits" if len((found[1] or b"").rstrip(b"0")) > digits else None
 
 
 def inexact_json(cell: bytes) -> str | None:

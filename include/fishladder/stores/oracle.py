@@ -37,7 +37,7 @@ from fishladder.stores.base import (
 )
 from fishladder.stores.oracle_errors import translated
 from fishladder.stores.oracle_schema import (
-    OURS,
+    LIKE_OURS,
     SCHEMA,
     blockers,
     creation,
@@ -95,7 +95,7 @@ TABLES = {
     "fishladder_touched": f"table_name {NAME}, row_key {KEY}, cohort {NAME} NOT NULL, attempt {NAME},"
     " PRIMARY KEY (table_name, row_key, attempt)",
     "fishladder_applied": f"operation {NAME}, entity {KEY}, idempotency_key {NAME}, digest {NAME} NOT NULL,"
-    " result BLOB, PRIMARY KEY (operation, entity, idempotency_key)",
+    " result CLOB, PRIMARY KEY (operation, entity, idempotency_key)",
 }
 INDEXES = {
     "fishladder_journal_key": "fishladder_journal (table_name, row_key)",
@@ -288,11 +288,17 @@ class OracleStore(WholeTables):
     def _open(self, *, autocommit: bool) -> oracledb.Connection:
         with translated():
             connection: oracledb.Connection = self._connect()
+            if not connection.thin:
+                raise FatalError(
+                    "python-oracledb is in its thick mode, which spells values otherwise: use the thin one"
+                )
             connection.autocommit = autocommit
             connection.call_timeout = SILENT_SECONDS * 1_000
             connection.outputtypehandler = raw_cells
             connection.inputtypehandler = _bound
             with connection.cursor() as cursor:
+                # What is wrong with a row is said by the statement that writes it, not by the commit of all.
+                cursor.execute("ALTER SESSION SET CONSTRAINTS = IMMEDIATE")
                 for name, value in SETTINGS.items():
                     cursor.execute(f"ALTER SESSION SET {name} = '{value}'")
                 cursor.execute(f"ALTER SESSION SET DDL_LOCK_TIMEOUT = {INSTALL_WAIT}")
@@ -456,7 +462,7 @@ class OracleStore(WholeTables):
 
     def _there(self) -> set[str]:
         """Which of fishladder's tables, indexes, sequences and functions there are."""
-        sql = f"SELECT object_name FROM all_objects WHERE owner = {SCHEMA} AND object_name LIKE '{OURS}%'"
+        sql = f"SELECT object_name FROM all_objects WHERE owner = {SCHEMA} AND object_name {LIKE_OURS}"
         return {name.decode().lower() for (name,) in self.run(sql)}
 
     def own_tables(self) -> list[str]:
@@ -464,7 +470,7 @@ class OracleStore(WholeTables):
 
     def _own_tables(self) -> list[str]:
         """As the dictionary has them."""
-        sql = f"SELECT table_name FROM all_tables WHERE owner = {SCHEMA} AND table_name LIKE '{OURS}%'"
+        sql = f"SELECT table_name FROM all_tables WHERE owner = {SCHEMA} AND table_name {LIKE_OURS}"
         return words_last(name.decode() for (name,) in self.run(sql))
 
     def install_tables(self) -> None:
@@ -653,9 +659,6 @@ class OracleApplication(Application):
 
     def marked(self, sql: str) -> str:
         return numbered_marks(sql)
-
-    def document(self, text: str) -> bytes:
-        return text.encode()
 
     def hold(self, session: ApplicationSession, cohort: str) -> None:
         session.run(f"LOCK TABLE {lock_name('fence', cohort)} IN ROW SHARE MODE")

@@ -6,7 +6,7 @@ Everything is looked for in the session's current schema: the copier's account n
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Protocol
 
@@ -33,6 +33,7 @@ class Run(Protocol):
 
 SCHEMA = "SYS_CONTEXT('USERENV', 'CURRENT_SCHEMA')"
 OURS = "FISHLADDER_"
+LIKE_OURS = "LIKE 'FISHLADDER!_%' ESCAPE '!'"
 _PADDED = ("CHAR", "NCHAR")
 
 
@@ -68,7 +69,8 @@ def describe(run: Run) -> dict[str, TableInfo]:
 _COLUMNS = (
     "SELECT table_name, column_name, data_type, data_length, data_precision, data_scale,"
     " CASE WHEN data_type LIKE '%CHAR%' THEN char_length END, char_used, nullable, virtual_column, identity_column,"
-    f" data_default, collation FROM all_tab_cols WHERE owner = {SCHEMA} AND hidden_column = 'NO'"
+    f" data_default, collation FROM all_tab_cols WHERE owner = {SCHEMA}"
+    " AND (hidden_column = 'NO' OR user_generated = 'YES')"  # INVISIBLE is hidden, too
 )
 
 
@@ -114,12 +116,13 @@ class _Constraint:
 
 
 def _constraints(run: Run) -> list[_Constraint]:
-    """Primary, unique and foreign keys that are enabled; of any other the columns prove nothing."""
+    """Primary, unique and foreign keys that are enabled, and that all rows keep to; any other proves nothing."""
     found: dict[str, _Constraint] = {}
     lines = run(
         "SELECT c.constraint_name, c.constraint_type, c.table_name, c.r_constraint_name, c.delete_rule, k.column_name"
         " FROM all_constraints c JOIN all_cons_columns k ON k.owner = c.owner AND k.constraint_name = c.constraint_name"
         f" WHERE c.owner = {SCHEMA} AND c.constraint_type IN ('P', 'U', 'R') AND c.status = 'ENABLED'"
+        " AND (c.constraint_type = 'R' OR c.validated = 'VALIDATED')"
         " ORDER BY c.table_name, c.constraint_name, k.position"
     )
     for name, kind, table, refers, rule, column in map(_texts, lines):
@@ -276,7 +279,7 @@ def inspect(run: Run) -> list[Finding]:
         if wanted is not None:
             message = f"is needed {why}: GRANT {wanted} TO {_spelled(user or '')}"
             findings.append(expect(f"privilege {wanted}", wanted in granted, "granted", message, level))
-    return [*findings, _quota(run, schema or ""), *_others_triggers(run)]
+    return [*findings, *_hidden(run, granted), _quota(run, schema or ""), *_others_triggers(run), *_unseen(run)]
 
 
 _NEEDED: tuple[tuple[str, str | None, str, Literal["warn", "fail"]], ...] = (
@@ -295,7 +298,7 @@ _NEEDED: tuple[tuple[str, str | None, str, Literal["warn", "fail"]], ...] = (
     ("DROP ANY TABLE", None, "to remove fishladder's tables at the end", "warn"),
     ("DROP ANY SEQUENCE", None, "to remove fishladder's sequence at the end", "warn"),
     ("DROP ANY PROCEDURE", None, "to remove fishladder's functions at the end", "warn"),
-    ("SELECT ANY DICTIONARY", "SELECT ANY DICTIONARY", "to see quotas, and who holds a lock", "warn"),
+    ("SELECT ANY DICTIONARY", "SELECT ANY DICTIONARY", "to see quotas, policies, and who holds a lock", "warn"),
 )
 """A privilege in a schema that is not the copier's own, and in its own: None where an owner has it anyway."""
 
@@ -333,11 +336,23 @@ def may_write(run: Run, account: str) -> bool | None:
             sql = f"SELECT 1 FROM dba_tab_privs WHERE grantee = ? AND owner = {SCHEMA} AND privilege IN ({here})"
             if run(sql, [grantee]):
                 return True
+            more = (("dba_col_privs", "owner", here), ("dba_schema_privs", "schema", anywhere))
+            if any(_may_some(run, view, column, grantee, rights) for view, column, rights in more):
+                return True
             roles = run("SELECT granted_role FROM dba_role_privs WHERE grantee = ?", [grantee])
             todo += {role for (role,) in map(_texts, roles) if role is not None} - known
     except FatalError:  # the DBA_ views are not everybody's to read
         return None
     return False
+
+
+def _may_some(run: Run, view: str, column: str, grantee: str, rights: str) -> bool:
+    """By a grant for columns, or for a schema: an older Oracle has not all of them."""
+    sql = f"SELECT 1 FROM {view} WHERE grantee = ? AND {column} = {SCHEMA} AND privilege IN ({rights})"
+    try:
+        return bool(run(sql, [grantee]))
+    except FatalError:
+        return False
 
 
 def quota(run: Run, schema: str) -> tuple[str, int, int] | None:
@@ -372,10 +387,43 @@ def _quota(run: Run, schema: str) -> Finding:
     return Finding(level="pass", where=where, message=f"{most - used:,} bytes are left of {most:,} in {name}")
 
 
+def _hidden(run: Run, granted: Collection[str]) -> Iterator[Finding]:
+    """Rows and values that a policy keeps from the copier: it would find nothing wrong with copies that lack them."""
+    for view, condition, exempt, what in (
+        ("all_policies", " AND enable = 'YES'", "EXEMPT ACCESS POLICY", "hides rows"),
+        ("redaction_columns", "", "EXEMPT REDACTION POLICY", "shows other values than there are"),
+    ):
+        try:
+            found = run(f"SELECT DISTINCT object_name FROM {view} WHERE object_owner = {SCHEMA}{condition} ORDER BY 1")
+        except FatalError:  # not everybody's to read: see SELECT ANY DICTIONARY
+            continue
+        for (table,) in map(_texts, found):
+            if exempt not in granted:
+                message = f"a policy {what} from who lacks {exempt}, the owner too: GRANT {exempt} to the copier"
+                yield Finding(level="fail", where=plain_name(table or ""), message=message)
+
+
+def _unseen(run: Run) -> Iterator[Finding]:
+    """What is written or removed and fires no trigger, nor changes an id of the table."""
+    lobs = run(
+        f"SELECT table_name, column_name, data_type FROM all_tab_cols WHERE owner = {SCHEMA}"
+        f" AND data_type IN ('CLOB', 'NCLOB', 'BLOB') AND table_name NOT {LIKE_OURS} ORDER BY 1, 2"
+    )
+    for table, column, type_ in (map(str, _texts(line)) for line in lobs):
+        message = (
+            f"{type_}: what is written through its locator (DBMS_LOB, Clob.setString, lob.write) fires no trigger and"
+            " is not copied; have it written by INSERT and UPDATE"
+        )
+        yield Finding(level="warn", where=f"{plain_name(table)}.{plain_name(column)}", message=message)
+    for (name,) in map(_texts, run(f"SELECT table_name FROM all_tables WHERE owner = {SCHEMA} AND iot_type = 'IOT'")):
+        message = "is index-organized: a TRUNCATE of it would not be noticed"
+        yield Finding(level="warn", where=plain_name(name or ""), message=message)
+
+
 def _others_triggers(run: Run) -> list[Finding]:
     found = run(
         f"SELECT table_name, trigger_name FROM all_triggers WHERE table_owner = {SCHEMA} AND status = 'ENABLED'"
-        " AND base_object_type = 'TABLE' AND trigger_name NOT LIKE 'FISHLADDER!_%' ESCAPE '!' ORDER BY 1, 2"
+        f" AND base_object_type = 'TABLE' AND trigger_name NOT {LIKE_OURS} ORDER BY 1, 2"
     )
     why = "also fires when the copier writes here, so that what it writes would be there twice: let the copier pass"
     return [
@@ -396,7 +444,7 @@ def trigger_marks(run: Run) -> dict[str, list[str]]:
     """By table, what tells each trigger of fishladder's from any other, also from one that was off for a while."""
     lines = run(
         "SELECT object_name, object_id || ' ' || TO_CHAR(last_ddl_time, 'YYYY-MM-DD HH24:MI:SS') FROM all_objects"
-        f" WHERE owner = {SCHEMA} AND object_type = 'TRIGGER' AND object_name LIKE 'FISHLADDER!_%' ESCAPE '!'"
+        f" WHERE owner = {SCHEMA} AND object_type = 'TRIGGER' AND object_name {LIKE_OURS}"
     )
     changed = {line[0]: line[1] for line in map(_texts, lines)}
     found: dict[str, list[str]] = {}
@@ -409,7 +457,7 @@ def _triggers(run: Run) -> list[tuple[str, str, str, str]]:
     # A trigger may be INVALID until it is next fired, and be compiled then: only whether it is enabled counts.
     found = run(
         "SELECT trigger_name, table_name, trigger_body, trigger_type, triggering_event, status FROM all_triggers"
-        f" WHERE table_owner = {SCHEMA} AND trigger_name LIKE 'FISHLADDER!_%' ESCAPE '!'"
+        f" WHERE table_owner = {SCHEMA} AND trigger_name {LIKE_OURS}"
     )
     lines = [[text or "" for text in _texts(line)] for line in found]
     return [(name, table, folded(body), " ".join(kind)) for name, table, body, *kind in lines]

@@ -48,7 +48,8 @@ def fenced_text(cohorts: Iterable[str]) -> str:
     branches = [
         f"IF c = {string(cohort)} THEN LOCK TABLE {lock_name('fence', cohort)} IN ROW SHARE MODE;" for cohort in cohorts
     ]
-    chain = f"{' ELS'.join(branches)} END IF;" if branches else ""
+    # Whom nobody can lock, nobody holds back: no fence.
+    chain = f"{' ELS'.join(branches)} ELSE RETURN NULL; END IF;" if branches else "RETURN NULL;"
     return (
         f"CREATE OR REPLACE FUNCTION {FENCED} (c IN VARCHAR2) RETURN VARCHAR2 IS w {NAME};"
         f" BEGIN {chain} w := {WRITER}(c); RETURN w; END;"
@@ -155,7 +156,11 @@ class _Body:
         self.dialect = dialect
         self.relation = relation
         self.lines: list[str] = []
-        self.open = f"IF SYS_CONTEXT('USERENV', 'SESSION_USER') <> {string(user)} THEN"
+        # A job of the copier's account (DBMS_SCHEDULER) is none of the copier's sessions.
+        self.open = (
+            f"IF SYS_CONTEXT('USERENV', 'SESSION_USER') <> {string(user)}"
+            " OR SYS_CONTEXT('USERENV', 'BG_JOB_ID') IS NOT NULL THEN"
+        )
 
     def entity(self, which: str) -> None:
         path = self.relation.entity

@@ -30,11 +30,16 @@ SETTINGS = {
     "NLS_COMP": "BINARY",
     "NLS_NCHAR_CONV_EXCP": "TRUE",
     "TIME_ZONE": "+00:00",
+    "COMMIT_WAIT": "WAIT",
+    "COMMIT_LOGGING": "IMMEDIATE",
 }
-"""``ALTER SESSION SET``: how texts are bound, compared and ordered; a character that would be lost is an error."""
+"""``ALTER SESSION SET``: how texts are bound, compared and ordered; a character that would be lost is an error; what is
+committed is on disk."""
 
 DIGITS = 38
 """Decimal digits that every NUMBER keeps; some keep 40."""
+WIDEST = 62
+"""Digits that a format of TO_CHAR has at most."""
 LONGEST_TEXT = 1_000
 """Characters of a VARCHAR2 that always fit its 4,000 bytes."""
 LONGEST_RAW = 2_000
@@ -88,7 +93,8 @@ class OracleDialect(Dialect):
     def plain_text(self, column: str, field: Field) -> str:
         if field.native.kind == "decimal" and field.native.scale is None:
             # Of more than 40 characters TO_CHAR would round: such a key is not found again, and so never written.
-            return _shortest(column)
+            scale = field.type.scale if field.type.kind == "decimal" else None
+            return _fixed(column, scale) if scale else _shortest(column)
         if field.native.kind == "string" and field.native.size is not None:
             # National text as text of the database: its bytes are counted, and those are UTF-8 there.
             return f"CAST({self.text(column, field)} AS VARCHAR2(4000))"
@@ -195,6 +201,13 @@ def _shortest(column: str) -> str:
         f"CASE WHEN {column} > 0 AND {column} < 1 THEN '0' || {text}"
         f" WHEN {column} < 0 AND {column} > -1 THEN '-0' || SUBSTR({text}, 2) ELSE {text} END"
     )
+
+
+def _fixed(column: str, scale: int) -> str:
+    """With so many digits after the point at least, as ``_padded`` has it: a number that may have any."""
+    exact = f"TO_CHAR({column}, 'FM{'9' * (WIDEST - scale - 1)}0.{'0' * scale}')"
+    fits = f"{column} = TRUNC({column}, {scale}) AND ABS({column}) < 1E{WIDEST - scale}"
+    return f"CASE WHEN {fits} THEN {exact} ELSE {_shortest(column)} END"
 
 
 def _signed(moment: str, format_: str) -> str:
@@ -435,7 +448,7 @@ def _misfit_timestamp(cell: bytes, digits: int) -> str | None:
         found = None
     if found is None:
         return "no date or time that Oracle has"
-    return f"more than {digits} fraction digits" if len((found[1] or b"").rstrip(b"0")) > digits else None
+    return f"a time of more than {digits} fraction digits" if len((found[1] or b"").rstrip(b"0")) > digits else None
 
 
 def inexact_json(cell: bytes) -> str | None:

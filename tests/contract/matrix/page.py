@@ -9,9 +9,10 @@ PAGE = Path(__file__).parents[3] / "docs" / "types.md"
 WORDS = {"sqlite": "SQLite", "mysql": "MySQL", "mariadb": "MariaDB", "oracle": "Oracle (wire emulator)"}
 HEAD = """# Types: what goes where
 
-`make types` writes this page: it moves the values at the edges of every type below into every type of every other
+`make types` writes this page: it moves the values at the edges of every type below into every type of every
 store, by the bulk load and by the applier, and compares what plain drivers read at both ends.
 
+- **values**: how many of them the source type took. Of those that are too large for a target some are tried.
 - **exact**: every value that was tried arrived as it is.
 - **checked per value**: a value that the target cannot hold exactly becomes a reject that names the column; all
   others arrived as they are. *Why not* says what was found.
@@ -31,7 +32,7 @@ def title(origin: str, destination: str) -> str:
 
 
 def section(origin: str, destination: str, lines: list[str]) -> str:
-    head = "| source type | exact into | checked per value into | why not |\n|---|---|---|---|"
+    head = "| source type | values | exact into | checked per value into | why not |\n|---|---|---|---|---|"
     return "\n".join([title(origin, destination), "", head, *lines, ""])
 
 

@@ -31,7 +31,7 @@ PAIR_IDS = 1_000
 APPLIED_REJECTS = 4
 """Of the rows that the load refused, the applier is given one in so many: each costs it a dozen statements."""
 FAR = 9
-"""Of the values that are far too large for the target, one in so many is tried: rejects cost more than the rest."""
+"""Of the values that are too large for the target, the smallest and one in so many: rejects cost more than the rest."""
 SPEC = """
 migration: matrix
 strategy: replicate
@@ -59,11 +59,14 @@ class Pair:
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What a run found. ``silent``: values that were changed without anybody being told, in words."""
+    """What a run found. ``silent``: values that were changed without anybody being told, in words.
+
+    ``values``: how many each source type took.
+    """
 
     pairs: list[Pair]
     silent: list[str]
-    values: int
+    values: dict[Native, int]
 
 
 def run_matrix(ours: Place, theirs: Place, origin: str, destination: str, folder: Path) -> Outcome:
@@ -103,7 +106,7 @@ class _Run:
             found = reconcile_table(plan, plan.table(name), ends, self.ledger)
             if found.differs or found.extra or found.missing or found.deferred:
                 self.silent.append(f"{name}: a pass finds {found}")
-        return Outcome(pairs=pairs, silent=self.silent, values=sum(map(len, values.values())))
+        return Outcome(pairs=pairs, silent=self.silent, values={native: len(rows) for native, rows in values.items()})
 
     # Which pairs there are, and what preflight says of each
 
@@ -256,8 +259,10 @@ def _worth_trying(pair: Pair, values: dict[Native, dict[int, object]]) -> dict[i
     staged, meaning = values[pair.source], pair.target.meaning
     if pair.target.without_nul:
         staged = {row: value for row, value in staged.items() if not isinstance(value, str) or "\0" not in value}
-    most = pair.target.most
-    staged = {row: value for row, value in staged.items() if row % FAR == 0 or _size(value, pair.source) <= most}
+    sizes = {row: _size(value, pair.source) for row, value in staged.items()}
+    least = min((size for size in sizes.values() if size > pair.target.most), default=0)
+    most = max(pair.target.most, least)
+    staged = {row: value for row, value in staged.items() if row % FAR == 0 or sizes[row] <= most}
     if meaning not in ("json", "uuid") or pair.source.meaning == meaning:
         return staged
     return {
@@ -281,17 +286,19 @@ def _reason(error: str) -> str:
     return found[1] if found else "the server refuses it"
 
 
-def lines(pairs: Iterable[Pair]) -> Iterator[str]:
+def lines(outcome: Outcome) -> Iterator[str]:
     """The pairs of one run as lines of a table: per source type, what is exact, what is checked, what is refused."""
-    by_source: dict[str, list[Pair]] = {}
-    for pair in pairs:
-        by_source.setdefault(pair.source.declared, []).append(pair)
-    for declared, some in by_source.items():
+    by_source: dict[Native, list[Pair]] = {}
+    for pair in outcome.pairs:
+        by_source.setdefault(pair.source, []).append(pair)
+    for source, some in by_source.items():
         exact = [f"`{p.target.declared}`" for p in some if p.refused is None and not p.reasons]
         checked = [f"`{p.target.declared}`" for p in some if p.refused is None and p.reasons]
         reasons = sorted({reason for p in some for reason in p.reasons})
-        carried = all(p.refused and "is no type that can be carried" in p.refused for p in some)
+        if not exact and not checked:
+            carried = all("is no type that can be carried" in str(p.refused) for p in some)
+            reasons = ["no type that can be carried" if carried else "refused as a whole"]
         yield (
-            f"| `{declared}` | {', '.join(exact) or '–'} | {', '.join(checked) or '–'} |"
-            f" {'no type that can be carried' if carried else '; '.join(reasons)} |"
+            f"| `{source.declared}` | {outcome.values.get(source, 0)} | {', '.join(exact) or '–'} |"
+            f" {', '.join(checked) or '–'} | {'; '.join(reasons)} |"
         )
