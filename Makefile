@@ -76,7 +76,7 @@ constraints: .venv/bin/uv  ## pin what requirements.txt brings along, in constra
 
 .PHONY: clean
 clean: stores-stop  ## stop the servers and remove everything that these targets made
-	rm -rf .stores .demo .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .stores .demo .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache benchmarks/results.jsonl
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp of a complete installation: older than what it was installed from, it is made again.

@@ -54,6 +54,7 @@ def _peaks(bench: Bench) -> Sequence[float]:
     for _ in range(REPEATS):
         with bench.migration() as migration:
             peaks.append(run_lanes(migration, LANES).megabytes)
+            check_count(migration.target, bench.invoices)
     return peaks
 
 

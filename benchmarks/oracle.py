@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 
-from benchmarks.ground import COLUMNS, STEP, Address, Bench, Ground, Migration, database, rows_text
+from benchmarks.ground import COLUMNS, STEP, Address, Bench, Ground, Migration, check_count, database, rows_text
 from benchmarks.lanes import run_lanes
 from benchmarks.results import REPEATS, Result, not_available, per_second, result
 from billing.database import connect
@@ -64,6 +64,7 @@ def oracle(ground: Ground) -> Iterator[Result]:
                 migration.prepare()
                 fetch = per_second(bench.invoices, _fetch, source.copier)
                 rounds.append((bench.invoices / run_lanes(migration, 1).seconds, fetch))
+                check_count(target, bench.invoices)
     product = "Oracle" if server.is_real() else "Oracle wire emulator"
     yield result(
         "oracle", f"{product}→mysql, {rows_text(bench.invoices)}, 1 lane / bare fetch", "rows/s", rounds, goal=0.8

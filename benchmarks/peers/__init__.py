@@ -94,12 +94,12 @@ def _loads(bench: Bench, folder: Path) -> Iterator[Result]:
         rounds = list(zip(ours, speeds[peer], strict=True))
         yield result("peers", f"{bench.label}, load / {name}", "rows/s", rounds)
         yield result("peers", f"{bench.label}, rows changed or missed by {name} / all", "rows", theirs[peer])
-    ran = [rates for peer, rates in speeds.items() if peer not in failed]
-    if ran:
-        fastest = [(mine, max(rates)) for mine, *rates in zip(ours, *ran, strict=True)]
-        yield result("peers", f"{bench.label}, load / the fastest of them", "rows/s", fastest, goal=5.0)
+    if failed:
+        reason = f"{', '.join(peer.name for peer in failed)} did not run"
+        yield not_available("peers", f"{bench.label}, load / the fastest of them", reason, goal=5.0)
     else:
-        yield not_available("peers", f"{bench.label}, load / the fastest of them", "none of them ran", goal=5.0)
+        fastest = [(mine, max(rates)) for mine, *rates in zip(ours, *speeds.values(), strict=True)]
+        yield result("peers", f"{bench.label}, load / the fastest of them", "rows/s", fastest, goal=5.0)
 
 
 def _comparisons(bench: Bench, folder: Path) -> Iterator[Result]:
@@ -148,11 +148,12 @@ def wrong_rows(source: Address, target: Address, without: tuple[str, ...] = ()) 
 
 @contextmanager
 def _empty_target(bench: Bench, peer: Peer) -> Iterator[Address]:
-    """A database with the same empty table of invoices, indexes and keys, and the customers that they need."""
+    """A database with the same empty table of invoices, its indexes and keys, but for the foreign one: fishladder loads
+    without checking it, and no tool is to pay for it."""
     with database(bench.server) as target:
         create_tables(target.admin)
         with closing(connect(target.copier)) as db:
-            db.execute(f"INSERT INTO customer SELECT * FROM {bench.source.name}.customer")
+            db.execute("ALTER TABLE invoice DROP FOREIGN KEY invoice_ibfk_1")
             for column in peer.without:
                 db.execute(f"ALTER TABLE invoice ALTER {column} SET DEFAULT ''")
         yield target
