@@ -405,7 +405,8 @@ class _Batch:
 
         Values may be swapped or rotated, so holders are followed until the circle closes; then all are deleted and
         inserted again, or what comes to the same where others refer to them. ``later``: a holder's cohort is closed to
-        the copier for now, or the rows were read at moments that do not fit together, so the key stays dirty.
+        the copier for now, or is to go and cannot yet, or the rows were read at moments that do not fit together, so
+        the key stays dirty.
         ``refused``: they can never be written.
         """
         owner, relation, wanted = self._owner(table.name), self._copy(table.name), dict(rows)
@@ -431,7 +432,8 @@ class _Batch:
         except RowError:
             with self.ends.origin.read() as origin:
                 now = {key: found.row for key, found in origin.rows_by_key(owner, list(wanted)).items()}
-            return "refused" if now == wanted else "later"
+            # Holders that the owner has no more are deleted when the rows that refer to them are: their own turn comes.
+            return "refused" if now == wanted and not present - wanted.keys() else "later"
         self._note(table, [*present, *wanted])
         return "written"
 

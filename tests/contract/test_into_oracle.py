@@ -72,6 +72,31 @@ def test_a_row_waits_for_its_parent(move: Move) -> None:
     assert move.problems() == []
 
 
+def test_a_row_waits_until_who_has_its_unique_value_can_go(mover: Mover) -> None:
+    """Who had it is deleted with its children, whose turn comes later: it is no reject."""
+    code = column("code", "integer(19)", nullable=False)  # a value that could be NULL would be, until then
+    coded = table("item", ["id"], NUMBER, column("customer_id", "integer(19)"), code, uniques=(("code",),))
+    move = mover(WORDS, [coded, PART])
+
+    def born(db: Database, number: int) -> None:
+        db.execute("INSERT INTO item (id, customer_id, code) VALUES (?, ?, 7)", (number, number % 3 + 1))
+        part(db, 10 * number, number)
+
+    def replaced(db: Database) -> None:
+        for name in ("part", "item"):
+            db.execute(f"DELETE FROM {name}")
+        born(db, 2)
+
+    move.install(lambda db: born(db, 1))
+    move.load()
+    move.application(replaced)
+    new = [line for line in read_dirty(move.plan, move.ends, move.ledger) if line.key in (b"1:2", b"2:20")]
+    applied = apply_batch(move.plan, move.ends, move.ledger, new)
+    assert (applied.written, applied.rejected, len(applied.left)) == (0, 0, 2)
+    move.follow()
+    assert move.problems() == []
+
+
 def test_a_parent_that_nobody_else_doubts_is_written_for_its_child(move: Move) -> None:
     """It went from the target behind everybody's back."""
     move.install(lambda db: item(db, 1))
