@@ -13,6 +13,7 @@ from sqlalchemy import text
 
 from fishladder.errors import LedgerError, StaleError
 from fishladder.ledger import CheckResult, Control, DirtyKey, Ledger, Mismatch, Reject, open_ledger
+from fishladder.ledger.checks import Streak
 
 HOUR = timedelta(hours=1)
 
@@ -267,6 +268,20 @@ def test_what_makes_a_check_unclean(ledger: Ledger, found: dict[str, Any]) -> No
     assert checked(ledger)
     assert ledger.clean_passes("invoice") == 2
     assert ledger.clean_passes("customer") == 0
+
+
+def test_clean_checks_are_counted_for_each_migration(ledger: Ledger, url: str, clock: Clock) -> None:
+    assert checked(ledger)
+    began = clock.now
+    with open_ledger(url, migration="other", clock=lambda: clock.now) as other:
+        assert (other.streaks(), other.clean_passes("invoice")) == ({}, 0)
+        clock.now += HOUR
+        assert not checked(other, missing=1)
+        assert other.streaks() == {}
+        assert checked(other)
+        assert checked(other)
+        assert other.streaks() == {"invoice": Streak(2, clock.now)}
+    assert ledger.streaks() == {"invoice": Streak(1, began)}
 
 
 def test_a_check_that_met_keys_too_busy_to_judge_breaks_no_row(ledger: Ledger) -> None:
