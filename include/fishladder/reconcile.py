@@ -268,7 +268,7 @@ def reconcile_table(
     _check_closed(table, ends.destination)
     compared = rejected = deferred = 0
     kinds, cohorts, entities = Counter[str](), Counter[str](), set[bytes]()
-    for chunk in _chunks(table, ends, chunk_rows):
+    for chunk in _chunks(table, ends, ledger, chunk_rows):
         compared += chunk.keys
         judged, hot = settle(plan, table, ends, ledger, chunk.candidates)
         if judged.mismatches:  # at once: a pass that dies later has still found them
@@ -303,12 +303,16 @@ def _check_closed(table: PlanTable, destination: Fenced) -> None:
         raise InputError(f"{table.name}: its load is not closed yet; a pass would only find what is still to come")
 
 
-def _chunks(table: PlanTable, ends: Ends, chunk_rows: int | None) -> Iterator[Compared]:
+def _chunks(table: PlanTable, ends: Ends, ledger: Ledger, chunk_rows: int | None) -> Iterator[Compared]:
     rows = chunk_rows or CHUNKS_AT_ONCE * ends.origin.chunk_rows
     if not table.alike:
         yield from compare_partitions(table, ends.origin, ends.destination, rows)
         return
-    bounds = ends.origin.chunk_ends(table.source, rows)
+    # Where the load was cut, for that has counted the rows once; what came above it since is cut now. No key is left
+    # out, wherever the ends are: the first range is open below, the last one above, and each begins where one ended.
+    cut = [chunk.upper for chunk in ledger.chunks(table.name) if chunk.upper is not None]
+    bounds = cut if chunk_rows else cut[CHUNKS_AT_ONCE - 1 :: CHUNKS_AT_ONCE]
+    bounds += ends.origin.chunk_ends(table.source, rows, bounds[-1] if bounds else None)
     for lower, upper in zip([None, *bounds], [*bounds, None], strict=True):
         yield compare_chunk(table, ends.origin, ends.destination, lower, upper)
 

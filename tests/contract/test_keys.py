@@ -358,6 +358,8 @@ def test_any_cut_covers_every_row_exactly_once(shared_place: Place, shared_store
     ends = {size: store.chunk_ends(found, size) for size in (1, 2, rng.randint(3, 40), 1000)}
     for size, cut in ends.items():
         assert len(cut) == len(first) // size
+        for at in range(0, len(cut), 7):
+            assert store.chunk_ends(found, size, cut[at]) == cut[at + 1 :]
     gone = set(rng.sample(ends[1], len(ends[1]) // 2))
     with store.begin() as transaction:
         transaction.delete(found, sorted(gone))

@@ -1,19 +1,22 @@
-"""Creating and upgrading the ledger's tables (alembic, in ``revisions``), and telling whether they fit the code."""
+"""Creating and upgrading the ledger's tables (alembic, in ``revisions``), and telling whether they fit the code.
+
+Alembic is imported where it is used: whoever parses a DAG file imports the ledger, and must not wait for that.
+"""
 
 from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from alembic import command
-from alembic.config import Config
-from alembic.script import ScriptDirectory
-from alembic.util import CommandError
 from sqlalchemy import Engine, inspect, text
 
 from fishladder.errors import LedgerError
 from fishladder.ledger.database import UPGRADE, open_engine, transaction, upgrading
 from fishladder.ledger.tables import VERSION_TABLE
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 # alembic keeps the upgrade under way in module globals, so two threads must not be in it.
 _ALEMBIC = threading.Lock()
@@ -24,6 +27,9 @@ def upgrade(url: str) -> None:
 
     Raises InputError, LedgerError (the ledger is newer than the code), TransientError, FatalError.
     """
+    from alembic import command
+    from alembic.util import CommandError
+
     engine = open_engine(url)
     try:
         with _ALEMBIC, upgrading(engine) as connection:
@@ -38,6 +44,8 @@ def upgrade(url: str) -> None:
 
 def check_version(engine: Engine) -> None:
     """Raises LedgerError unless the ledger's tables are those of this code; else TransientError, FatalError."""
+    from alembic.script import ScriptDirectory
+
     found = None
     with transaction(engine, writing=False) as connection:
         if inspect(connection).has_table(VERSION_TABLE):
@@ -58,6 +66,8 @@ def check_version(engine: Engine) -> None:
 
 
 def _config() -> Config:
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "revisions").replace("%", "%%"))
     config.set_main_option("path_separator", "os")

@@ -376,8 +376,8 @@ class Store(Protocol):
         """A transaction of the copier. ``wait``: seconds to wait for a lock, 0 not at all, None the default."""
         ...
 
-    def chunk_ends(self, relation: Relation, rows: int) -> list[bytes]:
-        """The keys that end chunks of about ``rows`` rows, in the store's own order."""
+    def chunk_ends(self, relation: Relation, rows: int, above: bytes | None = None) -> list[bytes]:
+        """The keys that end chunks of about ``rows`` rows, in the store's own order, of all rows or those ``above``."""
         ...
 
     def is_empty(self, relation: Relation) -> bool: ...

@@ -57,27 +57,34 @@ class Checks:
     def drop_words(self) -> None:
         self.session.run(f"DROP TABLE {WORDS}", [])
 
-    def chunk_ends(self, relation: Relation, rows: int) -> list[bytes]:
+    def chunk_ends(self, relation: Relation, rows: int, above: bytes | None = None) -> list[bytes]:
+        ends: list[bytes] = []
+        end = self._chunk_end(relation, rows, above)
+        while end is not None:
+            ends.append(end)
+            end = self._chunk_end(relation, rows, end)
+        return ends
+
+    def _chunk_end(self, relation: Relation, rows: int, above: bytes | None) -> bytes | None:
         columns = self.session.key_columns(relation, "t.")
         fields = [relation.fields[position] for position in relation.key]
         texts = ", ".join(self.dialect.text(column, field) for column, field in zip(columns, fields, strict=True))
         head = f"SELECT {texts} FROM {self.dialect.quote(relation.name)} t"
         tail = f" ORDER BY {', '.join(columns)}{self.dialect.nth}"
-        ends: list[bytes] = []
-        found = self.session.run(head + tail, [rows - 1])
-        while found:
-            ends.append(key_text(found[0]))
-            last = self.session.key_parameters(relation, ends[-1])
-            # First among the keys that share most with the last end: a range over all its columns would, in most
-            # stores, walk once more through every key that has the same first column.
-            for same in reversed(range(len(columns))):
-                alike = "".join(f"{column} = ? AND " for column in columns[:same])
-                where = f" WHERE {alike}{self.dialect.after(columns[same:])}"
-                parameters = [*last[:same], *range_parameters(last[same:]), rows - 1]
-                found = self.session.run(head + where + tail, parameters)
-                if found:
-                    break
-        return ends
+        if above is None:
+            found = self.session.run(head + tail, [rows - 1])
+            return key_text(found[0]) if found else None
+        last = self.session.key_parameters(relation, above)
+        # First among the keys that share most with the last end: a range over all its columns would, in most
+        # stores, walk once more through every key that has the same first column.
+        for same in reversed(range(len(columns))):
+            alike = "".join(f"{column} = ? AND " for column in columns[:same])
+            where = f" WHERE {alike}{self.dialect.after(columns[same:])}"
+            parameters = [*last[:same], *range_parameters(last[same:]), rows - 1]
+            found = self.session.run(head + where + tail, parameters)
+            if found:
+                return key_text(found[0])
+        return None
 
     def backfill_homes(self, root: Relation, after: bytes | None, limit: int) -> bytes | None:
         """Homes for a slice of roots. Its end is read first: a root that goes meanwhile must not shift the next."""
@@ -121,14 +128,18 @@ class Checks:
 
     def orphans(self, child: Relation, foreign_key: ForeignKey, limit: int) -> list[Orphan]:
         quote, fields = self.dialect.quote, {field.column: field for field in child.fields}
-        there = self.dialect.on("c", foreign_key.columns, "p", foreign_key.parent_columns)
+        names = ", ".join(quote(column) for column in foreign_key.columns)
         points = " AND ".join(f"c.{quote(column)} IS NOT NULL" for column in foreign_key.columns)
+        there = self.dialect.on("c", foreign_key.columns, "p", foreign_key.parent_columns)
+        lost = f"{points} AND NOT EXISTS (SELECT 1 FROM {quote(foreign_key.parent)} p WHERE {there})"
+        # Asked of every parent once at first, however many children it has: mostly there is nothing to find.
+        pointed = f"(SELECT DISTINCT {names} FROM {quote(child.name)}) c"
+        if not self.session.run(f"SELECT 1 FROM {pointed} WHERE {lost}{self.dialect.limit}", [1]):
+            return []
         pieces = [self.dialect.key_piece(self.dialect.text(f"c.{quote(c)}", fields[c])) for c in foreign_key.columns]
         parent = pieces[0] if len(pieces) == 1 else self.dialect.concat(pieces)
-        sql = (
-            f"SELECT {self.dialect.key_sql(child, 'c')}, {parent} FROM {quote(child.name)} c WHERE {points}"
-            f" AND NOT EXISTS (SELECT 1 FROM {quote(foreign_key.parent)} p WHERE {there}){self.dialect.limit}"
-        )
+        sql = f"SELECT {self.dialect.key_sql(child, 'c')}, {parent} FROM {quote(child.name)} c WHERE {lost}"
+        sql += self.dialect.limit
         return [Orphan(key=key, parent_key=parent_key) for key, parent_key in self.session.run(sql, [limit])]
 
     def duplicates(self, relation: Relation, unique: Sequence[int], limit: int) -> int:
@@ -147,8 +158,8 @@ class WholeTables(ABC):
     @abstractmethod
     def _checks(self) -> Checks: ...
 
-    def chunk_ends(self, relation: Relation, rows: int) -> list[bytes]:
-        return self._checks().chunk_ends(relation, rows)
+    def chunk_ends(self, relation: Relation, rows: int, above: bytes | None = None) -> list[bytes]:
+        return self._checks().chunk_ends(relation, rows, above)
 
     def is_empty(self, relation: Relation) -> bool:
         return self._checks().is_empty(relation)
