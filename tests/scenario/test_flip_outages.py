@@ -309,8 +309,7 @@ def test_the_applier_is_killed(busy: Billing, tmp_path: Path, moment: str) -> No
     ("step", "late"),
     [
         ("drain", False),
-        ("open", False),
-        *(pytest.param(step, False, marks=pytest.mark.slow) for step in ("fence", "compare", "close", "replay")),
+        *(pytest.param(s, False, marks=pytest.mark.slow) for s in ("open", "fence", "compare", "close", "replay")),
         *(pytest.param(step, True, marks=pytest.mark.slow) for step in ("fence", "drain", "compare")),
     ],
 )

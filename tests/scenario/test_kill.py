@@ -90,9 +90,8 @@ SERVERS: dict[str, Callable[[str], AbstractContextManager[mysql.Database | oracl
 # The others: make scenario; on the wire emulator it takes minutes.
 @pytest.fixture(
     params=[
-        "sqlite-sqlite",
         "mysql-mysql",
-        *(pytest.param(pair, marks=pytest.mark.slow) for pair in ("sqlite-mysql", "oracle-mysql")),
+        *(pytest.param(pair, marks=pytest.mark.slow) for pair in ("sqlite-sqlite", "sqlite-mysql", "oracle-mysql")),
     ]
 )
 def scenario(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scenario]:
