@@ -383,11 +383,18 @@ class _Batch:
         return self._write_some(copy, table, rows[:middle]) + self._write_some(copy, table, rows[middle:])
 
     def _write_row(self, copy: Transaction, table: PlanTable, row: Row) -> list[Refusal]:
-        """A row that was refused among others, or alone: whether it is there may have changed meanwhile."""
+        """A row that was refused among others, or alone: whether it is there may have changed meanwhile.
+
+        One that came meanwhile is another entity's, whose shard is not held here and whose cohort may have moved since.
+        """
         relation, key = self._copy(table.name), self._key(table.name, row)
+        now = copy.rows_by_key(relation, [key])
+        if now.keys() - self.there[table.name].keys() and key not in self.changed.get(table.name, ()):
+            self._keep(table, key, self.applied.left if self.every_shard else self.applied.wide)
+            return []
         try:
             with copy.savepoint():
-                copy.upsert(relation, [row], copy.rows_by_key(relation, [key]))
+                copy.upsert(relation, [row], now)
             return []
         except RowError as error:
             if error.unique and table.serial:
@@ -537,12 +544,13 @@ def follow(
     progress: Callable[[Followed], None] = lambda report: None,
     pace: Callable[[int], None] = lambda rows: None,
     beside: Callable[[], object] = lambda: None,
+    outdated: Callable[[], bool] = lambda: False,
 ) -> Followed:
     """Apply dirty keys until the time is up (or nothing is dirty), polling when idle, backing off after failures.
 
     Into the store that a cohort's fence opens to copiers: so after a flip the same applier keeps the way back open.
     ``pace``: called after each round with its changes; returns when the next may begin. ``beside``: what else is
-    looked after between two rounds.
+    looked after between two rounds. ``outdated``: whether the plan is no longer right, which ends it at once.
 
     Raises CoverageError and other FatalErrors at once; TransientErrors only when the time is up.
     """
@@ -554,6 +562,9 @@ def follow(
     while True:
         try:
             beside()
+            if outdated():
+                _note(ledger, report, noted)
+                return report
             paused = ledger.control().paused
             applied = Applied() if paused else apply_round(plan, workers, ledger)
             flipped = any(fence.writer == "copier" for fence in ends.origin.fences().values())

@@ -175,11 +175,12 @@ def misfit(cell: Cell, type_: LogicalType) -> str | None:
         return None
     kind, size = type_.kind, type_.size
     if kind == "string":
-        return (
-            None
-            if size is None or len(cell) <= size or len(cell.decode()) <= size
-            else f"longer than {size} characters"
-        )
+        if size is None or len(cell) <= size:
+            return None
+        try:
+            return None if len(cell.decode()) <= size else f"longer than {size} characters"
+        except UnicodeDecodeError:
+            return "not UTF-8"
     if kind == "json":
         return None
     if kind in ("float", "double"):

@@ -179,9 +179,13 @@ def _status(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(found, indent=2))
         return 0
-    applier = found["applier"] or {}
+    applier = found["applier"]
     print(f"{found['migration']}{' (paused)' if found['paused'] else ''}: {found['dirty']} dirty keys in the ledger,")
-    print(f"  {found['mismatches']} open mismatches, lag of the applier {applier.get('lag') or 0:.1f} s")
+    if not found["applier_at_work"]:
+        follows = f"no applier at work since {applier['at']}" if applier else "no applier has been at work yet"
+    else:
+        follows = f"lag of the applier {applier['lag'] or 0:.1f} s"
+    print(f"  {found['mismatches']} open mismatches, {follows}")
     stages: dict[str, list[str]] = {}
     for cohort, route in found["cohorts"].items():
         stages.setdefault(route["stage"], []).append(cohort)

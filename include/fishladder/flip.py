@@ -243,6 +243,7 @@ class Cutover:
             case "compare":
                 self._compare(attempt)
                 self._pass_gates(attempt, fenced=True)
+                self._check_fenced(attempt)
                 return self.ledger.switch(attempt, self.runs)
             case "open":
                 self._order(attempt, self.ledger.route(attempt.cohort).owner, "application")
@@ -287,6 +288,18 @@ class Cutover:
             f" {attempt.epoch}: the ledger was restored from a backup, or another ledger moves this cohort. It stays"
             " as it is until somebody has looked"
         )
+
+    def _check_fenced(self, attempt: Attempt) -> None:
+        """Whether the fence is still as it was raised. Raises LedgerError."""
+        store = self.stores[attempt.loser]
+        assert isinstance(store, Fenced)
+        found = store.fences().get(attempt.cohort)
+        if found != Fence(writer="nobody", epoch=attempt.epoch):
+            says = "is gone" if found is None else f"says {found.writer} in epoch {found.epoch}"
+            raise LedgerError(
+                f"{attempt.cohort}: the {attempt.loser}'s fence {says}, and was raised for nobody in epoch"
+                f" {attempt.epoch}: the {attempt.loser} has lost what it had committed, or somebody has written there"
+            )
 
     def _close_homeless(self, attempt: Attempt) -> None:
         """From the first flip on, and for ever: who has no home in the source may be born in the target by now."""

@@ -18,7 +18,7 @@ from fishladder.ledger import MACHINE, Attempt, Ledger, verify
 from fishladder.ledger.approvals import OBSERVED, subject
 from fishladder.spec import Migration
 from fishladder.spec_parts import Gates, duration_text, identity
-from fishladder.verdict import SILENT, tables_of
+from fishladder.verdict import at_work, tables_of
 
 REHEARSED = "rehearsal"
 """The kind of evidence that a rehearsal leaves, about the migration by its name."""
@@ -110,7 +110,7 @@ class _Asked:
     def applier(self) -> Gate:
         last, most = self.ledger.status("applier"), self.spec.gates.max_lag
         remedy = f"switch {self.spec.migration}_replicate on and wait until it has caught up"
-        if last is None or self.now - last.at > SILENT:
+        if last is None or not at_work(last, self.now):
             return Gate(name="caught up", open=False, found="no applier is at work", remedy=remedy)
         lag = float(last.data["lag"] or 0)
         found = f"{lag:.1f} s behind, at most {duration_text(most)} are allowed"

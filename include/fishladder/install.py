@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from fishladder.cells import HOMELESS, NO_HOME, OWN_COHORTS, SHARDS, SHARED, cohort_entity, key_text
+from fishladder.cells import HOMELESS, NO_HOME, OWN_COHORTS, SHARDS, SHARED, LogicalType, cohort_entity, key_text
 from fishladder.coverage import note_changed_coverage, record_coverage
 from fishladder.errors import InputError
 from fishladder.ledger import DirtyKey, Ledger
@@ -16,6 +16,9 @@ from fishladder.spec_parts import OTHERS
 from fishladder.stores.base import HOME_TABLE, Column, Fenced, ForeignKey, Store, TableInfo
 
 BACKFILL_ROWS = 5_000
+GENERATED, UNSIGNED = LogicalType(kind="integer", size=19), 20
+"""What a new table has for ids that an Oracle generates as a bare NUMBER, of which MySQL generates none; and the digits
+of the longest that MySQL does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +62,7 @@ def _translated(spec: Migration, ours: Mapping[str, TableInfo], name: str) -> Ta
         Column(
             name=table.rename.get(column.name, column.name),
             native=column.native,
-            type=column.type,
+            type=GENERATED if _is_wide_id(spec, ours, name, column.name) else column.type,
             nullable=column.nullable,
             generated=column.generated,
         )
@@ -82,6 +85,27 @@ def _translated(spec: Migration, ours: Mapping[str, TableInfo], name: str) -> Ta
             for fk in info.foreign_keys
             if (parent := own_name(fk.parent, spec.tables)) in spec.tables and not set(fk.columns) & set(table.drop)
         ),
+    )
+
+
+def _is_wide_id(
+    spec: Migration, ours: Mapping[str, TableInfo], table: str, name: str, below: frozenset[str] = frozenset()
+) -> bool:
+    """Whether a column holds ids that the database generates, or refers to such, and could hold longer ones."""
+    info = ours[table]
+    column = info.column(name)
+    if column is None or column.type is None or column.type.kind not in ("integer", "decimal"):
+        return False
+    if column.type.kind == "integer" and column.type.size is not None and column.type.size <= UNSIGNED:
+        return False
+    if column.generated and info.key == (name,):
+        return True
+    above = ((fk, own_name(fk.parent, spec.tables)) for fk in info.foreign_keys if name in fk.columns)
+    return any(
+        parent in ours and parent not in below | {table} and _is_wide_id(spec, ours, parent, up, below | {table})
+        for fk, parent in above
+        for column_, up in zip(fk.columns, fk.parent_columns, strict=True)
+        if column_ == name
     )
 
 

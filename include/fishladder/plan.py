@@ -167,7 +167,8 @@ class _Examination:
         if self._failed():
             return self.findings, None
         ordered = self._ordered([table for table in tables if table is not None])
-        self._checked_circles(ordered)
+        for side in SIDES:
+            self._checked_circles(side, ordered)
         cascades = {side: self._cascades(side, ordered) for side in SIDES}
         for side in SIDES:
             self._outside_cascades(side, ordered)
@@ -420,21 +421,23 @@ class _Examination:
         relation = table.at(side)
         return {fk.parent for fk in relation.foreign_keys} - {relation.name}
 
-    def _checked_circles(self, tables: list[PlanTable]) -> None:
+    def _checked_circles(self, side: Side, tables: list[PlanTable]) -> None:
         """Rows that refer to each other can be written one after the other only where nobody checks that."""
-        above = {t.target.name: {fk.parent for fk in t.target.foreign_keys if fk.checked} for t in tables}
+        above = {t.at(side).name: {fk.parent for fk in t.at(side).foreign_keys if fk.checked} for t in tables}
+        back = "on the way back: " if side == "source" else ""
         for table in tables:
-            for fk in table.target.foreign_keys:
+            for fk in table.at(side).foreign_keys:
                 seen, todo = set[str](), [fk.parent] if fk.checked else []
                 while todo:
                     seen.add(name := todo.pop())
                     todo += above.get(name, set()) - seen
-                if table.target.name in seen:
+                if table.at(side).name in seen:
                     self.note(
                         "warn",
                         f"{table.name} ({', '.join(fk.columns)})",
-                        f"its foreign key to {fk.parent} closes a circle in the target, which checks each row: rows"
-                        " that refer to each other would never be written; disable the constraint there until the end",
+                        f"{back}its foreign key to {fk.parent} closes a circle in the {side}, which checks each row:"
+                        " rows that refer to each other would never be written; disable the constraint there until"
+                        " the end",
                     )
 
     def _cascades(self, side: Side, tables: list[PlanTable]) -> dict[str, tuple[Cascade, ...]]:

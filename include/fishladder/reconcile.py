@@ -12,13 +12,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
 from fishladder.apply import Dirty, Ends, apply_batch
 from fishladder.cells import SHARDS, Cell, Row, row_digest, row_key
 from fishladder.coverage import check_coverage
-from fishladder.errors import InputError, TransientError
+from fishladder.errors import InputError, StaleError, TransientError
 from fishladder.ledger import CheckResult, DirtyKey, Ledger, Mismatch
 from fishladder.plan import SIDES, Plan, PlanTable, other_side
 from fishladder.stores.base import Fence, Fenced, ForeignKey, Found, Relation, Store
@@ -30,6 +31,9 @@ CHUNKS_AT_ONCE = 5
 """Of the store's chunks in one range: rows are not kept, so only the age of what is read sets a limit."""
 PARTITIONS = 64
 ORPHANS = 1_000
+
+
+Record = Callable[[Sequence[Mismatch]], object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,10 +142,14 @@ def _spilled(path: Path) -> Iterator[tuple[bytes, bytes]]:
             yield key, file.read(16)
 
 
-def judge(plan: Plan, table: PlanTable, ends: Ends, ledger: Ledger, keys: Sequence[bytes]) -> Judged:
+def judge(
+    plan: Plan, table: PlanTable, ends: Ends, ledger: Ledger, keys: Sequence[bytes], record: Record = lambda found: None
+) -> Judged:
     """The verdict on these keys, under every shard's lock, the owner's lock on their rows, and the fences' own.
 
-    Only on those whose cohort's copies go this way, as the fence says.
+    Only on those whose cohort's copies go this way, as the fence says. Mismatches are given to ``record`` under the
+    same locks: no cohort is fenced, and so none switches, between the verdict and the doubt. Raises StaleError when
+    the table is being loaded again.
     """
     owner = table.at(ends.owner)
     other = table.at(other_side(ends.owner))
@@ -149,6 +157,9 @@ def judge(plan: Plan, table: PlanTable, ends: Ends, ledger: Ledger, keys: Sequen
         # Both ways in the same order: of two stores that let one writer in, two verdicts would hold one each.
         transactions = {side: opened.enter_context(ends.at(side).begin()) for side in reversed(SIDES)}
         hold, copy = transactions[ends.owner], transactions[other_side(ends.owner)]
+        state = transactions["target"].lock_load(table.name)
+        if state is None or state.open:
+            raise StaleError(f"{table.name}: it was restarted while this pass was looking at it; reconcile it again")
         copy.lock_shards(range(SHARDS))
         fences = copy.lock_fences(None)
         ours = hold.rows_by_key(owner, keys, lock=True)
@@ -175,16 +186,18 @@ def judge(plan: Plan, table: PlanTable, ends: Ends, ledger: Ledger, keys: Sequen
         doubted = {line.key for line in dirty}
         rejected = ledger.rejected_keys(table.name, different) - doubted
         wrong = [key for key in different if key not in doubted and key not in rejected]
-    mismatches = tuple(
-        Mismatch(
-            table=table.name,
-            key=key,
-            entity=entities[key],
-            cohort=table.cohort(entities[key], homes),
-            kind="missing" if key not in theirs else "extra" if key not in ours else "differs",
+        mismatches = tuple(
+            Mismatch(
+                table=table.name,
+                key=key,
+                entity=entities[key],
+                cohort=table.cohort(entities[key], homes),
+                kind="missing" if key not in theirs else "extra" if key not in ours else "differs",
+            )
+            for key in wrong
         )
-        for key in wrong
-    )
+        if mismatches:
+            record(mismatches)
     return Judged(mismatches=mismatches, dirty=tuple(dirty), rejected=len(rejected), elsewhere=tuple(sorted(elsewhere)))
 
 
@@ -196,20 +209,33 @@ def _row(found: dict[bytes, Found], key: bytes) -> Row | None:
     return found[key].row if key in found else None
 
 
-def _patiently_judged(plan: Plan, table: PlanTable, ends: Ends, ledger: Ledger, keys: Sequence[bytes]) -> Judged:
+def _patiently_judged(
+    plan: Plan, table: PlanTable, ends: Ends, ledger: Ledger, keys: Sequence[bytes], record: Record
+) -> Judged:
     """A deadlock with the owner's writers makes the verdict the victim, for it has written nothing: try again."""
+    told = False
+
+    def tell(found: Sequence[Mismatch]) -> None:
+        nonlocal told
+        told = True  # in doubt, too: what is recorded would be no mismatch any more, but a doubt
+        record(found)
+
     for _ in range(TRIES):
         try:
-            return judge(plan, table, ends, ledger, keys)
+            return judge(plan, table, ends, ledger, keys, tell)
         except TransientError:
-            continue
-    return judge(plan, table, ends, ledger, keys)
+            if told:
+                raise
+    return judge(plan, table, ends, ledger, keys, tell)
 
 
-def settle(plan: Plan, table: PlanTable, ends: Ends, ledger: Ledger, candidates: Iterable[bytes]) -> tuple[Judged, int]:
+def settle(
+    plan: Plan, table: PlanTable, ends: Ends, ledger: Ledger, candidates: Iterable[bytes], record: Record
+) -> tuple[Judged, int]:
     """Judge candidates; what is dirty is applied and judged again. Returns the verdict and how many stayed open.
 
-    ``ends`` lead to the target; keys of cohorts that the target owns are judged the other way round.
+    ``ends`` lead to the target; keys of cohorts that the target owns are judged the other way round. ``record`` takes
+    mismatches as they are found: a pass that dies later has still found them.
     """
     back = Ends(owner="target", origin=ends.destination, destination=ends.origin)
     mismatches: list[Mismatch] = []
@@ -218,7 +244,7 @@ def settle(plan: Plan, table: PlanTable, ends: Ends, ledger: Ledger, candidates:
     for start in range(0, len(wanted), VERDICT_KEYS):
         keys: Sequence[bytes] = wanted[start : start + VERDICT_KEYS]
         for way in (ends, back):
-            keys, judged, hot = _settle_one_way(plan, table, way, ledger, keys)
+            keys, judged, hot = _settle_one_way(plan, table, way, ledger, keys, record)
             mismatches += judged.mismatches
             rejected += judged.rejected
             deferred += hot
@@ -229,19 +255,19 @@ def settle(plan: Plan, table: PlanTable, ends: Ends, ledger: Ledger, candidates:
 
 
 def _settle_one_way(
-    plan: Plan, table: PlanTable, ends: Ends, ledger: Ledger, keys: Sequence[bytes]
+    plan: Plan, table: PlanTable, ends: Ends, ledger: Ledger, keys: Sequence[bytes], record: Record
 ) -> tuple[Sequence[bytes], Judged, int]:
     """The keys whose copies do not go this way, the verdict on the others, and how many of them stayed dirty."""
     mismatches: list[Mismatch] = []
     elsewhere: list[bytes] = []
     rejected = 0
     for _ in range(TRIES):
-        judged = _patiently_judged(plan, table, ends, ledger, keys)
+        judged = _patiently_judged(plan, table, ends, ledger, keys, record)
         mismatches += judged.mismatches
         rejected += judged.rejected
         elsewhere += judged.elsewhere
         keys = sorted({line.key for line in judged.dirty})
-        if not keys:
+        if not keys or ledger.control().paused:
             break
         apply_batch(plan, ends, ledger, judged.dirty, every_shard=True)
     return elsewhere, Judged(mismatches=tuple(mismatches), rejected=rejected), len(keys)
@@ -270,9 +296,7 @@ def reconcile_table(
     kinds, cohorts, entities = Counter[str](), Counter[str](), set[bytes]()
     for chunk in _chunks(table, ends, ledger, chunk_rows):
         compared += chunk.keys
-        judged, hot = settle(plan, table, ends, ledger, chunk.candidates)
-        if judged.mismatches:  # at once: a pass that dies later has still found them
-            ledger.record_mismatches(check, judged.mismatches)
+        judged, hot = settle(plan, table, ends, ledger, chunk.candidates, partial(ledger.record_mismatches, check))
         kinds.update(mismatch.kind for mismatch in judged.mismatches)
         cohorts.update(mismatch.cohort for mismatch in judged.mismatches)
         if table.rewrite == "entity":
@@ -308,13 +332,26 @@ def _chunks(table: PlanTable, ends: Ends, ledger: Ledger, chunk_rows: int | None
     if not table.alike:
         yield from compare_partitions(table, ends.origin, ends.destination, rows)
         return
-    # Where the load was cut, for that has counted the rows once; what came above it since is cut now. No key is left
-    # out, wherever the ends are: the first range is open below, the last one above, and each begins where one ended.
-    cut = [chunk.upper for chunk in ledger.chunks(table.name) if chunk.upper is not None]
-    bounds = cut if chunk_rows else cut[CHUNKS_AT_ONCE - 1 :: CHUNKS_AT_ONCE]
-    bounds += ends.origin.chunk_ends(table.source, rows, bounds[-1] if bounds else None)
+    bounds = _bounds(table, ends, ledger, rows)
     for lower, upper in zip([None, *bounds], [*bounds, None], strict=True):
         yield compare_chunk(table, ends.origin, ends.destination, lower, upper)
+
+
+def _bounds(table: PlanTable, ends: Ends, ledger: Ledger, rows: int) -> list[bytes]:
+    """Where the load was cut, which has counted the rows once; what came above that since is cut now.
+
+    No key is left out, wherever the ends are: the first range is open below, the last above, and each begins where
+    one ended.
+    """
+    bounds, held = list[bytes](), 0
+    for chunk in ledger.chunks(table.name):
+        if chunk.rows > rows:  # finer ranges are asked for than the load had
+            return ends.origin.chunk_ends(table.source, rows)
+        held += chunk.rows
+        if held >= rows and chunk.upper is not None:
+            bounds.append(chunk.upper)
+            held = 0
+    return bounds + ends.origin.chunk_ends(table.source, rows, bounds[-1] if bounds else None)
 
 
 def _coverage(plan: Plan, ends: Ends, ledger: Ledger) -> str:

@@ -26,7 +26,7 @@ from fishladder.ledger.approvals import GATES, LOOK, OBSERVED, subject
 from fishladder.names import settle
 from fishladder.operate import Order, adopt, mark_keys, restart, rewrite_entities
 from fishladder.pace import Pace
-from fishladder.plan import Plan, Side, resolve
+from fishladder.plan import SIDES, Plan, Side, resolve
 from fishladder.preflight import preflight
 from fishladder.restored import check_ledger, tell_target
 from fishladder.serving import Replayer
@@ -352,6 +352,13 @@ def replicate(desk: Desk, *, seconds: float, until_idle: bool = False) -> apply.
             desk.say(f"{report.applied} changes applied, lag {report.lag or 0:.1f} s, {report.rejected} rejects")
 
     with desk.ends(desk.spec.lanes) as (plan, workers), desk.pace(workers[0].destination) as pace:
+        installed = {side: desk.ledger.coverage(side) for side in SIDES}
+
+        def outdated() -> bool:
+            """Whether prepare has found another table than the one that is planned with here."""
+            now = {side: desk.ledger.coverage(side) for side in SIDES}
+            return any(now[side].get(table) != digest for side in SIDES for table, digest in installed[side].items())
+
         return apply.follow(
             plan,
             workers,
@@ -362,6 +369,7 @@ def replicate(desk: Desk, *, seconds: float, until_idle: bool = False) -> apply.
             progress=progress,
             pace=pace.wait,
             beside=lambda: advance_attempts(desk, stalled),
+            outdated=outdated,
         )
 
 
@@ -378,6 +386,8 @@ def ask(desk: Desk, kind: Kind, cohorts: Sequence[str], *, actor: str, reason: s
         raise InputError("nobody is known to ask for this, so nobody else could approve it: trigger it as a person")
     if desk.ledger.control().paused:
         raise InputError(f"{desk.spec.migration} is paused, and a flip has to copy: resume it first")
+    if operations := desk.spec.application.operations:
+        load_operations(operations)  # past the switch, what is queued could be replayed by nothing else
     with desk.ends() as (plan, (ends,)):
         flip.check_ids(desk.spec, plan, ends.origin, ends.destination)
         if kind == "flip":
@@ -413,7 +423,8 @@ def verify_cohort(desk: Desk, attempt: int) -> Attempt:
     if found.outcome is None and found.step == "verify":
         with desk.cutover() as cutover:
             if not cutover.verify(found):
-                return desk.ledger.abort(found, "its rows differ; see the newest reconciliation")
+                why = "its rows are not proven equal: see the task's log, and the newest reconciliation"
+                return desk.ledger.abort(found, why)
     return desk.ledger.attempt(attempt)
 
 
@@ -649,7 +660,7 @@ def advance_attempts(desk: Desk, stalled: flip.Stalled | None = None) -> int:
                     after = cutover.advance(attempt.id)
                     if stalled is not None:
                         stalled.moved(after)
-                except FatalError as error:  # a person has to look at this one; the others go on
+                except (FatalError, InputError) as error:  # a person has to look at this one; the others go on
                     desk.say(f"{attempt.cohort}: attempt no. {attempt.id} cannot go on: {error}")
     return len(under_way)
 
@@ -820,7 +831,8 @@ def status(desk: Desk) -> dict[str, Any]:
         "mismatches": ledger.count_mismatches(),
         "mismatches_found": sum(result.missing + result.extra + result.differs for result in results),
         "changes": ledger.counts("applied").get("changes", 0),
-        "applier": applier.data if applier else None,
+        "applier": applier.data | {"at": applier.at.isoformat()} if applier else None,
+        "applier_at_work": verdict.at_work(applier, desk.clock.now()),
     }
 
 

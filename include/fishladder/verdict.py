@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from fishladder.cells import NO_HOME, SHARED
-from fishladder.ledger import Check, Ledger
+from fishladder.ledger import Check, Ledger, Status
 from fishladder.spec import Migration
 from fishladder.stores.base import APPLIED_TABLE, HOME_TABLE
 
@@ -87,9 +87,14 @@ def clean(spec: Migration, ledger: Ledger, *, passes: int, tables: Sequence[str]
     return all(ledger.clean_passes(table) >= passes for table in tables or tables_of(spec))
 
 
+def at_work(applier: Status | None, now: datetime) -> bool:
+    """Whether the applier, of which this is the last sign, follows the source."""
+    return applier is not None and now - applier.at <= SILENT
+
+
 def caught_up(ledger: Ledger, now: datetime, max_lag: timedelta) -> bool:
     """Whether the applier runs, is behind by at most ``max_lag``, and nothing else is dirty."""
     last = ledger.status("applier")
-    if last is None or now - last.at > SILENT or ledger.count_dirty():
+    if last is None or not at_work(last, now) or ledger.count_dirty():
         return False
     return timedelta(seconds=last.data["lag"] or 0) <= max_lag

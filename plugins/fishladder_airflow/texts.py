@@ -134,10 +134,12 @@ the router wait for seconds in a durable queue, are replayed in order, and none 
 *When to run it:* when the last reconciliations were clean and nothing is rejected. `{migration}_replicate` and
 `{migration}_monitor` must be on; the former also takes an attempt to its end whose task has died.
 
-*When it is red:* the {cohort} is where it was, and its customers are served: the log of the red task says why. Trigger
-the DAG again when that is mended. A **cutover** that is cleared goes on where the attempt is. When **observe** is red
-the {cohort} has moved, and a monitor is not quiet: see whether **send_back** has taken it back; if not, judge for
-yourself and run `{migration}_rollback`, or mend the cause and clear **observe**, which begins anew.
+*When it is red:* the log of the red task says why. The {cohort} is where it was, and its customers are served: trigger
+the DAG again when that is mended. But if **cutover** is red and the command line's *status* shows the attempt at
+*open*, *close* or *replay*, it is past its switch and only goes forward: mend what the log says, clear **cutover**, and
+switch `{migration}_replicate` on. When **observe** is red the {cohort} has moved, and a monitor is not quiet: see
+whether **send_back** has taken it back; if not, judge for yourself and run `{migration}_rollback`, or mend the cause
+and clear **observe**, which begins anew.
 """
 
 ROLLBACK = """\
@@ -151,7 +153,8 @@ applier has kept the source up to date.
 *When to run it:* when a flip was a mistake, minutes or months after it, until `{migration}_finish` has ended the way
 back. Shared tables go back first.
 
-*When it is red:* as there: the {cohort} is where it was, in {target}, and its customers are served.
+*When it is red:* as there: before its switch the {cohort} is where it was, in {target}, and its customers are served;
+past it, it only goes forward, to {source}.
 """
 
 MOVES = {"flip": FLIP, "rollback": ROLLBACK}
@@ -179,8 +182,9 @@ TASKS = {
     "monitor": "Asks every monitor. Red: one is not quiet, or gave no data; the message says which.",
     "verify": "A pass over every table, with traffic on. Red: rows of the cohort differ or are rejected; nothing was "
     "fenced.",
-    "cutover": "From the fence to the end of the replay. Red: aborted, and the cohort is where it was; or a store is "
-    "ahead of the ledger, and a person has to look.",
+    "cutover": "From the fence to the end of the replay. Red: aborted, and the cohort is where it was; or past the "
+    "switch, from where it only goes forward: mend what the log says, clear this task, and switch replicate on; or a "
+    "store is ahead of the ledger, and a person has to look.",
     "give_up": "Ends an attempt whose gates are closed, that was not approved, or whose rows differ. Otherwise it is "
     "skipped.",
     "observe": "Asks every monitor until all were quiet for as long as the file says. Red: one was not, or rows of the "

@@ -151,7 +151,6 @@ EMULATOR_LACKS = {
     "estimates": "the wire emulator takes no statistics: not verified on Oracle",
     "blanks at an end": "the wire emulator drops those that do not fit: not verified on Oracle",
     "NUL": "PostgreSQL, behind the wire emulator, has no NUL in a text: not verified on Oracle",
-    "large arrays": "the wire emulator loses its place in one of half a megabyte: not verified on Oracle",
     "deferred constraints": "the wire emulator's sessions cannot ask for them at once: not verified on Oracle",
     "partitions": "the wire emulator has none: not verified on Oracle",
     "snapshots": "the wire emulator has no autonomous transactions: not verified on Oracle",
@@ -172,8 +171,10 @@ class OraclePlace(Place):
         "64-bit integers": "a NUMBER has decimal digits",
         "NOT NULL texts": "a text that may be '' elsewhere may be NULL here",
         "quotes in names": "no name of Oracle's dictionary holds one",
+        "ON UPDATE CASCADE": "Oracle has none",
         "REPLACE": "Oracle has no REPLACE",
         "tables without transactions": "every table of Oracle has them",
+        "sessions to be ended": "the test ends one of MySQL",
         "types of MySQL": "a test of MySQL's types",
         "unchecked foreign keys": "a session cannot leave foreign keys unchecked: there are no orphans",
         # Of fishladder.

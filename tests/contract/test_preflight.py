@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -19,6 +20,7 @@ from fishladder.spec import loads
 from fishladder.stores import connect_url, open_store
 from fishladder.stores.base import Finding, Store
 from fishladder.stores.mysql import MySqlStore
+from fishladder.stores.mysql_schema import inspect
 from tests.contract.stores import STORES, Place
 
 SPEC = """
@@ -204,3 +206,18 @@ def test_time_zones_and_character_sets_of_the_server_are_told(place: Place) -> N
     place.administrator().execute(f"ALTER DATABASE `{schema}` CHARACTER SET latin1")
     changed = {f.where: f for f in place.open().inspect()}["character_set_database"]
     assert changed.level == "warn" and "is latin1" in changed.message
+
+
+def test_a_server_whose_commits_a_crash_takes_back_fails(place: Place) -> None:
+    """Not set on the server, where other tests are at work."""
+    real, name = place.open().run, b"innodb_flush_log_at_trx_commit"
+
+    def told(setting: bytes) -> Finding:
+        def run(sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
+            rows = real(sql, parameters)
+            return [(name, setting) if row[0] == name else row for row in rows] if sql == "SHOW VARIABLES" else rows
+
+        return {finding.where: finding for finding in inspect(run)}[name.decode()]
+
+    assert told(b"2").level == "fail" and "is 2: a crash of the server takes back copies" in told(b"2").message
+    assert told(b"1").level == "pass"

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from billing.database import Database
+from fishladder import apply
+from fishladder.apply import Ends, apply_batch, read_dirty
 from fishladder.clock import SystemClock
 from fishladder.fence import set_fence
 from fishladder.load import cut, load_chunk
@@ -350,3 +352,35 @@ def test_parents_are_written_first_and_deleted_last(mover: Mover) -> None:
 def test_a_circle_of_cascades_is_refused(circular: Mover, rule: str) -> None:
     move = circular(OFFICE, office(on_delete=rule))
     assert "employee (manager_id): its cascade in the source runs in a circle" in move.failures[0]
+
+
+# Rows that change hands -------------------------------------------------------------------------------------------
+
+
+def test_a_row_that_came_meanwhile_for_another_entity_is_not_overwritten(
+    mover: Mover, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its copier read that it was not there, and stalled; by then it is another's, whose cohort may have moved."""
+    mine = table("item", ["id"], *(column(name, "integer(19)", nullable=False) for name in ("id", "customer_id", "v")))
+    move = mover({"item": "{entity: customer_id}"}, [mine])
+    move.theirs.needs("row locks")
+    move.install()
+    move.load()
+    move.application(lambda db: db.execute("INSERT INTO item (id, customer_id, v) VALUES (7, 1, 1)"))
+    stale, real, done = read_dirty(move.plan, move.ends, move.ledger), apply._Batch.write, list[int]()
+    other = Ends(owner="source", origin=move.ours.open(), destination=move.theirs.open())
+
+    def late(batch: Any, copy: Any) -> None:
+        if not done:
+            done.append(1)
+            move.application(lambda db: db.execute("UPDATE item SET customer_id = 2, v = 2 WHERE id = 7"))
+            hers = [line for line in read_dirty(move.plan, other, move.ledger) if line.entity == b"1:2"]
+            assert apply_batch(move.plan, other, move.ledger, hers).written == 1  # as the drain of her cohort does
+        real(batch, copy)
+
+    monkeypatch.setattr(apply._Batch, "write", late)
+    applied = apply_batch(move.plan, move.ends, move.ledger, stale)
+    assert ([line.key for line in applied.wide], applied.written, applied.rejected) == ([b"1:7"], 0, 0)
+    assert move.there("item") == [(b"7", b"2", b"2")]
+    move.follow()
+    assert move.problems() == []

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from billing.database import DatabaseError
+from fishladder.plan import resolve
+from fishladder.spec import loads
 from tests.contract.shop import (
     WHEN,
     Line,
@@ -14,6 +16,7 @@ from tests.contract.shop import (
     add_line,
     add_subscription,
     entry,
+    install,
     key,
     open_shop,
 )
@@ -253,6 +256,59 @@ def test_a_cascade_passes_where_only_its_own_cohort_is_open(shop: Shop) -> None:
     shop.fence("*", "copier")
     shop.user.execute("DELETE FROM customer WHERE id = 1")
     assert len(shop.journal()) == 5
+
+
+FOLLOWING = """
+migration: following
+strategy: replicate
+source: {kind: KIND, connection: source}
+target: {kind: KIND, connection: target}
+application: {source: source_app, target: target_app}
+cohort: {label: country, root: customer, column: country_code, waves: [[AU, NZ], ["*"]]}
+tables:
+  customer: root
+  invoice: {entity: customer_id}
+  invoice_line: {via: invoice}
+"""
+
+
+def test_rows_that_follow_a_changed_key_to_another_entity_are_journaled_for_both(place: Place) -> None:
+    """A flip of the one that they left waits for them too: its copies are still there."""
+    place.needs("ON UPDATE CASCADE")
+    admin = place.administrator()
+    follows = "ON DELETE CASCADE ON UPDATE CASCADE"
+    for statement in (
+        "CREATE TABLE customer (id BIGINT NOT NULL PRIMARY KEY, country_code CHAR(2))",
+        "CREATE TABLE invoice (id BIGINT NOT NULL PRIMARY KEY, customer_id BIGINT NOT NULL)",
+        "CREATE TABLE invoice_line (id BIGINT NOT NULL PRIMARY KEY, invoice_id BIGINT NOT NULL,"
+        f" FOREIGN KEY (invoice_id) REFERENCES invoice (id) {follows})",
+    ):
+        admin.execute(statement)
+    store = place.open()
+    described = store.describe()
+    plan = resolve(
+        loads(FOLLOWING.replace("KIND", store.kind), name="following.yaml", environment={}), described, described
+    )
+    install(store, plan)
+    shop = Shop(place=place, store=store, plan=plan, user=place.user())
+    shop.user.execute("INSERT INTO customer VALUES (1, 'NZ'), (2, 'AU')")
+    shop.user.execute("INSERT INTO invoice VALUES (1, 1)")
+    shop.user.execute("INSERT INTO invoice_line VALUES (7, 1)")
+    shop.journal()
+
+    shop.user.execute("UPDATE invoice SET id = 9 WHERE id = 1")
+    assert owned(shop.journal()) == [
+        entry("invoice", 1, 1, "NZ"),
+        entry("invoice", 9, 1, "NZ"),
+        entry("invoice_line", 7, 1, "NZ"),
+    ]
+    shop.user.execute("UPDATE invoice SET id = 8, customer_id = 2 WHERE id = 9")
+    assert owned(shop.journal()) == [
+        entry("invoice", 8, 2, "AU"),
+        entry("invoice", 9, 1, "NZ"),
+        entry("invoice_line", 7, 1, "NZ"),
+        entry("invoice_line", 7, 2, "AU"),
+    ]
 
 
 def test_a_plan_that_is_in_use_stays(shop: Shop) -> None:

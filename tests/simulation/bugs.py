@@ -787,7 +787,7 @@ def verdict_without_locks() -> AbstractContextManager[Any]:
     """The verdict is given while nobody can change the row, nor copy it."""
     real = reconcile.judge
 
-    def broken(plan: Any, table: Any, ends: Any, ledger: Any, keys: Any) -> Any:
+    def broken(plan: Any, table: Any, ends: Any, ledger: Any, keys: Any, record: Any) -> Any:
         def reading(store: Any) -> Any:
             @contextmanager
             def begin(**_: Any) -> Iterator[Any]:
@@ -797,7 +797,7 @@ def verdict_without_locks() -> AbstractContextManager[Any]:
             return Instead(store, begin=begin)
 
         bare = replace(ends, origin=reading(ends.origin), destination=reading(ends.destination))
-        return real(plan, table, bare, ledger, keys)
+        return real(plan, table, bare, ledger, keys, record)
 
     return patch.object(reconcile, "judge", broken)
 

@@ -276,7 +276,7 @@ def promise_not_undone() -> AbstractContextManager[Any]:
     """A refused write's promise is undone."""
 
     def broken(self: Any, operation: Any, queued: Any, reason: str) -> None:
-        self.ledger.refuse_queued(queued.id, reason)
+        self.ledger.refuse_queued(queued, reason)
 
     return patch.object(Replayer, "_refuse", broken)
 

@@ -57,6 +57,11 @@ class Small:
     def ends(self) -> Ends:
         return Ends(owner="source", origin=self.source, destination=self.target)
 
+    def another(self, name: str) -> SqliteStore:
+        """Another connection to one of the stores."""
+        path = str(self.folder / f"{name}.db")
+        return SqliteStore(lambda: connect(path))
+
     def url(self, name: str) -> str:
         return f"sqlite:///{self.folder / name}.db"
 

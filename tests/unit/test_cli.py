@@ -76,7 +76,11 @@ def test_a_whole_migration_and_its_status(file: Path, capsys: pytest.CaptureFixt
     for table in tasks.cut(at):
         tasks.load_table(at, table, "1")
         tasks.close_table(at, table)
+    assert main(["status", str(file)]) == 0
+    assert ", no applier has been at work yet" in capsys.readouterr().out
     tasks.replicate(at, seconds=5, until_idle=True)
+    assert main(["status", str(file)]) == 0
+    assert ", lag of the applier 0.0 s" in capsys.readouterr().out
     for table in tasks.cut(at):
         tasks.reconcile_table(at, table)
     totals = tasks.totals(at)

@@ -168,6 +168,21 @@ def test_the_switch_itself_asks_for_doubts_of_the_cohort(flips: Flips, doubt: st
         ledger.switch(at, cutover.runs)
 
 
+def test_a_fence_that_its_store_has_lost_is_noticed_before_the_switch(flips: Flips) -> None:
+    """It crashed, and did not flush what it had committed: the application may have gone on writing there."""
+    number = flips.verified()
+    flips.until(number, "compare")
+    with closing(sqlite3.connect(flips.small.folder / "source.db")) as source:
+        source.execute("UPDATE fishladder_fence SET writer = 'application', epoch = 1 WHERE cohort = 'NZ'")
+        source.commit()
+    ended = flips.cutover.run(number)
+    assert ended.outcome == "aborted"
+    assert "NZ: the source's fence says application in epoch 1, and was raised for nobody in epoch 2" in str(
+        ended.error
+    )
+    assert flips.small.ledger.route("NZ").owner == "source"
+
+
 def test_the_switch_itself_leaves_others_their_doubts(flips: Flips) -> None:
     ledger, cutover = flips.small.ledger, flips.cutover
     at = flips.until(flips.verified(), "compare")
@@ -542,6 +557,31 @@ def test_an_attempt_whose_task_has_died_is_ended_by_replicate(flips: Flips) -> N
     assert flips.small.ledger.attempt(attempt.id) == attempt
     tasks.replicate(desk, seconds=3)
     assert flips.small.ledger.attempt(attempt.id).outcome == "done"
+
+
+def test_operations_that_cannot_be_loaded_are_found_before_anything_moves(flips: Flips) -> None:
+    """Past the switch nobody could replay what was queued, and there is no way back."""
+    text = SPEC.replace("target: target_app}", "target: target_app, operations: 'nowhere:operations'}")
+    spec = loads(text, name="small.yaml", environment={})
+    flips.small.ledger.record_spec(spec.to_json(), "", "", "test")
+    with pytest.raises(InputError, match=r"application\.operations: nowhere:operations: ModuleNotFoundError"):
+        tasks.ask(replace(desk_of(flips.small), spec=spec), "flip", ["NZ"], actor="ann", reason="")
+    assert flips.small.ledger.attempts() == []
+
+
+def test_a_replay_without_operations_stops_nobody_else(flips: Flips) -> None:
+    flips.small.ledger.record_spec(flips.small.spec.to_json(), "", "", "test")
+    number = flips.verified()
+    flips.until(number, "drain")
+    flips.router().write("pay", {"item": 10, "amount": 1}, key="a", entity=1)
+    flips.until(number, "open")
+    said: list[str] = []
+    desk = replace(desk_of(flips.small), say=said.append)
+    tasks.advance_attempts(desk)
+    tasks.advance_attempts(desk)
+    assert flips.small.ledger.attempt(number).step == "replay"
+    assert tasks.advance_attempts(desk) == 1
+    assert any(f"attempt no. {number} cannot go on: NZ: writes are queued" in line for line in said)
 
 
 def test_a_replay_that_is_taken_up_again_and_again_opens_its_connections_once(flips: Flips) -> None:

@@ -150,6 +150,18 @@ def test_rows_that_do_not_fit_become_rejects(make_small: Callable[..., Small]) -
     assert independent.compare(small.url("source"), small.url("target"), TABLES) == []
 
 
+def test_a_text_that_is_not_utf8_becomes_a_reject(small: Small) -> None:
+    """As clients leave it behind that told an Oracle the wrong character set. It must not end lane or applier."""
+    spoil = "UPDATE customer SET email = CAST(x'{}' AS TEXT) WHERE id = {}"
+    small.application(spoil.format("ff" * 50, 2))
+    small.load()
+    small.application(spoil.format("fe" * 50, 3), "UPDATE customer SET email = 'new' WHERE id = 1")
+    small.follow()
+    assert small.rows("target", "SELECT id, email FROM customer ORDER BY id") == [(1, "new"), (3, "c")]
+    rejects = {reject.key: (reject.column, reject.error) for reject in small.ledger.open_rejects("customer")}
+    assert rejects == dict.fromkeys((b"1:2", b"1:3"), ("email", "the value is not UTF-8"))
+
+
 def test_a_retry_after_the_fix_closes_the_reject(make_small: Callable[..., Small]) -> None:
     narrow = SCHEMA.partition("INSERT INTO")[0].replace("UNIQUE", "UNIQUE CHECK (email <> 'b')")
     small = make_small(target=narrow)

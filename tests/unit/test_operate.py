@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
@@ -69,6 +71,23 @@ def test_a_rate_is_kept_and_may_be_lifted_live(small: Small) -> None:
     clock.watch = lambda: small.ledger.set_control(rows_per_second=0, actor="ada") and None
     pace.wait(1_000)
     assert clock.time == pytest.approx(4.0)  # it looked again after a second
+
+
+def test_an_applier_whose_plan_is_no_longer_the_installed_one_ends(desk: tasks.Desk, small: Small) -> None:
+    """Else it would reject rows for a column's old length long after the column was widened, and prepare run again."""
+    small.load()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(tasks.replicate, desk, seconds=300.0)
+        small.application("UPDATE item SET amount = 8 WHERE id = 10")
+        end = time.monotonic() + 60
+        while small.rows("target", "SELECT amount FROM item WHERE id = 10") != [(8,)]:
+            assert time.monotonic() < end, "the applier does nothing"
+        small.ledger.record_coverage("target", {"elsewhere": "new"})  # of a table whose load has just ended: goes on
+        small.application("UPDATE item SET amount = 9 WHERE id = 10")
+        while small.rows("target", "SELECT amount FROM item WHERE id = 10") != [(9,)]:
+            assert time.monotonic() < end, "the applier has ended too soon"
+        small.ledger.record_coverage("target", {"item": "of another table"})
+        assert running.result(60).applied >= 2
 
 
 def test_a_pause_ends_the_waiting(small: Small) -> None:

@@ -6,14 +6,16 @@ import sqlite3
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fishladder.cells import SHARDS
+from fishladder import install
+from fishladder.cells import SHARDS, LogicalType
 from fishladder.errors import InputError
 from fishladder.plan import Plan, examine, resolve
 from fishladder.spec import loads
-from fishladder.stores.base import Finding, TableInfo
+from fishladder.stores.base import Column, Finding, ForeignKey, TableInfo
 from fishladder.stores.sqlite import SqliteStore, connect
 from tests.unit.small import SCHEMA, SPEC
 
@@ -75,6 +77,54 @@ def test_tables_tied_by_foreign_keys_that_are_always_checked_share_a_shard(tmp_p
     assert len(tied) == 1 and len(next(iter(tied))) == 1
     assert len({plan.shards("item", b"1:1", b"1:%d" % n, "source") for n in range(9)}) > 1
     assert len({plan.shards("price", b"1:%d" % n, None, "target") for n in range(9)}) > 1  # nothing refers to it
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_rows_that_refer_to_each_other_are_warned_of_on_either_way(tmp_path: Path, side: str) -> None:
+    """Where each is checked as it is written: a moved cohort goes back, too."""
+    ddl = DDL.replace("email VARCHAR(40) UNIQUE", "email VARCHAR(40) UNIQUE, last_item INTEGER REFERENCES item (id)")
+    source, target = described(tmp_path, source=ddl, target=ddl)
+    checked = source if side == "source" else target
+    for name, info in checked.items():
+        checked[name] = replace(info, foreign_keys=tuple(replace(fk, checked=True) for fk in info.foreign_keys))
+    findings, _ = examine(loads(SPEC, name="small.yaml", environment={}), source, target)
+    warned = {finding.where: finding.message for finding in findings if "closes a circle" in finding.message}
+    assert warned.keys() == {"customer (last_item)", "item (customer_id)"}
+    assert all(message.startswith("on the way back: its") == (side == "source") for message in warned.values())
+
+
+def test_new_tables_have_ids_that_their_store_can_generate() -> None:
+    """An Oracle generates a bare NUMBER, MySQL no DECIMAL; and what refers to it must be of the same type."""
+    number, counted = LogicalType(kind="decimal"), LogicalType(kind="integer", size=19)
+
+    def table(name: str, *columns: Column, key: str = "id", **more: Any) -> TableInfo:
+        return TableInfo(name=name, columns=columns, key=(key,), **more)
+
+    def up(column: str, parent: str) -> ForeignKey:
+        return ForeignKey(columns=(column,), parent=parent, parent_columns=("id",))
+
+    def made(name: str, type_: LogicalType = number, *, generated: bool = False) -> Column:
+        return Column(name=name, native="NUMBER", type=type_, nullable=False, generated=generated)
+
+    small = LogicalType(kind="integer", size=9)
+    ours = {
+        "customer": table("customer", made("id", generated=True), made("country"), made("price", small)),
+        "item": table(
+            "item", made("id"), made("customer_id"), foreign_keys=(up("id", "item"), up("customer_id", "customer"))
+        ),
+        "line": table("line", made("id", small, generated=True), foreign_keys=(up("id", "item"),)),
+        "price": table("price", made("id"), foreign_keys=(up("id", "customer"),)),
+    }
+    spec = loads(SPEC, name="small.yaml", environment={})
+    found = install.imagined_tables(spec, ours, ours)
+    types = {(name, column.name): column.type for name, info in found.items() for column in info.columns}
+    assert {place for place, type_ in types.items() if type_ == counted} == {
+        ("customer", "id"),
+        ("item", "customer_id"),
+        ("price", "id"),
+    }
+    assert types["line", "id"] == types["customer", "price"] == small
+    assert types["item", "id"] == number  # the application's own, of any digits
 
 
 def test_two_tables_are_never_one_in_the_target(tmp_path: Path) -> None:

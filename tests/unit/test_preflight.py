@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fishladder import tasks
+from fishladder import load, tasks
 from fishladder.capacity import bytes_text, duration
 from fishladder.clock import Clock, SystemClock
 from fishladder.errors import TransientError
@@ -148,6 +148,49 @@ def test_the_time_of_the_load_comes_from_the_chunks_that_are_done(small: Small) 
     assert "unknown until the first chunks are loaded; 11 rows are to be loaded" in said(findings(small), "load: time")
     small.load()
     assert "all is loaded, at " in said(findings(small), "load: time", "pass")
+
+
+def test_the_time_that_the_load_still_takes(small: Small) -> None:
+    calendar = Calendar()
+    small.ledger._clock = calendar.now
+    load.cut(small.plan, small.source, small.ledger, 2)
+    generation = small.ledger.start_table("item")
+    chunk = small.ledger.claim("item", generation, "1", timedelta(0))
+    assert chunk is not None
+    small.target.raise_token("item", chunk.no, chunk.generation, chunk.token)
+    calendar.sleep(1)
+    load.load_chunk(small.plan.table("item"), small.source, small.target, small.ledger, chunk)
+    found = said(findings(small, clock=calendar), "load: time", "pass")
+    assert found == "9 rows are left: about 2 s at the measured speed of 2 rows/s in each of 2 lanes"
+
+
+def test_a_disk_that_is_full_within_a_year_is_warned_of(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    calendar = Calendar()
+    monkeypatch.setattr(SqliteStore, "disk", lambda store: (1_200_000, 3_000_000))
+    findings(small, clock=calendar)
+    small.application("INSERT INTO item VALUES (40, 1, 8)")  # 36 of them in a year, as big as the twelve rows
+    calendar.sleep(10 * 86_400)
+    found = said(findings(small, clock=calendar), "target: space", "warn")
+    assert found == "3.0 MB are free, too little for a year: 1.2 MB now and 3.6 MB more in a year"
+
+
+@pytest.mark.parametrize(
+    ("ids", "follow", "level", "words"),
+    [
+        ("", True, "warn", "both stores generate ids: keep them apart before the first flip, with ids: {interleaved"),
+        ("ids: {interleaved: true}", True, "pass", "each store is to generate every second one; not checked here"),
+        ("ids: {target_from: 1000}", True, "warn", "raises the source's own counter above ids.target_from"),
+        ("ids: {target_from: 2}", False, "fail", "the source already generates ids from 3, above ids.target_from 2"),
+        ("ids: {target_from: 1000}", False, "pass", "ids: the source from 3, the target from "),
+    ],
+)
+def test_ids_that_both_stores_generate(
+    make_small: Callable[..., Small], monkeypatch: pytest.MonkeyPatch, ids: str, follow: bool, level: str, words: str
+) -> None:
+    """``follow``: the source's counter follows the rows that are copied back, as no sequence of an Oracle does."""
+    monkeypatch.setattr(SqliteStore, "ids_follow_rows", follow)
+    small = make_small(spec=f"{SPEC}{ids}\n")
+    assert words in said(findings(small), "price", level)
 
 
 def test_a_full_disk_fails(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:

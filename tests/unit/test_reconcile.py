@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
+from typing import Any
 
 import pytest
 
-from fishladder import install, reconcile
-from fishladder.errors import CoverageError, InputError
-from fishladder.ledger import CheckResult
+from fishladder import install, operate, reconcile
+from fishladder.clock import SystemClock
+from fishladder.errors import CoverageError, InputError, StaleError, TransientError
+from fishladder.ledger import CheckResult, Ledger
+from fishladder.pace import Pace
+from fishladder.plan import PlanTable
 from fishladder.stores.base import Triggers
 from tests import independent
 from tests.unit.small import SCHEMA, SPEC, Small
@@ -22,6 +27,10 @@ def loaded(small: Small) -> Small:
     return small
 
 
+def pace_of(small: Small) -> Pace:
+    return Pace(small.ledger, SystemClock(), small.target)
+
+
 def check(small: Small, table: str, chunk_rows: int = 2) -> CheckResult:
     return reconcile.reconcile_table(
         small.plan, small.plan.table(table), small.ends, small.ledger, chunk_rows=chunk_rows
@@ -30,6 +39,103 @@ def check(small: Small, table: str, chunk_rows: int = 2) -> CheckResult:
 
 def found(result: CheckResult) -> tuple[int, int, int]:
     return result.missing, result.extra, result.differs
+
+
+@pytest.mark.parametrize(("rows", "ranges"), [(1, 54), (2, 27), (10, 6), (1000, 1)])
+def test_ranges_are_joined_from_the_loads_chunks(
+    small: Small, monkeypatch: pytest.MonkeyPatch, rows: int, ranges: int
+) -> None:
+    """Differences at their ends, in rows that came since then between them, and above the last."""
+    small.application(*(f"INSERT INTO item VALUES ({number}, 1, 0)" for number in range(100, 180, 4)))
+    small.load(chunk_rows=2)
+    ends = [chunk.upper for chunk in small.ledger.chunks("item")]
+    assert len(ends) == 12
+    small.application(
+        *(f"INSERT INTO item VALUES ({number}, 2, 0)" for number in range(200, 230)),
+        "INSERT INTO item VALUES (130, 2, 0)",
+        "DELETE FROM item WHERE id IN (104, 144)",  # ends of chunks
+        "INSERT INTO item VALUES (9, 1, 0)",
+    )
+    small.follow()
+    spoiled = [9, 10, 20, 100, 112, 116, 120, 130, 148, 152, 176, 200, 229]
+    small.damage(
+        f"UPDATE item SET amount = -1 WHERE id IN ({', '.join(map(str, spoiled[1:-1]))})",
+        "DELETE FROM item WHERE id IN (9, 229)",
+        "INSERT INTO item VALUES (104, 1, 0), (131, 1, 0), (230, 1, 0)",
+    )
+    compared, real = [], reconcile.compare_chunk
+
+    def compare(table: PlanTable, source: Any, target: Any, lower: bytes | None, upper: bytes | None) -> Any:
+        compared.append((lower, upper))
+        return real(table, source, target, lower, upper)
+
+    monkeypatch.setattr(reconcile, "compare_chunk", compare)
+    result = check(small, "item", rows)
+    assert (found(result), result.compared) == ((2, 3, 11), 53 + 3)
+    assert len(compared) == ranges
+    small.follow()
+    assert independent.compare(small.url("source"), small.url("target"), TABLES) == []
+
+
+def test_a_mismatch_is_recorded_before_any_cohort_can_be_fenced(loaded: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a switch that counts no doubt could come between the verdict and the doubt, which would then be repaired
+    from the store that was wrong."""
+    waited: list[str] = []
+    real = type(loaded.ledger).record_mismatches
+
+    def record(ledger: Ledger, *found: Any) -> None:
+        with pytest.raises(TransientError), closing(loaded.another("target")) as target, target.begin(wait=0):
+            pytest.fail("somebody else may write fences")
+        waited.append("yes")
+        real(ledger, *found)
+
+    monkeypatch.setattr(type(loaded.ledger), "record_mismatches", record)
+    loaded.damage("UPDATE item SET amount = 77 WHERE id = 10")
+    assert found(check(loaded, "item")) == (0, 0, 1)
+    assert waited == ["yes"]
+
+
+def test_a_verdict_whose_record_is_in_doubt_is_not_repeated(loaded: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one would find a doubt where the first found a mismatch, and the pass would be clean."""
+    real = type(loaded.ledger).record_mismatches
+
+    def record(ledger: Ledger, *found: Any) -> None:
+        real(ledger, *found)
+        raise TransientError("the ledger went away")
+
+    monkeypatch.setattr(type(loaded.ledger), "record_mismatches", record)
+    loaded.damage("UPDATE item SET amount = 77 WHERE id = 10")
+    with pytest.raises(TransientError, match="the ledger went away"):
+        check(loaded, "item")
+    assert [line.key for line in loaded.ledger.open_mismatches("item")] == [b"2:10"]
+
+
+def test_a_pass_ends_when_its_table_is_restarted(loaded: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every row that is not loaded again yet would be a mismatch."""
+    real = reconcile.compare_chunk
+
+    def compare(*arguments: Any) -> Any:
+        names = ("item", "line")
+        operate.restart(loaded.plan, names, loaded.target, loaded.ledger, pace_of(loaded), actor="ada")
+        return real(*arguments)
+
+    monkeypatch.setattr(reconcile, "compare_chunk", compare)
+    with pytest.raises(StaleError, match="item: it was restarted while this pass was looking at it"):
+        check(loaded, "item")
+    assert loaded.ledger.open_mismatches() == []
+
+
+def test_a_pass_repairs_nothing_while_all_is_paused(loaded: Small) -> None:
+    loaded.application("UPDATE item SET amount = 9 WHERE id = 10")
+    loaded.ledger.set_control(paused=True, actor="ada")
+    result = check(loaded, "item")
+    assert (found(result), result.deferred) == ((0, 0, 0), 1)
+    assert loaded.rows("target", "SELECT amount FROM item WHERE id = 10") == [(5,)]
+    loaded.ledger.set_control(paused=False, actor="ada")
+    assert (check(loaded, "item").deferred, loaded.rows("target", "SELECT amount FROM item WHERE id = 10")) == (
+        0,
+        [(9,)],
+    )
 
 
 def test_equal_tables_are_clean(loaded: Small) -> None:

@@ -15,6 +15,7 @@ from fishladder.clock import SystemClock
 from fishladder.errors import FatalError, InputError, LedgerError
 from fishladder.fence import set_fence
 from fishladder.ledger import Ledger, Told
+from fishladder.operate import Order
 from fishladder.restored import check_ledger, tell_target
 from fishladder.stores import connect_url, open_store
 from tests import independent
@@ -108,6 +109,25 @@ def test_a_load_whose_chunks_were_forgotten_begins_again(
     with pytest.raises(LedgerError, match="restored from a backup"):
         tasks.cut(desk)
     assert tasks.adopt_ledger(desk, actor="ada") == ["item", "line"]
+    assert small.rows("target", "SELECT count(*) FROM item") == [(0,)]
+    load_all(small, desk)
+    replicate(desk)
+    assert independent.compare(small.url("source"), small.url("target"), TABLES) == []
+
+
+def test_generations_that_a_restored_target_has_forgotten_are_loaded_from_the_beginning(
+    small: Small, desk: tasks.Desk
+) -> None:
+    """They come once more with the same numbers, and nothing of theirs is done."""
+    load_all(small, desk)
+    with closing(sqlite3.connect(small.folder / "target.db")) as old, closing(sqlite3.connect(":memory:")) as kept:
+        old.backup(kept)
+        tasks.operate(desk, Order(action="restart tables", tables=("item", "line")), actor="ada")
+        load_all(small, desk)
+        small.target.close()
+        kept.backup(old)
+    tasks.adopt_ledger(desk, actor="ada")
+    tasks.operate(desk, Order(action="restart tables", tables=("item", "line")), actor="ada")
     assert small.rows("target", "SELECT count(*) FROM item") == [(0,)]
     load_all(small, desk)
     replicate(desk)

@@ -257,6 +257,7 @@ def switch(tx: Transaction, attempt: Attempt, runs: approvals.Runs) -> Attempt:
     Believes nobody: raises LedgerError unless the proofs of this very attempt and epoch are there, its approvals still
     hold and the ledger holds no doubt about the cohort, StaleError past the deadline.
     """
+    audit.head(tx, lock=True)  # whoever records a doubt right now goes first
     approvals.check(tx, attempt, runs, attempt.epoch - 1)  # fencing has raised it
     missing = {"drained", "compared"} - proofs(tx, attempt.id, attempt.epoch)
     if missing or "verified" not in proofs(tx, attempt.id):

@@ -139,6 +139,12 @@ def finish_cleaning(tx: Transaction, table: str, generation: int) -> None:
 def adopt(tx: Transaction, table: str, generation: int, phase: Phase) -> None:
     values = {"generation": generation, "phase": phase, "at": tx.now}
     upsert(tx.connection, tables.table, [{"migration": tx.migration, "table": table, **values}], replace=values)
+    # Generations that the target has forgotten come once more, with the same numbers: nothing of theirs is done. Tokens
+    # stay, so that their zombies hold none that is valid again.
+    columns = tables.chunk.c
+    forgotten = (columns.migration == tx.migration, columns.table == table, columns.generation > generation)
+    undone = {"state": "pending", "lane": None, "rows": 0, "claimed_at": None, "finished_at": None}
+    tx.connection.execute(update(tables.chunk).where(*forgotten).values(undone))
 
 
 def _set(tx: Transaction, table: str, **values: object) -> None:

@@ -357,15 +357,15 @@ class Ledger:
         with self._write() as tx:
             queue.finish(tx, results)
 
-    def refuse_queued(self, number: int, reason: str) -> None:
+    def refuse_queued(self, queued: Queued, reason: str) -> None:
         """The business said no to a queued write. Repeated, it changes nothing."""
         with self._write() as tx:
-            queue.refuse(tx, number, reason)
+            queue.refuse(tx, queued, reason)
 
-    def note_failed_replay(self, number: int, reason: str, most: int) -> queue.State:
+    def note_failed_replay(self, queued: Queued, reason: str, most: int) -> queue.State:
         """Count a failure of a queued write; after ``most`` it is parked, and its entity waits for a person."""
         with self._write() as tx:
-            return queue.note_failure(tx, number, reason, most)
+            return queue.note_failure(tx, queued, reason, most)
 
     def release_queued(self, number: int, *, actor: str) -> None:
         """Try a parked write again. Raises StaleError when it is not parked."""

@@ -185,7 +185,7 @@ def longest_wait(tx: Transaction, cohort: str, since: datetime) -> float | None:
 def finish(tx: Transaction, results: Mapping[Queued, str | None]) -> None:
     """Of writes that are waiting. One that is finished stays as it is."""
     columns = tables.queue.c
-    # The key, too: a ledger that was restored meanwhile gives the same number to another write.
+    # As in ``_update``: the key, too.
     mine = (columns.id == bindparam("number"), columns.idempotency_key == bindparam("key"))
     waits = (columns.migration == tx.migration, columns.finished_at.is_(None))
     done: dict[str, Any] = {"state": "done", "result": bindparam("returned"), "reason": None, "finished_at": tx.now}
@@ -193,19 +193,20 @@ def finish(tx: Transaction, results: Mapping[Queued, str | None]) -> None:
     tx.connection.execute(update(tables.queue).where(*mine, *waits).values(done), some)
 
 
-def refuse(tx: Transaction, number: int, reason: str) -> None:
+def refuse(tx: Transaction, queued: Queued, reason: str) -> None:
     """A write that is waiting. One that is finished stays as it is."""
-    _update(tx, number, WAITING, state="refused", result=None, reason=_storable(reason), finished_at=tx.now)
+    done = {"state": "refused", "result": None, "reason": _storable(reason), "finished_at": tx.now}
+    _update(tx, queued.id, WAITING, queued.key, **done)
 
 
-def note_failure(tx: Transaction, number: int, reason: str, most: int) -> State:
+def note_failure(tx: Transaction, queued: Queued, reason: str, most: int) -> State:
     """Count a failed attempt; after ``most`` of them the write is parked."""
     columns = tables.queue.c
-    _update(tx, number, ("pending",), attempts=columns.attempts + 1, reason=_storable(reason))
-    query = select(columns.attempts).where(columns.migration == tx.migration, columns.id == number)
+    _update(tx, queued.id, ("pending",), queued.key, attempts=columns.attempts + 1, reason=_storable(reason))
+    query = select(columns.attempts).where(columns.migration == tx.migration, columns.id == queued.id)
     if (tx.connection.scalar(query) or 0) < most:
         return "pending"
-    _update(tx, number, ("pending",), state="parked")
+    _update(tx, queued.id, ("pending",), queued.key, state="parked")
     return "parked"
 
 
@@ -225,9 +226,12 @@ def release(tx: Transaction, number: int) -> None:
         raise StaleError(f"write no. {number} of the queue is not parked")
 
 
-def _update(tx: Transaction, number: int, states: tuple[str, ...], **values: Any) -> int:
+def _update(tx: Transaction, number: int, states: tuple[str, ...], key: str | None = None, **values: Any) -> int:
+    """``key`` for whoever read the write some time ago: a restored ledger gives the same number to another one."""
     columns = tables.queue.c
     mine: list[ColumnElement[bool]] = [columns.migration == tx.migration, columns.id == number]
+    if key is not None:
+        mine.append(columns.idempotency_key == key)
     return tx.connection.execute(update(tables.queue).where(*mine, columns.state.in_(states)).values(values)).rowcount
 
 

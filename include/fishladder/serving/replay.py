@@ -86,7 +86,7 @@ class Replayer:
         except Exception as error:  # noqa: BLE001 - a poison write may raise anything, and parks its entity only
             if store.is_passing(error):
                 return None
-            state = self.ledger.note_failed_replay(queued.id, f"{type(error).__name__}: {error}", MOST_ATTEMPTS)
+            state = self.ledger.note_failed_replay(queued, f"{type(error).__name__}: {error}", MOST_ATTEMPTS)
             self.metrics.count(
                 "replayed", operation=queued.operation, outcome="parked" if state == "parked" else "failed"
             )
@@ -152,5 +152,5 @@ class Replayer:
         if operation is not None and operation.undo is not None and queued.optimistic is not None:
             operation.undo(json.loads(queued.payload), f"{queued.key}:undo")
             self.ledger.note_optimistic(queued.id, "undone")
-        self.ledger.refuse_queued(queued.id, reason)
+        self.ledger.refuse_queued(queued, reason)
         self.metrics.count("replayed", operation=queued.operation, outcome="refused")

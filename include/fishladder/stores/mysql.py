@@ -51,15 +51,12 @@ from fishladder.stores.mysql_triggers import KEY, NAME, trigger_texts
 from fishladder.stores.mysql_types import Binary, MariaDbDialect, MySqlDialect
 from fishladder.stores.mysql_upsert import MySqlSession
 from fishladder.stores.silence import CONNECT_SECONDS, SILENT_SECONDS, keep_asking
-from fishladder.stores.sql import STREAM_ROWS, Guard, Session, named, percent_marks
+from fishladder.stores.sql import FIRST_ROWS, Guard, Session, named, percent_marks, rows_at_once
 from fishladder.stores.sql_checks import Checks, WholeTables, words_last
 
 CHUNK_ROWS = 50_000
 METADATA_WAIT = 60
 """Seconds that a statement waits for somebody who changes a table's definition."""
-STREAM_BYTES = 8_000_000
-"""About how much a stream brings at once where rows are long; every SAMPLED-th is measured, of FIRST_ROWS at first."""
-FIRST_ROWS, SAMPLED = 20, 20
 STREAM_WAIT = 3_600
 """Seconds that the server waits for somebody to take the next rows of a stream; they may be rejected one by one."""
 INSTALL_TRIES = 30
@@ -289,8 +286,7 @@ class MySqlStore(WholeTables):
                 if not found:
                     return
                 yield found
-                longest = max(sum(map(len, filter(None, row))) for row in found[::SAMPLED])
-                size = max(1, min(STREAM_ROWS, STREAM_BYTES // (longest + 1)))
+                size = rows_at_once(found)
         finally:
             self._discard(connection)
 

@@ -211,7 +211,15 @@ def inspect(run: Run) -> list[Finding]:
     variables = {name.decode().lower(): value.decode() for name, value in run("SHOW VARIABLES")}
     zone = run("SELECT @@GLOBAL.time_zone")[0][0].decode()
     everywhere, here, single = privileges(run)
+    flush = variables["innodb_flush_log_at_trx_commit"]
     findings = [
+        expect(
+            "innodb_flush_log_at_trx_commit",
+            flush == "1",
+            "1: what is committed outlives a crash of the server",
+            f"is {flush}: a crash of the server takes back copies, fences and changes that the other side has acted on;"
+            " set it to 1 in its configuration",
+        ),
         expect(
             "sql_mode",
             "STRICT_" in run("SELECT @@GLOBAL.sql_mode")[0][0].decode(),

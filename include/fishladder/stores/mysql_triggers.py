@@ -68,6 +68,8 @@ def trigger_texts(dialect: MySqlDialect, table: Triggers, user: str) -> Iterator
         if relation.root_cohort is not None:
             update.journal("new", dialect.key_piece("e_new"), table=HOME_TABLE, when="NOT (e_old <=> e_new)")
     update.descendants("new", table.cascades, "NEW", when=rekeyed)
+    if relation.entity is not None:  # what follows by cascade leaves the old entity, whose copies still have it
+        update.descendants("old", table.cascades, "NEW", when=f"{rekeyed} AND NOT (e_old <=> e_new)")
     yield trigger_name(relation, "update"), "AFTER UPDATE", update.text()
 
 
@@ -166,7 +168,8 @@ class _Body:
 
     def descendants(self, which: str, cascades: Iterable[Cascade], parent: str, when: str = "TRUE") -> None:
         for cascade in cascades:
-            source = self.dialect.below(cascade, parent) + self.dialect.share
+            # As the cascade will: with a shared lock, others could still give these rows children unseen.
+            source = self.dialect.below(cascade, parent) + self.dialect.exclusive
             self.journal(which, self.dialect.key_sql(cascade.relation, "t"), source, cascade.relation.table, when)
 
     def text(self) -> str:

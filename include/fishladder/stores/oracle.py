@@ -57,14 +57,15 @@ from fishladder.stores.oracle_triggers import FENCED, KEY, NAME, READERS, fenced
 from fishladder.stores.oracle_types import SETTINGS, Char, Double, OracleDialect, dictionary_name, plain_name
 from fishladder.stores.silence import ASK_AFTER, CONNECT_SECONDS, SILENT_SECONDS
 from fishladder.stores.sql import (
+    FIRST_ROWS,
     KEYS_PER_STATEMENT,
-    STREAM_ROWS,
     Guard,
     Session,
     load_state,
     named,
     numbered_marks,
     read_fences,
+    rows_at_once,
     slices,
     statements,
 )
@@ -350,17 +351,19 @@ class OracleStore(WholeTables):
         connection, self._streaming = self._streaming or self._open(autocommit=True), None
         done = False
         try:
-            cursor = connection.cursor()
-            cursor.arraysize = STREAM_ROWS
+            cursor, size = connection.cursor(), FIRST_ROWS
+            cursor.arraysize = size
             with translated():
                 cursor.execute(numbered_marks(sql), list(parameters))
             while True:
+                cursor.arraysize = size  # the rows of a round trip, which are all in memory
                 with translated():
-                    found = cursor.fetchmany(STREAM_ROWS)
+                    found = cursor.fetchmany(size)
                 if not found:
                     done = True
                     return
                 yield found
+                size = rows_at_once(found)
         finally:
             if done and self._streaming is None:
                 self._streaming = connection

@@ -31,8 +31,10 @@ KEYS_PER_STATEMENT = 500
 ROWS_PER_STATEMENT = 500
 PARAMETERS_PER_STATEMENT = 30_000
 """SQLite takes 32,766."""
-STREAM_ROWS = 1_000
-"""How many rows a stream brings at once."""
+STREAM_ROWS, STREAM_BYTES = 1_000, 8_000_000
+"""How many rows a stream brings at once, and about how much where they are long."""
+FIRST_ROWS, SAMPLED = 20, 20
+"""So many rows come first; then every so-manieth is measured."""
 STATEMENT_BYTES = 1_000_000
 """About how long an INSERT may grow; a longer row goes alone."""
 
@@ -197,6 +199,12 @@ def statements(rows: Sequence[Row], most: int) -> Iterator[Sequence[Row]]:
         size += length
     if rows:
         yield rows[start:]
+
+
+def rows_at_once(found: Sequence[tuple[Any, ...]]) -> int:
+    """How many more rows a stream may bring at once if they are as long as these."""
+    longest = max(sum(map(len, filter(None, row))) for row in found[::SAMPLED])
+    return max(1, min(STREAM_ROWS, STREAM_BYTES // (longest + 1)))
 
 
 class Session:

@@ -29,7 +29,7 @@ from fishladder.stores.base import (
     Triggers,
     Writer,
 )
-from fishladder.stores.sql import STREAM_ROWS, Guard, Session, named
+from fishladder.stores.sql import FIRST_ROWS, Guard, Session, named, rows_at_once
 from fishladder.stores.sql_checks import Checks, WholeTables, words_last
 from fishladder.stores.sqlite_triggers import trigger_texts
 from fishladder.stores.sqlite_types import FUNCTIONS, SqliteDialect, can_be_key, declared_type, guard, logical_type
@@ -179,12 +179,14 @@ class SqliteStore(WholeTables):
         with closing(self._open()) as connection:
             with translated():
                 cursor = connection.execute(sql, parameters)
+            size = FIRST_ROWS
             while True:
                 with translated():
-                    found = cursor.fetchmany(STREAM_ROWS)
+                    found = cursor.fetchmany(size)
                 if not found:
                     return
                 yield found
+                size = rows_at_once(found)
 
     @contextmanager
     def begin(self, *, wait: float | None = None) -> Iterator[SqliteTransaction]:

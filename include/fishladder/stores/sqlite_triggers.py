@@ -100,12 +100,15 @@ def trigger_texts(
     if table.cascades:
         last = "(SELECT max(level) FROM fishladder_cascade)"
         yield trigger("deleted", "AFTER DELETE", [f"DELETE FROM fishladder_cascade WHERE level = {last};"])
-    moved = f"{old_key} <> {new_key}"
+    moved = rekeyed = f"{old_key} <> {new_key}"
+    left: list[str] = []
     refusals = [*_refuse_homeless(relation, new, old), _refuse(relation, f"{_closed(new)} AND NOT {adrift}")]
     if old is not None and new is not None:
         moved = f"({moved} OR {old} IS NOT {new})"
         apart = f"{_writer(_cohort(old))} IS NOT {_writer(_cohort(new))}"
         refusals.append(_refuse(relation, f"{old} IS NOT {new} AND ({_closed(old)} OR {apart})"))
+        # What follows by cascade leaves the old entity, whose copies still have it.
+        left += _descendants(dialect, table.cascades, "NEW", old, f"{rekeyed} AND {old} IS NOT {new}")
     yield trigger(
         "update",
         "AFTER UPDATE",
@@ -114,7 +117,8 @@ def trigger_texts(
             *refusals,
             _journal(relation.table, new_key, new, f" WHERE NOT {adrift}"),
             _journal(relation.table, old_key, old, f" WHERE {moved}"),
-            *_descendants(dialect, table.cascades, "NEW", new, f"{old_key} <> {new_key}"),
+            *_descendants(dialect, table.cascades, "NEW", new, rekeyed),
+            *left,
         ],
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import text
 
 from fishladder.errors import LedgerError, StaleError
-from fishladder.ledger import CheckResult, Control, DirtyKey, Ledger, Mismatch, Reject, open_ledger
+from fishladder.ledger import CheckResult, Control, DirtyKey, Ledger, Mismatch, Reject, audit, checks, open_ledger
 from fishladder.ledger.checks import Streak
 
 HOUR = timedelta(hours=1)
@@ -463,3 +463,22 @@ def test_counters_add_up_from_many_threads(ledger: Ledger) -> None:
             added.result()
     assert ledger.counts("applied") == {"batches": 20, "rows": 50}
     assert ledger.counts("lag") == {}
+
+
+def test_a_switch_sees_the_doubt_that_is_being_recorded(ledger: Ledger, url: str) -> None:
+    """It waits for whoever appends to the audit trail, and counts only then."""
+    ledger.ensure_routes(["NZ"], "ada")
+    at = ledger.begin_attempt("NZ", "flip", actor="ada", reason="", deadline=600)
+    ledger.prove(at, "verified", {})
+    at = ledger.drained(ledger.queue_attempt(ledger.fence_attempt(at, {})))
+    ledger.prove(at, "compared", {})
+    check = ledger.begin_check("invoice", "c1")
+    with open_ledger(url, migration="billing") as other, ThreadPoolExecutor(1) as pool:
+        with ledger._write() as tx:
+            checks.record_mismatches(tx, check, [mismatch(b"1:1")])
+            audit.head(tx, lock=True)
+            switching = pool.submit(other.switch, at, {})
+            wait([switching], timeout=1)  # too short only weakens the test
+        with pytest.raises(LedgerError, match="NZ: no switch while there are"):
+            switching.result(60)
+    assert ledger.route("NZ").owner == "source"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from sqlalchemy import text
 
@@ -33,12 +35,22 @@ def test_what_is_queued_is_as_it_will_be_read(queueing: Ledger) -> None:
     assert enqueue(queueing, "a") == queueing.queued("charge", CUSTOMER, "a") == first
 
 
+def test_a_replayer_from_before_a_restore_settles_no_other_write(queueing: Ledger) -> None:
+    """A ledger that was restored gives the number of a write that it has lost to another one."""
+    queued = enqueue(queueing, "a")
+    lost = replace(queued, key="lost")
+    queueing.refuse_queued(lost, "no")
+    queueing.finish_queued({lost: None})
+    assert queueing.note_failed_replay(lost, "why", 1) == "pending"
+    assert queueing.waiting() == [queued]
+
+
 def test_where_a_cohort_stands_and_what_waits(queueing: Ledger) -> None:
     standing = Route(stage="queue", owner="source", epoch=1)
     assert queueing.standing("NZ", CUSTOMER) == (standing, [])
     first, second = (enqueue(queueing, key) for key in ("a", "b"))
     enqueue(queueing, "a", entity=b"2:22")
-    assert queueing.note_failed_replay(second.id, "why", 1) == "parked"
+    assert queueing.note_failed_replay(second, "why", 1) == "parked"
     waiting = [Waiting(operation="charge", key=key, payload=PAYLOAD) for key in ("a", "b")]
     assert queueing.standing("NZ", CUSTOMER) == (standing, waiting)
     queueing.finish_queued({first: '"done"', second: None})
