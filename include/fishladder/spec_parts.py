@@ -333,9 +333,11 @@ class Gates(SpecModel):
     service_accounts: tuple[Word, ...] = ()
     """Accounts that are nobody's, and approve nothing."""
     observe: Duration = timedelta(minutes=15)
-    """So long after a flip every monitor must be quiet before the next wave may go."""
+    """So long after a flip every monitor must be quiet, and no row of the cohort differ or be rejected, before the next
+    wave may go."""
     automatic_rollback: bool = False
-    """A cohort goes back by itself when a monitor is not quiet in that time. Who approves the flip approves this."""
+    """A cohort goes back by itself when a monitor is not quiet in that time, or a row of it differs or is rejected. Who
+    approves the flip approves this."""
     deadline: Duration = timedelta(seconds=60)
     """From the fence to the switch; past it the attempt is aborted, and nothing has moved."""
 

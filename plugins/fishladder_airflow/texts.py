@@ -101,7 +101,8 @@ OPERATE = """\
 What an operator does to **{migration}** under way, by the task **operate**. Every action is an event of the audit trail
 under your name, and is obeyed within a batch.
 
-- *pause* and *resume*: everything that copies stops after its batch; customers notice nothing, the journal grows.
+- *pause* and *resume*: a lane stops after its chunk, the applier after its batch; customers notice nothing, the
+  journal grows.
 - *throttle*: rows per second, threads that the target runs, seconds that its replicas are behind.
 - *restart tables*: deletes what was loaded of them, in paced batches; run `{migration}_load` again afterwards. A
   table that refers to one of them by a foreign key must be restarted with it. Refused once a {cohort} has
