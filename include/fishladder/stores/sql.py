@@ -203,7 +203,7 @@ def statements(rows: Sequence[Row], most: int) -> Iterator[Sequence[Row]]:
 
 def rows_at_once(found: Sequence[tuple[Any, ...]]) -> int:
     """How many more rows a stream may bring at once if they are as long as these."""
-    longest = max(sum(map(len, filter(None, row))) for row in found[::SAMPLED])
+    longest = max(sum(len(cell) for cell in row if isinstance(cell, str | bytes)) for row in found[::SAMPLED])
     return max(1, min(STREAM_ROWS, STREAM_BYTES // (longest + 1)))
 
 
