@@ -62,7 +62,7 @@ def _translated(spec: Migration, ours: Mapping[str, TableInfo], name: str) -> Ta
         Column(
             name=table.rename.get(column.name, column.name),
             native=column.native,
-            type=GENERATED if _is_wide_id(spec, ours, name, column.name) else column.type,
+            type=_new_type(spec, ours, name, column.name),
             nullable=column.nullable,
             generated=column.generated,
         )
@@ -88,25 +88,30 @@ def _translated(spec: Migration, ours: Mapping[str, TableInfo], name: str) -> Ta
     )
 
 
-def _is_wide_id(
-    spec: Migration, ours: Mapping[str, TableInfo], table: str, name: str, below: frozenset[str] = frozenset()
-) -> bool:
-    """Whether a column holds ids that the database generates, or refers to such, and could hold longer ones."""
+def _new_type(
+    spec: Migration,
+    ours: Mapping[str, TableInfo],
+    table: str,
+    name: str,
+    below: frozenset[tuple[str, str]] = frozenset(),
+) -> LogicalType | None:
+    """An id that the database generates is of a type that MySQL generates, and a number that refers to an integer of
+    that one's type."""
     info = ours[table]
     column = info.column(name)
-    if column is None or column.type is None or column.type.kind not in ("integer", "decimal"):
-        return False
-    if column.type.kind == "integer" and column.type.size is not None and column.type.size <= UNSIGNED:
-        return False
-    if column.generated and info.key == (name,):
-        return True
-    above = ((fk, own_name(fk.parent, spec.tables)) for fk in info.foreign_keys if name in fk.columns)
-    return any(
-        parent in ours and parent not in below | {table} and _is_wide_id(spec, ours, parent, up, below | {table})
-        for fk, parent in above
-        for column_, up in zip(fk.columns, fk.parent_columns, strict=True)
-        if column_ == name
-    )
+    own = column.type if column is not None else None
+    if column is None or own is None or own.kind not in ("integer", "decimal"):
+        return own
+    seen = below | {(table, name)}
+    for fk in info.foreign_keys:
+        parent = own_name(fk.parent, spec.tables)
+        for child, up in zip(fk.columns, fk.parent_columns, strict=True):
+            if child == name and parent in ours and (parent, up) not in seen:
+                above = _new_type(spec, ours, parent, up, seen)
+                if above is not None and above.kind == "integer":
+                    return above
+    fits = own.kind == "integer" and own.size is not None and own.size <= UNSIGNED
+    return GENERATED if column.generated and info.key == (name,) and not fits else own
 
 
 def install(spec: Migration, plan: Plan, source: Store, target: Store, ledger: Ledger, *, actor: str) -> Installed:

@@ -21,7 +21,7 @@ from fishladder.cells import SHARDS, Cell, Row, row_digest, row_key
 from fishladder.coverage import check_coverage
 from fishladder.errors import InputError, StaleError, TransientError
 from fishladder.ledger import CheckResult, DirtyKey, Ledger, Mismatch
-from fishladder.plan import SIDES, Plan, PlanTable, other_side
+from fishladder.plan import SIDES, Plan, PlanTable, Side, other_side
 from fishladder.stores.base import Fence, Fenced, ForeignKey, Found, Relation, Store
 
 VERDICT_KEYS = 200
@@ -33,7 +33,7 @@ PARTITIONS = 64
 ORPHANS = 1_000
 
 
-Record = Callable[[Sequence[Mismatch]], object]
+Record = Callable[[Side, Sequence[Mismatch]], object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,13 +143,17 @@ def _spilled(path: Path) -> Iterator[tuple[bytes, bytes]]:
 
 
 def judge(
-    plan: Plan, table: PlanTable, ends: Ends, ledger: Ledger, keys: Sequence[bytes], record: Record = lambda found: None
+    plan: Plan,
+    table: PlanTable,
+    ends: Ends,
+    ledger: Ledger,
+    keys: Sequence[bytes],
+    record: Record = lambda owner, found: None,
 ) -> Judged:
     """The verdict on these keys, under every shard's lock, the owner's lock on their rows, and the fences' own.
 
     Only on those whose cohort's copies go this way, as the fence says. Mismatches are given to ``record`` under the
-    same locks: no cohort is fenced, and so none switches, between the verdict and the doubt. Raises StaleError when
-    the table is being loaded again.
+    same locks, before the applier can write a row of theirs. Raises StaleError when the table is being loaded again.
     """
     owner = table.at(ends.owner)
     other = table.at(other_side(ends.owner))
@@ -197,7 +201,7 @@ def judge(
             for key in wrong
         )
         if mismatches:
-            record(mismatches)
+            record(ends.owner, mismatches)
     return Judged(mismatches=mismatches, dirty=tuple(dirty), rejected=len(rejected), elsewhere=tuple(sorted(elsewhere)))
 
 
@@ -215,10 +219,10 @@ def _patiently_judged(
     """A deadlock with the owner's writers makes the verdict the victim, for it has written nothing: try again."""
     told = False
 
-    def tell(found: Sequence[Mismatch]) -> None:
+    def tell(owner: Side, found: Sequence[Mismatch]) -> None:
         nonlocal told
         told = True  # in doubt, too: what is recorded would be no mismatch any more, but a doubt
-        record(found)
+        record(owner, found)
 
     for _ in range(TRIES):
         try:

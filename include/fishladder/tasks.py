@@ -209,11 +209,19 @@ class Desk:
         record = self.ledger.spec()
         if record is None:
             raise InputError(f"{self.spec.migration}: run {self.spec.migration}_prepare first")
-        if Migration.from_json(record.spec).data_part() != self.spec.data_part():
+        if not self._has(record):
             raise InputError(
                 f"{self.spec.migration}: its file changed since prepare ran; run {self.spec.migration}_prepare"
             )
         return record
+
+    def is_prepared(self) -> bool:
+        """Whether prepare has taken the data part of this very file."""
+        record = self.ledger.spec()
+        return record is not None and self._has(record)
+
+    def _has(self, record: SpecRecord) -> bool:
+        return Migration.from_json(record.spec).data_part() == self.spec.data_part()
 
     def note_deployment(self, actor: str) -> None:
         """See that the audit has the file, as a whole, and the code that judge an attempt, and the ledger its text.
@@ -351,14 +359,18 @@ def replicate(desk: Desk, *, seconds: float, until_idle: bool = False) -> apply.
             last[0] = desk.clock.monotonic()
             desk.say(f"{report.applied} changes applied, lag {report.lag or 0:.1f} s, {report.rejected} rejects")
 
+    taken, installed = (
+        desk.ledger.spec(),
+        {side: desk.ledger.coverage(side) for side in SIDES},
+    )  # before there is a plan
+
+    def outdated() -> bool:
+        """Whether prepare has taken another file, or found another table, than what is planned with here."""
+        now = {side: desk.ledger.coverage(side) for side in SIDES}
+        other = any(now[side].get(table) != digest for side in SIDES for table, digest in installed[side].items())
+        return other or (desk.ledger.spec() != taken and not desk.is_prepared())
+
     with desk.ends(desk.spec.lanes) as (plan, workers), desk.pace(workers[0].destination) as pace:
-        installed = {side: desk.ledger.coverage(side) for side in SIDES}
-
-        def outdated() -> bool:
-            """Whether prepare has found another table than the one that is planned with here."""
-            now = {side: desk.ledger.coverage(side) for side in SIDES}
-            return any(now[side].get(table) != digest for side in SIDES for table, digest in installed[side].items())
-
         return apply.follow(
             plan,
             workers,
@@ -386,7 +398,7 @@ def ask(desk: Desk, kind: Kind, cohorts: Sequence[str], *, actor: str, reason: s
         raise InputError("nobody is known to ask for this, so nobody else could approve it: trigger it as a person")
     if desk.ledger.control().paused:
         raise InputError(f"{desk.spec.migration} is paused, and a flip has to copy: resume it first")
-    if operations := desk.spec.application.operations:
+    if kind != "complete" and (operations := desk.spec.application.operations):
         load_operations(operations)  # past the switch, what is queued could be replayed by nothing else
     with desk.ends() as (plan, (ends,)):
         flip.check_ids(desk.spec, plan, ends.origin, ends.destination)
@@ -666,11 +678,11 @@ def advance_attempts(desk: Desk, stalled: flip.Stalled | None = None) -> int:
 
 
 def await_prepare(desk: Desk, seconds: float) -> float:
-    """Wait at most this long until prepare has taken a migration file. Returns the seconds left, 0 if it has not."""
+    """Wait at most this long until prepare has taken this migration file. Returns the seconds left, 0 if it has not."""
     end, said = desk.clock.monotonic() + seconds, False
-    while (left := end - desk.clock.monotonic()) > 0 and desk.ledger.spec() is None:
+    while (left := end - desk.clock.monotonic()) > 0 and not desk.is_prepared():
         if not said:
-            desk.say(f"nothing to do before {desk.spec.migration}_prepare has run; waiting for it")
+            desk.say(f"nothing to do before {desk.spec.migration}_prepare has taken its file; waiting for it")
         said = True
         desk.clock.sleep(min(UNPREPARED_POLL, left))
     return max(left, 0.0)

@@ -214,7 +214,7 @@ class Auditor:
         elif label == "ledger.finish_check" and result:
             self._clean_pass(arguments[0], actor)
         elif label == "ledger.record_mismatches":
-            self._mismatches(arguments[0], arguments[1])
+            self._mismatches(arguments[0], arguments[2])
         if label == "target.begin.lock_load":
             self._writing.discard(actor)
         elif label in ("target.begin.insert", "target.begin.update", "target.begin.upsert") and arguments[1]:

@@ -162,7 +162,7 @@ def test_the_switch_itself_asks_for_doubts_of_the_cohort(flips: Flips, doubt: st
     elif doubt == "open rejects":
         ledger.record_rejects([Reject(**row, column=None, error="too long")])
     else:
-        ledger.record_mismatches(ledger.begin_check("item", "c"), [Mismatch(**row, kind="differs")])
+        ledger.record_mismatches(ledger.begin_check("item", "c"), "source", [Mismatch(**row, kind="differs")])
         ledger.forget([entry.id for entry in ledger.dirty_of("item", [row["key"]])])  # raised with it
     with pytest.raises(LedgerError, match=f"NZ: no switch while there are {doubt}"):
         ledger.switch(at, cutover.runs)
@@ -567,6 +567,8 @@ def test_operations_that_cannot_be_loaded_are_found_before_anything_moves(flips:
     with pytest.raises(InputError, match=r"application\.operations: nowhere:operations: ModuleNotFoundError"):
         tasks.ask(replace(desk_of(flips.small), spec=spec), "flip", ["NZ"], actor="ann", reason="")
     assert flips.small.ledger.attempts() == []
+    with pytest.raises(InputError, match="both stores generate its ids"):  # to complete, none is needed
+        tasks.ask(replace(desk_of(flips.small), spec=spec), "complete", ["NZ"], actor="ann", reason="")
 
 
 def test_a_replay_without_operations_stops_nobody_else(flips: Flips) -> None:

@@ -90,6 +90,25 @@ def test_an_applier_whose_plan_is_no_longer_the_installed_one_ends(desk: tasks.D
         assert running.result(60).applied >= 2
 
 
+def test_an_applier_whose_file_is_not_the_prepared_one_any_more_ends_and_waits(desk: tasks.Desk, small: Small) -> None:
+    """Gates and the like may change without prepare; what rows become may not."""
+    small.load()
+    spec, item = desk.spec, desk.spec.tables["item"]
+    gates = spec.model_copy(update={"gates": spec.gates.model_copy(update={"clean_passes": 9})})
+    data = spec.model_copy(update={"tables": {**spec.tables, "item": item.model_copy(update={"drop": ("amount",)})}})
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(tasks.replicate, desk, seconds=300.0)
+        small.ledger.record_spec(gates.to_json(), "gates", "code", "ada")
+        small.application("UPDATE item SET amount = 8 WHERE id = 10")
+        end = time.monotonic() + 60
+        while small.rows("target", "SELECT amount FROM item WHERE id = 10") != [(8,)]:
+            assert time.monotonic() < end and not running.done(), "the applier has ended"
+        small.ledger.record_spec(data.to_json(), "data", "code", "ada")
+        assert running.result(60).applied >= 1
+    assert tasks.await_prepare(replace(desk, clock=Hands()), 30.0) == 0.0
+    assert tasks.await_prepare(replace(desk, spec=data), 30.0) > 0
+
+
 def test_a_pause_ends_the_waiting(small: Small) -> None:
     clock = Hands()
     clock.watch = lambda: small.ledger.set_control(paused=True, actor="ada") and None

@@ -108,9 +108,15 @@ def test_new_tables_have_ids_that_their_store_can_generate() -> None:
 
     small = LogicalType(kind="integer", size=9)
     ours = {
-        "customer": table("customer", made("id", generated=True), made("country"), made("price", small)),
+        "customer": table(
+            "customer",
+            *(made("id", generated=True), made("parent"), made("country"), made("price", small)),
+            foreign_keys=(up("parent", "customer"),),
+        ),
         "item": table(
-            "item", made("id"), made("customer_id"), foreign_keys=(up("id", "item"), up("customer_id", "customer"))
+            "item",
+            *(made("id"), made("customer_id"), made("line")),
+            foreign_keys=(up("id", "item"), up("customer_id", "customer"), up("line", "line")),
         ),
         "line": table("line", made("id", small, generated=True), foreign_keys=(up("id", "item"),)),
         "price": table("price", made("id"), foreign_keys=(up("id", "customer"),)),
@@ -120,10 +126,11 @@ def test_new_tables_have_ids_that_their_store_can_generate() -> None:
     types = {(name, column.name): column.type for name, info in found.items() for column in info.columns}
     assert {place for place, type_ in types.items() if type_ == counted} == {
         ("customer", "id"),
+        ("customer", "parent"),
         ("item", "customer_id"),
         ("price", "id"),
     }
-    assert types["line", "id"] == types["customer", "price"] == small
+    assert types["line", "id"] == types["item", "line"] == types["customer", "price"] == small
     assert types["item", "id"] == number  # the application's own, of any digits
 
 

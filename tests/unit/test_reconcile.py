@@ -77,15 +77,14 @@ def test_ranges_are_joined_from_the_loads_chunks(
     assert independent.compare(small.url("source"), small.url("target"), TABLES) == []
 
 
-def test_a_mismatch_is_recorded_before_any_cohort_can_be_fenced(loaded: Small, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else a switch that counts no doubt could come between the verdict and the doubt, which would then be repaired
-    from the store that was wrong."""
+def test_a_mismatch_is_recorded_before_any_copier_can_write(loaded: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would tell of rows that were mended meanwhile."""
     waited: list[str] = []
     real = type(loaded.ledger).record_mismatches
 
     def record(ledger: Ledger, *found: Any) -> None:
         with pytest.raises(TransientError), closing(loaded.another("target")) as target, target.begin(wait=0):
-            pytest.fail("somebody else may write fences")
+            pytest.fail("somebody else may write rows")
         waited.append("yes")
         real(ledger, *found)
 

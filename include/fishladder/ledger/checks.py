@@ -18,9 +18,11 @@ from sqlalchemy import Row, func, insert, or_, select, update
 from fishladder.errors import LedgerError, StaleError
 from fishladder.ledger import audit, dirty, tables
 from fishladder.ledger.database import Transaction, may_be_open, slices, upsert
+from fishladder.ledger.routes import StoreName
 
 ORIGIN = "mismatch"
 """The origin of a dirty key that stands for a mismatch to be repaired."""
+SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,10 +120,12 @@ def note_compared(tx: Transaction, check: int, rows_source: int, rows_target: in
     _set(tx, check, rows_source=row.rows_source + rows_source, rows_target=row.rows_target + rows_target)
 
 
-def record_mismatches(tx: Transaction, check: int, mismatches: Collection[Mismatch]) -> None:
+def record_mismatches(tx: Transaction, check: int, owner: StoreName, mismatches: Collection[Mismatch]) -> None:
     if not mismatches:
         return
+    audit.head(tx, lock=True)  # a switch takes it first, too: it counts these, or is seen here
     row = _running(tx, check)
+    _refuse_switched(tx, owner, mismatches)
     _set(tx, check, clean=False)
     values = [
         {
@@ -147,6 +151,20 @@ def record_mismatches(tx: Transaction, check: int, mismatches: Collection[Mismat
     )
     kinds = Counter(mismatch.kind for mismatch in mismatches)
     audit.append(tx, audit.MACHINE, "mismatches recorded", {"check": check, "table": row.table, "found": kinds})
+
+
+def _refuse_switched(tx: Transaction, owner: StoreName, mismatches: Collection[Mismatch]) -> None:
+    columns = tables.route.c
+    query = select(columns.cohort).where(columns.migration == tx.migration, columns.owner != owner)
+    moved = set(tx.connection.scalars(query))
+    lost = [found for found in mismatches if found.cohort in moved]
+    if lost:
+        keys = ", ".join(f"{found.table} {found.key.decode(errors='backslashreplace')}" for found in lost[:SHOWN])
+        raise StaleError(
+            f"{', '.join(sorted({found.cohort for found in lost}))}: the {owner} was the owner when {len(lost)} rows"
+            f" were found to differ from its own, and no longer is: {keys}; look at them in both stores, for the next"
+            " pass takes the new owner's for right"
+        )
 
 
 def finish(tx: Transaction, check: int, result: CheckResult) -> bool:

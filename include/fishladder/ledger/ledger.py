@@ -317,10 +317,10 @@ class Ledger:
         with self._write() as tx:
             return queue.enqueue(tx, cohort, entity, operation, key, digest, payload, optimistic, epoch)
 
-    def note_optimistic(self, number: int, state: queue.Optimistic) -> None:
+    def note_optimistic(self, queued: Queued, state: queue.Optimistic) -> None:
         """What became of that."""
         with self._write() as tx:
-            queue.note_optimistic(tx, number, state)
+            queue.note_optimistic(tx, queued, state)
 
     def queued(self, operation: str, entity: bytes, key: str) -> Queued | None:
         """A write that was queued under this key, whatever became of it."""
@@ -581,10 +581,13 @@ class Ledger:
         with self._write() as tx:
             checks.note_compared(tx, check, rows_source, rows_target)
 
-    def record_mismatches(self, check: int, mismatches: Collection[Mismatch]) -> None:
-        """Record them and mark their keys dirty. Raises LedgerError (no such check), StaleError (it is finished)."""
+    def record_mismatches(self, check: int, owner: StoreName, mismatches: Collection[Mismatch]) -> None:
+        """Record where the copies differ from the ``owner``'s rows, and mark their keys dirty.
+
+        Raises LedgerError (no such check), StaleError (it is finished, or a cohort of theirs has another owner now).
+        """
         with self._write() as tx:
-            checks.record_mismatches(tx, check, mismatches)
+            checks.record_mismatches(tx, check, owner, mismatches)
 
     def finish_check(self, check: int, result: CheckResult) -> bool:
         """Whether it is clean: no mismatch, nothing deferred, no orphans or duplicates, the same coverage, not void.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import ColumnElement, Row, bindparam, func, insert, select, update
+from sqlalchemy import Row, bindparam, func, insert, select, update
 
 from fishladder.errors import InputError, StaleError
 from fishladder.ledger import tables
@@ -21,6 +21,8 @@ QUEUEING = ("queue", "replay")
 """Stages in which a write may be queued."""
 WAITING = ("pending", "parked", "unwanted")
 """Of writes that are not over: the last are about to be refused, in the owner too."""
+SAME = ("operation", "entity", "idempotency_key")
+"""What tells a write from another that a restored ledger has given the same number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,33 +187,35 @@ def longest_wait(tx: Transaction, cohort: str, since: datetime) -> float | None:
 def finish(tx: Transaction, results: Mapping[Queued, str | None]) -> None:
     """Of writes that are waiting. One that is finished stays as it is."""
     columns = tables.queue.c
-    # As in ``_update``: the key, too.
-    mine = (columns.id == bindparam("number"), columns.idempotency_key == bindparam("key"))
+    mine = (columns.id == bindparam("number"), *(columns[name] == bindparam(f"its_{name}") for name in SAME))
     waits = (columns.migration == tx.migration, columns.finished_at.is_(None))
     done: dict[str, Any] = {"state": "done", "result": bindparam("returned"), "reason": None, "finished_at": tx.now}
-    some = [{"number": queued.id, "key": queued.key, "returned": result} for queued, result in results.items()]
+    some = [
+        {"number": queued.id, "returned": result, **{f"its_{name}": value for name, value in _same(queued).items()}}
+        for queued, result in results.items()
+    ]
     tx.connection.execute(update(tables.queue).where(*mine, *waits).values(done), some)
 
 
 def refuse(tx: Transaction, queued: Queued, reason: str) -> None:
     """A write that is waiting. One that is finished stays as it is."""
     done = {"state": "refused", "result": None, "reason": _storable(reason), "finished_at": tx.now}
-    _update(tx, queued.id, WAITING, queued.key, **done)
+    _update(tx, queued, WAITING, **done)
 
 
 def note_failure(tx: Transaction, queued: Queued, reason: str, most: int) -> State:
     """Count a failed attempt; after ``most`` of them the write is parked."""
     columns = tables.queue.c
-    _update(tx, queued.id, ("pending",), queued.key, attempts=columns.attempts + 1, reason=_storable(reason))
+    _update(tx, queued, ("pending",), attempts=columns.attempts + 1, reason=_storable(reason))
     query = select(columns.attempts).where(columns.migration == tx.migration, columns.id == queued.id)
     if (tx.connection.scalar(query) or 0) < most:
         return "pending"
-    _update(tx, queued.id, ("pending",), queued.key, state="parked")
+    _update(tx, queued, ("pending",), state="parked")
     return "parked"
 
 
-def note_optimistic(tx: Transaction, number: int, state: Optimistic) -> None:
-    _update(tx, number, (*WAITING, "done", "refused"), optimistic=state)
+def note_optimistic(tx: Transaction, queued: Queued, state: Optimistic) -> None:
+    _update(tx, queued, (*WAITING, "done", "refused"), optimistic=state)
 
 
 def give_up(tx: Transaction, number: int, reason: str) -> None:
@@ -226,13 +230,16 @@ def release(tx: Transaction, number: int) -> None:
         raise StaleError(f"write no. {number} of the queue is not parked")
 
 
-def _update(tx: Transaction, number: int, states: tuple[str, ...], key: str | None = None, **values: Any) -> int:
-    """``key`` for whoever read the write some time ago: a restored ledger gives the same number to another one."""
+def _update(tx: Transaction, which: int | Queued, states: tuple[str, ...], **values: Any) -> int:
+    """Of a number that somebody names now, or of a write that was read some time ago."""
     columns = tables.queue.c
-    mine: list[ColumnElement[bool]] = [columns.migration == tx.migration, columns.id == number]
-    if key is not None:
-        mine.append(columns.idempotency_key == key)
+    number, same = (which, {}) if isinstance(which, int) else (which.id, _same(which))
+    mine = (columns.migration == tx.migration, columns.id == number, *(columns[k] == v for k, v in same.items()))
     return tx.connection.execute(update(tables.queue).where(*mine, columns.state.in_(states)).values(values)).rowcount
+
+
+def _same(queued: Queued) -> dict[str, Any]:
+    return dict(zip(SAME, (queued.operation, queued.entity, queued.key), strict=True))
 
 
 def _storable(reason: str) -> str:

@@ -76,7 +76,7 @@ class Replayer:
             operation = self.operations[queued.operation]
             if queued.optimistic == "due" and operation.optimistic is not None:
                 operation.optimistic(json.loads(queued.payload), queued.key)  # whoever queued it died before
-                self.ledger.note_optimistic(queued.id, "done")
+                self.ledger.note_optimistic(queued, "done")
             known = self._decide(operation, store, queued, route)
             if known is not None and known.refused:
                 self._refuse(operation, queued, json.loads(known.result or "null"))
@@ -151,6 +151,6 @@ class Replayer:
         """``operation``: None for one that nobody knows any more, and that only a person can refuse."""
         if operation is not None and operation.undo is not None and queued.optimistic is not None:
             operation.undo(json.loads(queued.payload), f"{queued.key}:undo")
-            self.ledger.note_optimistic(queued.id, "undone")
+            self.ledger.note_optimistic(queued, "undone")
         self.ledger.refuse_queued(queued, reason)
         self.metrics.count("replayed", operation=queued.operation, outcome="refused")

@@ -217,7 +217,7 @@ class Router:
         if queued.optimistic == "due" and wanted.operation.optimistic is not None:
             try:
                 wanted.operation.optimistic(wanted.payload, wanted.key)
-                self.ledger.note_optimistic(queued.id, "done")
+                self.ledger.note_optimistic(queued, "done")
             except Exception:  # noqa: BLE001 - whatever the application's own code raised: the write is accepted
                 self.metrics.count("promises", operation=wanted.operation.name, outcome="left to the replay")
         return Written(state="queued")

@@ -168,8 +168,8 @@ class _Body:
 
     def descendants(self, which: str, cascades: Iterable[Cascade], parent: str, when: str = "TRUE") -> None:
         for cascade in cascades:
-            # As the cascade will: with a shared lock, others could still give these rows children unseen.
-            source = self.dialect.below(cascade, parent) + self.dialect.exclusive
+            # Not FOR UPDATE: a trigger may not lock a table like this that the customer's own statement reads (1442).
+            source = self.dialect.below(cascade, parent) + self.dialect.share
             self.journal(which, self.dialect.key_sql(cascade.relation, "t"), source, cascade.relation.table, when)
 
     def text(self) -> str:

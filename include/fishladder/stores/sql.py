@@ -34,7 +34,7 @@ PARAMETERS_PER_STATEMENT = 30_000
 STREAM_ROWS, STREAM_BYTES = 1_000, 8_000_000
 """How many rows a stream brings at once, and about how much where they are long."""
 FIRST_ROWS, SAMPLED = 20, 20
-"""So many rows come first; then every so-manieth is measured."""
+"""So many rows come first, and all are measured; then every so-manieth."""
 STATEMENT_BYTES = 1_000_000
 """About how long an INSERT may grow; a longer row goes alone."""
 
@@ -203,7 +203,8 @@ def statements(rows: Sequence[Row], most: int) -> Iterator[Sequence[Row]]:
 
 def rows_at_once(found: Sequence[tuple[Any, ...]]) -> int:
     """How many more rows a stream may bring at once if they are as long as these."""
-    longest = max(sum(len(cell) for cell in row if isinstance(cell, str | bytes)) for row in found[::SAMPLED])
+    some = found[::SAMPLED] if len(found) > FIRST_ROWS else found
+    longest = max(sum(len(cell) for cell in row if isinstance(cell, str | bytes)) for row in some)
     return max(1, min(STREAM_ROWS, STREAM_BYTES // (longest + 1)))
 
 

@@ -115,7 +115,7 @@ def test_chunks_keys_and_values_are_no_events(chain: Ledger) -> None:
     chain.retry_rejects(error="'value'")
     found = Mismatch(table="invoice", key=b"key", entity=b"entity", cohort="NZ", kind="extra")
     check = chain.begin_check("invoice", "c1")
-    chain.record_mismatches(check, [found])
+    chain.record_mismatches(check, "source", [found])
     chain.finish_check(check, CheckResult(compared=1, extra=1, coverage="c1", by_cohort={"NZ": 1}))
     chain.close_table("invoice", 1)
     latest = chain.events(4)
@@ -143,8 +143,8 @@ def changes(ledger: Ledger) -> list[tuple[Callable[[], object], Callable[[], obj
         (lambda: ledger.start_table("x"), lambda: ledger.table_state("x"), TableState(generation=0, phase="new")),
         (lambda: ledger.close_table("plan", 1), lambda: ledger.table_state("plan").phase, "loading"),
         (ledger.retry_rejects, ledger.count_dirty, 0),
-        (lambda: ledger.record_mismatches(check, [found]), ledger.open_mismatches, []),
-        (lambda: ledger.record_mismatches(check, [found]), ledger.count_dirty, 0),
+        (lambda: ledger.record_mismatches(check, "source", [found]), ledger.open_mismatches, []),
+        (lambda: ledger.record_mismatches(check, "source", [found]), ledger.count_dirty, 0),
         (lambda: ledger.finish_check(check, result), lambda: ledger.checks()[-1].finished_at, None),
         (lambda: ledger.void_checks(["invoice"], "why"), lambda: ledger.clean_passes("invoice"), 1),
         (lambda: ledger.record_coverage("source", {"x": "d"}), lambda: ledger.coverage("source"), {}),

@@ -153,7 +153,7 @@ def test_every_method_is_one_transaction(loading: Ledger) -> None:
         lambda: loading.finish_chunk("invoice", 1, 1, 10),
         loading.retry_rejects,
         lambda: loading.record_mismatches(
-            check, [Mismatch(table="invoice", key=b"1", entity=None, cohort="NZ", kind="extra")]
+            check, "source", [Mismatch(table="invoice", key=b"1", entity=None, cohort="NZ", kind="extra")]
         ),
         lambda: loading.finish_check(check, CheckResult(compared=10, coverage="c1", by_cohort={})),
         lambda: loading.record_coverage("source", {"invoice": "d"}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
@@ -12,7 +13,7 @@ import pytest
 from sqlalchemy import text
 
 from fishladder.errors import LedgerError, StaleError
-from fishladder.ledger import CheckResult, Control, DirtyKey, Ledger, Mismatch, Reject, audit, checks, open_ledger
+from fishladder.ledger import CheckResult, Control, DirtyKey, Ledger, Mismatch, Reject, checks, open_ledger
 from fishladder.ledger.checks import Streak
 
 HOUR = timedelta(hours=1)
@@ -298,13 +299,13 @@ def test_a_check_that_died(ledger: Ledger) -> None:
     assert checked(ledger)
     ledger.begin_check("invoice", "c1")
     assert ledger.clean_passes("invoice") == 1, "it says nothing"
-    ledger.record_mismatches(ledger.begin_check("invoice", "c1"), [mismatch(b"1")])
+    ledger.record_mismatches(ledger.begin_check("invoice", "c1"), "source", [mismatch(b"1")])
     assert ledger.clean_passes("invoice") == 0, "it has found something"
 
 
 def test_a_check_with_a_recorded_mismatch_cannot_end_clean(ledger: Ledger) -> None:
     check = ledger.begin_check("invoice", "c1")
-    ledger.record_mismatches(check, [mismatch(b"1")])
+    ledger.record_mismatches(check, "source", [mismatch(b"1")])
     assert not ledger.finish_check(check, result())
 
 
@@ -327,9 +328,9 @@ def test_voided_checks_do_not_count(ledger: Ledger) -> None:
 def test_mismatches_are_dirty_until_they_are_settled(ledger: Ledger) -> None:
     check = ledger.begin_check("invoice", "c1")
     found = [mismatch(b"1", "missing"), mismatch(b"2"), mismatch(b"3", cohort="AU")]
-    ledger.record_mismatches(check, found)
-    ledger.record_mismatches(check, found[:1])
-    ledger.record_mismatches(check, [])
+    ledger.record_mismatches(check, "source", found)
+    ledger.record_mismatches(check, "source", found[:1])
+    ledger.record_mismatches(check, "source", [])
     assert [(line.key, line.kind, line.check) for line in ledger.open_mismatches()] == [
         (b"1", "missing", check),
         (b"2", "differs", check),
@@ -338,7 +339,7 @@ def test_mismatches_are_dirty_until_they_are_settled(ledger: Ledger) -> None:
     assert {(entry.key, entry.origin) for entry in ledger.dirty(10)} == {(line.key, "mismatch") for line in found}
     assert (ledger.count_mismatches(), ledger.count_mismatches("AU")) == (3, 1)
     second = ledger.begin_check("invoice", "c1")
-    ledger.record_mismatches(second, [mismatch(b"1", "extra")])
+    ledger.record_mismatches(second, "source", [mismatch(b"1", "extra")])
     ledger.settle_mismatches("customer", [b"1", b"2"])
     assert ledger.count_mismatches() == 4
     ledger.settle_mismatches("invoice", [b"1", b"2"])
@@ -466,7 +467,7 @@ def test_counters_add_up_from_many_threads(ledger: Ledger) -> None:
 
 
 def test_a_switch_sees_the_doubt_that_is_being_recorded(ledger: Ledger, url: str) -> None:
-    """It waits for whoever appends to the audit trail, and counts only then."""
+    """It waits for whoever records one, and counts only then."""
     ledger.ensure_routes(["NZ"], "ada")
     at = ledger.begin_attempt("NZ", "flip", actor="ada", reason="", deadline=600)
     ledger.prove(at, "verified", {})
@@ -475,10 +476,28 @@ def test_a_switch_sees_the_doubt_that_is_being_recorded(ledger: Ledger, url: str
     check = ledger.begin_check("invoice", "c1")
     with open_ledger(url, migration="billing") as other, ThreadPoolExecutor(1) as pool:
         with ledger._write() as tx:
-            checks.record_mismatches(tx, check, [mismatch(b"1:1")])
-            audit.head(tx, lock=True)
+            checks.record_mismatches(tx, check, "source", [mismatch(b"1:1")])
             switching = pool.submit(other.switch, at, {})
             wait([switching], timeout=1)  # too short only weakens the test
         with pytest.raises(LedgerError, match="NZ: no switch while there are"):
             switching.result(60)
     assert ledger.route("NZ").owner == "source"
+
+
+def test_a_doubt_that_comes_after_the_switch_is_refused(ledger: Ledger) -> None:
+    """It would be repaired from the new owner, which may have the wrong row."""
+    ledger.ensure_routes(["NZ", "AU"], "ada")
+    at = ledger.begin_attempt("NZ", "flip", actor="ada", reason="", deadline=600)
+    ledger.prove(at, "verified", {})
+    at = ledger.drained(ledger.queue_attempt(ledger.fence_attempt(at, {})))
+    ledger.prove(at, "compared", {})
+    check = ledger.begin_check("invoice", "c1")
+    ledger.switch(at, {})
+    with pytest.raises(
+        StaleError, match=r"NZ: the source was the owner when 1 rows were .*: invoice 1:1; look at them"
+    ):
+        ledger.record_mismatches(check, "source", [mismatch(b"1:1"), replace(mismatch(b"1:2"), cohort="AU")])
+    assert (ledger.open_mismatches(), ledger.count_dirty()) == ([], 0)
+    ledger.record_mismatches(check, "target", [mismatch(b"1:1")])
+    ledger.record_mismatches(check, "source", [replace(mismatch(b"1:2"), cohort="AU")])
+    assert [found.key for found in ledger.open_mismatches()] == [b"1:1", b"1:2"]

@@ -38,11 +38,12 @@ def test_what_is_queued_is_as_it_will_be_read(queueing: Ledger) -> None:
 def test_a_replayer_from_before_a_restore_settles_no_other_write(queueing: Ledger) -> None:
     """A ledger that was restored gives the number of a write that it has lost to another one."""
     queued = enqueue(queueing, "a")
-    lost = replace(queued, key="lost")
-    queueing.refuse_queued(lost, "no")
-    queueing.finish_queued({lost: None})
-    assert queueing.note_failed_replay(lost, "why", 1) == "pending"
-    assert queueing.waiting() == [queued]
+    for lost in (replace(queued, key="lost"), replace(queued, entity=b"2:22"), replace(queued, operation="refund")):
+        queueing.refuse_queued(lost, "no")
+        queueing.finish_queued({lost: None})
+        queueing.note_optimistic(lost, "undone")
+        assert queueing.note_failed_replay(lost, "why", 1) == "pending"
+        assert queueing.waiting() == [queued]
 
 
 def test_where_a_cohort_stands_and_what_waits(queueing: Ledger) -> None:

@@ -67,7 +67,7 @@ def test_a_router_has_what_it_needs(owner: Ledger, application: Ledger) -> None:
     assert application.routes() == owner.routes()
     queued = application.enqueue("NZ", b"1:7", "charge", "a", "digest", PAYLOAD, optimistic=True, epoch=1)
     assert isinstance(queued, Queued)
-    application.note_optimistic(queued.id, "done")
+    application.note_optimistic(queued, "done")
     route, waiting = application.standing("NZ", b"1:7")
     assert (route, [found.key for found in waiting]) == (owner.route("NZ"), ["a"])
     (found,) = owner.waiting()
