@@ -88,6 +88,22 @@ def test_the_applier_waits_for_prepare_and_is_skipped_without_it(url: str) -> No
         apply.execute({})
 
 
+def test_the_applier_waits_for_prepare_of_a_changed_file_and_fails_without_it(
+    url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for side in ("SOURCE", "TARGET"):
+        monkeypatch.setenv(f"AIRFLOW_CONN_BILLING_{side}", f"sqlite:///{tmp_path}/{side}.db")
+    spec = load(FILE)
+    before = spec.model_copy(
+        update={"tables": {name: table for name, table in spec.tables.items() if name != "gift_card_entry"}}
+    )
+    with open_ledger(url, migration="billing") as ledger:
+        ledger.record_spec(before.to_json(), "digest", "code", "ada")
+    apply = operators.ApplyChanges(task_id="apply", migration_file=str(FILE), seconds="0.1")
+    with pytest.raises(AirflowFailException, match="its file changed since prepare ran; run billing_prepare"):
+        apply.execute({})
+
+
 def test_a_missing_ledger_says_how_to_make_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     outcome = operators.Outcome(task_id="outcome", migration_file=str(FILE))
     monkeypatch.setenv("FISHLADDER_LEDGER", f"sqlite:///{tmp_path}/none.db")
