@@ -21,8 +21,8 @@ from tests.simulation.bugs import Bug, Plant
 from tests.simulation.run import kind_of, simulate
 from tests.simulation.search import BUGS, ELSEWHERE, FOUND_AT, attempt, workers
 
-SEEDS = range(100)
-"""As many as take two minutes or so; ``make simulate`` runs more."""
+SEEDS = (*range(100), 182)
+"""As many as take two minutes or so; ``make simulate`` runs more. The last has what is rare, a completion."""
 FOUND_WITHIN = 500
 """So many worlds of a kind in which the bug can show."""
 MORE = 20
@@ -97,9 +97,9 @@ def test_no_interleaving_loses_a_row(worlds: list[tuple[str | None, set[str]]]) 
 
 
 def test_whatever_can_go_wrong_does(worlds: list[tuple[str | None, set[str]]], pool: ProcessPoolExecutor) -> None:
-    """What is rare, such as a completion, may take some worlds more."""
+    """Worlds change with the code: what no longer happens in these is looked for in others."""
     unseen = HAPPENINGS.keys() - set[str]().union(*(seen for _, seen in worlds))
-    for first in range(len(SEEDS), FOUND_WITHIN, MORE):
+    for first in range(100, FOUND_WITHIN, MORE):
         if unseen:
             unseen -= set[str]().union(*(seen for _, seen in pool.map(world, range(first, first + MORE))))
     assert unseen == set()
