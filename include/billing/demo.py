@@ -85,8 +85,10 @@ class Demo:
 
     def _create_oracle(self) -> None:
         """A schema of its own, and accounts for the copier and the application that do not own it."""
-        self.source_name = "Oracle" if os.environ.get("ORACLE_DSN") else "the Oracle wire emulator"
-        address = urlsplit(self._server("oracle", "ORACLE_DSN"))
+        dsn = self._server("oracle", "ORACLE_DSN")
+        emulator = self._running("ORACLE_DSN", {"ORACLE_DSN": ""})  # whose address may be exported, too
+        self.source_name = "the Oracle wire emulator" if dsn == emulator else "Oracle"
+        address = urlsplit(dsn)
         password = secrets.token_hex(12)
         system = self.servers.enter_context(
             oracledb.connect(
@@ -170,9 +172,9 @@ class Demo:
             dsn = self._running(variable)
         return dsn
 
-    def _running(self, variable: str) -> str:
+    def _running(self, variable: str, environment: dict[str, str] | None = None) -> str:
         """The DSN of the server that runs, or nothing."""
-        words = shlex.split(self._python("tests.servers", "env"))
+        words = shlex.split(self._python("tests.servers", "env", environment=environment))
         return next((word.partition("=")[2] for word in words if word.startswith(f"{variable}=")), "")
 
     def _environment(self) -> dict[str, str]:

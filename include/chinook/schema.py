@@ -1,4 +1,4 @@
-"""Creates Chinook's tables, empty (`python -m chinook.schema URL`), or with the data that ships with it."""
+"""Creates Chinook's tables (`python -m chinook.schema URL`): empty, or in an Oracle with the data that goes with it."""
 
 from __future__ import annotations
 
@@ -63,5 +63,6 @@ def _in_parts(insert: re.Match[str]) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("url", help="sqlite:////path.db or mysql://user:password@host:port/database")
-    create(parser.parse_args().url)
+    parser.add_argument("url", help="sqlite:////path.db, mysql://user:password@host:port/database or oracle://…")
+    url = parser.parse_args().url
+    (load_sample if urlsplit(url).scheme == "oracle" else create)(url)

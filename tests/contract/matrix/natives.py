@@ -380,7 +380,8 @@ class Oracle:
         Native(declared="INTERVAL DAY TO SECOND", meaning="text"),
         Native(declared="INTERVAL YEAR TO MONTH", meaning="text"),
         Native(declared="LONG", meaning="text"),
-        Native(declared="LONG RAW", meaning="bytes"),
+        # An Oracle's table has one column of these two, and the matrix declares all types in one table.
+        *((Native(declared="LONG RAW", meaning="bytes"),) if EMULATED else ()),
         Native(declared="ROWID", meaning="text"),
         Native(declared="XMLTYPE", meaning="text"),
         Native(declared="BFILE", meaning="bytes"),

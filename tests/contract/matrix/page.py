@@ -12,7 +12,8 @@ HEAD = """# Types: what goes where
 `make types` writes this page: it moves the values at the edges of every type below into every type of every
 store, by the bulk load and by the applier, and compares what plain drivers read at both ends.
 
-- **values**: how many of them the source type took. Of those that are too large for a target some are tried.
+- **values**: how many of them the source type took. Of those that are too large for a target some are tried, and of
+  those that the load refused every fourth is given to the applier, too.
 - **exact**: every value that was tried arrived as it is.
 - **checked per value**: a value that the target cannot hold exactly becomes a reject that names the column; all
   others arrived as they are. *Why not* says what was found.
