@@ -148,7 +148,7 @@ def judge(
     ends: Ends,
     ledger: Ledger,
     keys: Sequence[bytes],
-    record: Record = lambda owner, found: None,
+    record: Record,
 ) -> Judged:
     """The verdict on these keys, under every shard's lock, the owner's lock on their rows, and the fences' own.
 

@@ -359,10 +359,9 @@ def replicate(desk: Desk, *, seconds: float, until_idle: bool = False) -> apply.
             last[0] = desk.clock.monotonic()
             desk.say(f"{report.applied} changes applied, lag {report.lag or 0:.1f} s, {report.rejected} rejects")
 
-    taken, installed = (
-        desk.ledger.spec(),
-        {side: desk.ledger.coverage(side) for side in SIDES},
-    )  # before there is a plan
+    # Before the plan is made: what prepare does from here on is noticed.
+    taken = desk.ledger.spec()
+    installed = {side: desk.ledger.coverage(side) for side in SIDES}
 
     def outdated() -> bool:
         """Whether prepare has taken another file, or found another table, than what is planned with here."""
