@@ -38,6 +38,7 @@ class Shop:
         self._customers: list[int] = []
         self._tracks: list[int] = []
         self._playlists: list[int] = []
+        self._drawn: set[int] = set()
 
     def prepare(self, db: Database) -> None:
         self._customers = [number for (number,) in db.rows("SELECT CustomerId FROM Customer ORDER BY CustomerId")]
@@ -50,14 +51,14 @@ class Shop:
             return step(db, at)
 
     def _buy(self, db: Database, at: datetime) -> Receipt:
-        customer, invoice = self._rng.choice(self._customers), self._new_id()
+        customer, invoice = self._rng.choice(self._customers), self._new_id(db, "Invoice")
         street, city, state, country, postcode = self._one(
             db, "SELECT Address, City, State, Country, PostalCode FROM Customer WHERE CustomerId = ?", customer
         )
         lines = []
         for track in self._rng.sample(self._tracks, self._rng.randint(1, 5)):
             (price,) = self._one(db, "SELECT UnitPrice FROM Track WHERE TrackId = ?", track)
-            lines.append((self._new_id(), invoice, track, f"{price:.2f}", self._rng.randint(1, 2)))
+            lines.append((self._new_id(db, "InvoiceLine"), invoice, track, f"{price:.2f}", self._rng.randint(1, 2)))
         total = sum((Decimal(price) * quantity for _, _, _, price, quantity in lines), Decimal("0.00"))
         db.execute(
             "INSERT INTO Invoice (InvoiceId, CustomerId, InvoiceDate, BillingAddress, BillingCity, BillingState,"
@@ -71,7 +72,7 @@ class Shop:
         return {"customer_id": customer, "invoice_id": invoice, "total": str(total), "lines": len(lines)}
 
     def _sign_up(self, db: Database, at: datetime) -> Receipt:
-        customer, country = self._new_id(), self._rng.choice(COUNTRIES)
+        customer, country = self._new_id(db, "Customer"), self._rng.choice(COUNTRIES)
         db.execute(
             "INSERT INTO Customer (CustomerId, FirstName, LastName, City, Country, Email) VALUES (?, ?, ?, ?, ?, ?)",
             (
@@ -130,8 +131,13 @@ class Shop:
         db.execute("UPDATE Playlist SET Name = ? WHERE PlaylistId = ?", (name, playlist))
         return {"playlist_id": playlist, "name": name}
 
-    def _new_id(self) -> int:
-        return self._rng.randrange(FIRST_ID, LAST_ID)
+    def _new_id(self, db: Database, table: str) -> int:
+        """One that no row has: drawn blindly, one of ten thousand would meet another in every fortieth run."""
+        while True:
+            number = self._rng.randrange(FIRST_ID, LAST_ID)
+            if number not in self._drawn and not db.rows(f"SELECT 1 FROM {table} WHERE {table}Id = ?", (number,)):
+                self._drawn.add(number)
+                return number
 
     def _one(self, db: Database, sql: str, key: int) -> Row:
         found = db.rows(sql, (key,))
