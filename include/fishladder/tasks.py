@@ -9,7 +9,7 @@ import gc
 import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, time
 from functools import cache, partial
@@ -399,6 +399,7 @@ def ask(desk: Desk, kind: Kind, cohorts: Sequence[str], *, actor: str, reason: s
         raise InputError(f"{desk.spec.migration} is paused, and a flip has to copy: resume it first")
     if kind != "complete" and (operations := desk.spec.application.operations):
         load_operations(operations)  # past the switch, what is queued could be replayed by nothing else
+        _try_application(desk, [cohort for cohort in cohorts if cohort in desk.ledger.routes()])
     with desk.ends() as (plan, (ends,)):
         flip.check_ids(desk.spec, plan, ends.origin, ends.destination)
         if kind == "flip":
@@ -416,6 +417,21 @@ def ask(desk: Desk, kind: Kind, cohorts: Sequence[str], *, actor: str, reason: s
         deadline=int(desk.spec.gates.deadline.total_seconds()),
         approvals=desk.spec.gates.approvals,
     )
+
+
+def _try_application(desk: Desk, cohorts: Sequence[str]) -> None:
+    """Whether the application can live in both stores as a router does, before its customers find out."""
+    accounts = desk.spec.application
+    for side, connection in (("source", accounts.source), ("target", accounts.target)):
+        with closing(desk.serve(connection)) as application:
+            for cohort in cohorts:
+                try:
+                    application.try_out(cohort)
+                except FatalError as error:
+                    raise InputError(
+                        f"the application's account ({connection}) cannot do in the {side} what its router does there:"
+                        f" {error}. docs/router.md names the rights that it needs"
+                    ) from error
 
 
 def _await_replay(desk: Desk, cohorts: Sequence[str]) -> None:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from fishladder.errors import AmbiguousError, FatalError, TransientError
-from fishladder.stores import connect_url, open_store
+from fishladder.ledger import open_ledger, upgrade
+from fishladder.serving import Operations, Router
+from fishladder.stores import connect_url, open_application, open_store
 from tests.contract.shop import Shop, key
+from tests.contract.stores import PATIENCE
 
 
 def kill(shop: Shop, connection: Any) -> None:
@@ -69,6 +74,35 @@ def test_a_transaction_whose_connection_ends(shop: Shop) -> None:
         pytest.fail("the connection is gone, and nobody noticed")
     with shop.store.begin() as transaction:
         transaction.lock_shards([1])
+
+
+def test_a_router_whose_connections_end(shop: Shop, tmp_path: Path) -> None:
+    """It has several by then. A customer whom it has not met notices nothing, nor one whom it has met."""
+    shop.place.needs("connection")
+    upgrade(url := f"sqlite:///{tmp_path}/ledger.db")
+    with (
+        open_ledger(url, migration="billing") as ledger,
+        closing(open_application(*connect_url(shop.place.application))) as store,
+    ):
+        ledger.ensure_routes(["NZ", "AU"], "test")
+        operations = Operations()
+        operations.add("look", lambda connection, payload: 1)
+        router = Router(ledger, operations, source=store, target=store, patience=PATIENCE)
+
+        def end_all(entities: tuple[int, ...]) -> None:
+            with ExitStack() as stack:
+                sessions = [stack.enter_context(store.transaction()) for _ in range(3)]
+                for session in sessions:
+                    session.fence("NZ", hold=False)
+                    session.commit()
+            for session in sessions:
+                kill(shop, session.connection)
+            for entity in entities:
+                assert router.write("look", {}, key=secrets.token_hex(8), entity=entity).state == "done"
+                assert router.read("look", {}, entity=entity).value == 1
+
+        for entities in ((1,), (1,), (2, 1)):
+            end_all(entities)
 
 
 def test_a_schema_told_as_airflow_tells_it_leaves_transactions_whole(shop: Shop) -> None:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from billing.database import Database, DatabaseError, OracleDatabase
 from fishladder.cells import SHARDS
 from fishladder.errors import TransientError
+from fishladder.stores import connect_url, open_application
 from tests.contract.shop import Shop, add_customer, add_invoice, add_subscription, entry, key, open_shop
 from tests.contract.stores import PATIENCE, Place
 
@@ -54,6 +56,17 @@ def test_raising_waits_for_a_copier_that_looked(shop: Shop, background: Submit) 
         shop.place.wait_for_waiter()
         assert not raising.done()
         copy.commit()
+    assert raising.result(PATIENCE).writer == "nobody"
+
+
+def test_raising_waits_for_a_write_of_the_router_that_looked(shop: Shop, background: Submit) -> None:
+    with closing(open_application(*connect_url(shop.place.application))) as store, store.transaction() as session:
+        fence = session.fence("NZ", hold=True)
+        assert fence is not None and fence.writer == "application"
+        raising = background(shop.fence, "NZ", "nobody", store=shop.place.open())
+        shop.place.wait_for_waiter()
+        assert not raising.done()
+        session.commit()
     assert raising.result(PATIENCE).writer == "nobody"
 
 

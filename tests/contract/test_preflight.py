@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,13 +14,15 @@ import pytest
 
 from billing.database import Database
 from fishladder import install
+from fishladder.errors import FatalError
 from fishladder.ledger import open_ledger, upgrade
 from fishladder.preflight import preflight
 from fishladder.spec import loads
-from fishladder.stores import connect_url, open_store
+from fishladder.stores import connect_url, open_application, open_store
 from fishladder.stores.base import Finding, Store
 from fishladder.stores.mysql import MySqlStore
 from fishladder.stores.mysql_schema import inspect
+from tests.contract.shop import open_shop
 from tests.contract.stores import STORES, Place
 
 SPEC = """
@@ -116,6 +118,38 @@ def test_whether_the_application_may_write_is_told_where_it_can_be_seen(newcomer
     assert store.may_write("application") is True
     admin.execute(f"REVOKE INSERT, UPDATE, DELETE ON `{schema}`.* FROM application@'%'")
     assert store.may_write("application") is False
+
+
+def router_rights() -> list[tuple[str, str]]:
+    """Right and table, of what docs/router.md grants the application in a store."""
+    page = (Path(__file__).parents[2] / "docs" / "router.md").read_text()
+    grants = re.findall(r"^GRANT (.+) ON (fishladder_\w+) TO app;", page, re.M)
+    return [(right, table) for rights, table in grants for right in rights.split(", ")]
+
+
+def test_an_application_needs_the_rights_that_are_documented_for_its_router_and_no_more(
+    newcomer: tuple[Place, str],
+) -> None:
+    place, url = newcomer
+    grants = router_rights()
+    assert len(grants) == 4
+    user, schema = urlsplit(url).username or "", urlsplit(url).path[1:]
+    admin = place.administrator()
+    open_shop(place)
+    admin.execute(f"REVOKE SELECT ON `{schema}`.* FROM '{user}'@'%'")
+    for right, table in grants:
+        admin.execute(f"GRANT {right} ON {table} TO '{user}'@'%'")
+    with closing(open_application(*connect_url(url))) as application:
+        application.try_out("NZ")
+    for right, table in grants:
+        admin.execute(f"REVOKE {right} ON {table} FROM '{user}'@'%'")
+        with (
+            closing(open_application(*connect_url(url))) as application,
+            pytest.raises(FatalError, match=f"(?i){right} command denied.*{table}"),
+        ):
+            application.try_out("NZ")
+        admin.execute(f"GRANT {right} ON {table} TO '{user}'@'%'")
+    assert admin.rows("SELECT * FROM fishladder_applied") == []
 
 
 def test_a_replica_that_may_not_be_asked_names_the_right(newcomer: tuple[Place, str], tmp_path: Path) -> None:

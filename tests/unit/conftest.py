@@ -41,6 +41,12 @@ def flips(small: Small) -> Iterator[Flips]:
 
 
 @pytest.fixture
+def no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A queued write that failed is tried again at once."""
+    monkeypatch.setattr("fishladder.ledger.queue.REST", 0.0)
+
+
+@pytest.fixture
 def loose(make_small: Callable[..., Small]) -> Iterator[Flips]:
     """As ``flips``, but an item may be there before its customer is."""
     small = make_small(schema=LOOSE, spec=SPEC + "ids: {interleaved: true}\n")

@@ -305,6 +305,7 @@ def test_a_store_ahead_of_the_ledger_freezes_the_cohort(flips: Flips) -> None:
     assert flips.small.ledger.attempt(number).step == "fence"
 
 
+@pytest.mark.usefixtures("no_rest")
 def test_a_poison_write_parks_its_entity_only(flips: Flips) -> None:
     number = flips.verified()
     flips.until(number, "drain")
@@ -342,6 +343,7 @@ def test_a_write_that_took_effect_before_it_was_given_up_is_done(flips: Flips) -
     assert flips.amount(10, "target") == 8
 
 
+@pytest.mark.usefixtures("no_rest")
 def test_a_write_of_an_operation_that_nobody_knows_any_more_can_be_given_up(flips: Flips) -> None:
     number = flips.verified()
     flips.until(number, "drain")
@@ -380,6 +382,7 @@ def test_a_refused_write_says_so_when_it_is_asked_for_again(flips: Flips) -> Non
         router.write("pay", {"item": 10, "amount": -1}, key="a", entity=1)
 
 
+@pytest.mark.usefixtures("no_rest")
 def test_a_person_looks_at_the_queue_and_decides(
     flips: Flips, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -569,6 +572,23 @@ def test_operations_that_cannot_be_loaded_are_found_before_anything_moves(flips:
     assert flips.small.ledger.attempts() == []
     with pytest.raises(InputError, match="both stores generate its ids"):  # to complete, none is needed
         tasks.ask(replace(desk_of(flips.small), spec=spec), "complete", ["NZ"], actor="ann", reason="")
+
+
+def test_an_application_that_cannot_do_what_its_router_does_is_found_before_anything_moves(flips: Flips) -> None:
+    """Here for want of a table, elsewhere of a right: its customers would find out in the middle of a flip."""
+    text = SPEC.replace("target: target_app}", "target: target_app, operations: 'billing.operations:operations'}")
+    spec = loads(text, name="small.yaml", environment={})
+    flips.small.ledger.record_spec(spec.to_json(), "", "", "test")
+    desk = replace(desk_of(flips.small), spec=spec, serve=lambda name: flips.stores[name.removesuffix("_app")])
+    applied = flips.small.rows("target", "SELECT * FROM fishladder_applied")
+    flips.small.application("ALTER TABLE fishladder_applied RENAME TO elsewhere", store="target")
+    with pytest.raises(InputError, match=r"account \(target_app\) cannot do in the target.*docs/router\.md names"):
+        tasks.ask(desk, "flip", ["NZ"], actor="ann", reason="")
+    assert flips.small.ledger.attempts() == []
+    flips.small.application("ALTER TABLE elsewhere RENAME TO fishladder_applied", store="target")
+    with pytest.raises(InputError, match="both stores generate its ids"):  # what is asked next
+        tasks.ask(desk, "flip", ["NZ"], actor="ann", reason="")
+    assert flips.small.rows("target", "SELECT * FROM fishladder_applied") == applied
 
 
 def test_a_replay_without_operations_stops_nobody_else(flips: Flips) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 import threading
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from contextvars import ContextVar
@@ -57,6 +58,88 @@ def test_an_outage_of_the_ledger_stops_no_cohort_that_is_not_moving(flips: Flips
     router._routes = {cohort: (route, -100.0) for cohort, (route, _) in router._routes.items()}  # long ago
     assert router.write("pay", PAY, key="b", entity=1).state == "done"
     assert router.read("amount", {"item": 10}, entity=1).value == 7
+
+
+@pytest.mark.parametrize("who", ["source", "target", "ledger"])
+def test_the_first_call_waits_for_who_is_away_for_a_moment(flips: Flips, who: str) -> None:
+    """A fresh router knows neither the customer's home nor where the cohort is."""
+
+    class Back(Away):
+        """After a few calls."""
+
+        calls = 0
+
+        def __getattr__(self, name: str) -> Any:
+            self.calls += 1
+            self.away = self.calls <= 3
+            return super().__getattr__(name)
+
+    for call in (
+        lambda router: router.write("pay", PAY, key="a", entity=1).state == "done",
+        lambda router: router.read("amount", {"item": 10}, entity=1).value == 6,
+    ):
+        router = flips.router()
+        if who == "ledger":
+            router.ledger = away = Back(router.ledger)  # type: ignore[assignment]
+        else:
+            away = Back(router.stores[who])
+            router.stores = {**router.stores, who: away}
+        assert call(router)
+        assert away.calls > 3 or who == "target"
+
+
+def test_who_has_moved_is_served_while_the_source_is_down(flips: Flips) -> None:
+    """By a router that has met nobody; of whom the target does not know, nobody says that there is no such customer."""
+    flips.move()
+    router = flips.router()
+    router._patience = 0.2
+    away = Away(router.stores["source"])
+    router.stores = {**router.stores, "source": away}
+    away.away = True
+    assert router.read("amount", {"item": 10}, entity=1).value == 5
+    assert router.write("pay", PAY, key="a", entity=1).state == "done"
+    for entity, why in ((2, "AU is in stage off"), (99, "it is away")):
+        with pytest.raises(TransientError, match=f"pay could not be written.*{why}"):
+            router.write("pay", PAY, key="b", entity=entity)
+    away.away = False
+    assert router.write("pay", {"item": 20, "amount": 1}, key="b", entity=2).state == "done"
+
+
+def test_each_store_has_an_implementation_of_its_own(flips: Flips) -> None:
+    """Reads, writes and the replay take the owner's: before, while and after its cohort moves, and when it is back."""
+
+    def wears(mark: str) -> Callable[[Any, Any], str]:
+        def run(connection: Any, payload: Any) -> str:
+            connection.execute("UPDATE customer SET email = ? WHERE id = 1", (f"{payload['key']} by {mark}",))
+            return mark
+
+        return run
+
+    flips.operations.add("wear", wears("legacy"), wears("new"))
+    flips.operations.add("read", lambda connection, payload: "legacy", lambda connection, payload: "new")
+    router = flips.router()
+
+    def wear(key: str) -> Any:
+        written = router.write("wear", {"key": key}, key=key, entity=1)
+        return written.result if written.state == "done" else written.state
+
+    def read() -> Any:
+        return router.read("read", {}, entity=1).value
+
+    def email(store: str) -> Any:
+        return flips.small.rows(store, "SELECT email FROM customer WHERE id = 1")[0][0]
+
+    assert (wear("a"), read()) == ("legacy", "legacy")
+    number = flips.verified()
+    flips.until(number, "drain")
+    assert (wear("b"), read()) == ("queued", "legacy")
+    flips.cutover.run(number)
+    assert (email("target"), read(), wear("c")) == ("b by new", "new", "new")
+    number = flips.verified("rollback")
+    flips.until(number, "drain")
+    assert (wear("d"), read()) == ("queued", "new")
+    flips.cutover.run(number)
+    assert (email("source"), read(), wear("e")) == ("d by legacy", "legacy", "legacy")
 
 
 def test_an_outage_of_the_ledger_stops_no_cohort_that_was_not_asked_for_before(flips: Flips) -> None:
@@ -372,6 +455,7 @@ def test_a_ledger_that_was_restored_meanwhile_is_not_told_of_another_write(flips
     assert flips.small.ledger.count_queue() == {"pending": 1}
 
 
+@pytest.mark.usefixtures("no_rest")
 def test_a_write_whose_error_is_no_text_is_parked(flips: Flips) -> None:
     def broken(connection: Any, payload: Any) -> None:
         raise RuntimeError("\0 \ud800")

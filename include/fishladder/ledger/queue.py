@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import Row, bindparam, func, insert, select, update
+from sqlalchemy import Row, and_, bindparam, func, insert, or_, select, update
 
 from fishladder.errors import InputError, StaleError
 from fishladder.ledger import tables
@@ -21,6 +21,8 @@ QUEUEING = ("queue", "replay")
 """Stages in which a write may be queued."""
 WAITING = ("pending", "parked", "unwanted")
 """Of writes that are not over: the last are about to be refused, in the owner too."""
+REST, LONGEST_REST = 1.0, 30.0
+"""Seconds before a write that failed is tried again: the first time, twice that the next time, at most the latter."""
 SAME = ("operation", "entity", "idempotency_key")
 """What tells a write from another that a restored ledger has given the same number."""
 
@@ -148,11 +150,14 @@ def waiting(tx: Transaction, limit: int) -> list[Queued]:
 
 
 def oldest(tx: Transaction, cohort: str, limit: int) -> list[Queued]:
-    """The oldest writes to replay, or to refuse, of entities that have none parked."""
+    """The oldest writes to replay, or to refuse, of entities that have none parked, nor one that failed just now."""
     columns = tables.queue.c
     mine = (columns.migration == tx.migration, columns.cohort == cohort)
-    parked = select(columns.entity).where(*mine, columns.state == "parked")
-    query = select(tables.queue).where(*mine, columns.state.in_(("pending", "unwanted")), columns.entity.not_in(parked))
+    # Later than the longest rest would be by a clock that was wrong.
+    rests = and_(columns.due_at > tx.now, columns.due_at <= tx.now + timedelta(seconds=LONGEST_REST))
+    held = or_(columns.state == "parked", and_(columns.state == "pending", rests))
+    others = columns.entity.not_in(select(columns.entity).where(*mine, held))
+    query = select(tables.queue).where(*mine, columns.state.in_(("pending", "unwanted")), others)
     return [_queued(row) for row in tx.connection.execute(query.order_by(columns.id).limit(limit))]
 
 
@@ -204,11 +209,14 @@ def refuse(tx: Transaction, queued: Queued, reason: str) -> None:
 
 
 def note_failure(tx: Transaction, queued: Queued, reason: str, most: int) -> State:
-    """Count a failed attempt; after ``most`` of them the write is parked."""
+    """Count a failed attempt; after ``most`` of them the write is parked, until then it rests for ever longer."""
     columns = tables.queue.c
     _update(tx, queued, ("pending",), attempts=columns.attempts + 1, reason=_storable(reason))
     query = select(columns.attempts).where(columns.migration == tx.migration, columns.id == queued.id)
-    if (tx.connection.scalar(query) or 0) < most:
+    attempts = tx.connection.scalar(query) or 0
+    if attempts < most:
+        rest = timedelta(seconds=min(REST * 2 ** (attempts - 1), LONGEST_REST))
+        _update(tx, queued, ("pending",), due_at=tx.now + rest)
         return "pending"
     _update(tx, queued, ("pending",), state="parked")
     return "parked"
@@ -226,7 +234,7 @@ def give_up(tx: Transaction, number: int, reason: str) -> None:
 
 def release(tx: Transaction, number: int) -> None:
     """Let a parked write be tried again. Raises StaleError when it is not parked."""
-    if not _update(tx, number, ("parked",), state="pending", attempts=0):
+    if not _update(tx, number, ("parked",), state="pending", attempts=0, due_at=None):
         raise StaleError(f"write no. {number} of the queue is not parked")
 
 

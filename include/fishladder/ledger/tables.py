@@ -297,6 +297,7 @@ queue = _table(
     Column("attempts", NUMBER, nullable=False),
     Column("optimistic", WORD),
     Column("at", Moment, nullable=False),
+    Column("due_at", Moment),
     Column("finished_at", Moment),
     UniqueConstraint("migration", "operation", "entity", "idempotency_key", name="ledger_queue_key"),
     UniqueConstraint("migration", "cohort", "state", "id", name="ledger_queue_cohort"),

@@ -75,6 +75,23 @@ Steps: TypeAlias = Generator[float, None, T]
 """A call, step by step. Before the next step it waits for the seconds that it yields: no transaction is open then."""
 
 
+class _Tries:
+    """Of one call, as long as there is patience."""
+
+    def __init__(self, failure: str, patience: float) -> None:
+        self.began = time.monotonic()
+        self._failure = failure
+        self._patience = patience
+        self._pause = 0.0
+
+    def pause(self, why: str) -> float:
+        """Seconds to wait before the next try. Raises TransientError when there has been time enough."""
+        if time.monotonic() - self.began > self._patience:
+            raise TransientError(f"{self._failure}. For {self._patience:g} s: {why}")
+        pause, self._pause = self._pause, min(max(2 * self._pause, FIRST_PAUSE), LONGEST_PAUSE)
+        return pause
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Write:
     operation: Operation
@@ -141,7 +158,8 @@ class Router:
         if not 0 < len(key.encode()) <= KEY_BYTES:  # '' is NULL to Oracle; MySQL may cut a long one in silence
             raise InputError(f"an idempotency key has 1 to {KEY_BYTES} bytes")
         text, digest = payload_text(payload)
-        where, whose = self._place(entity, cohort)
+        tries = _Tries(f"{operation} could not be written; repeat it with the same key", self._patience)
+        where, whose, route = yield from self._begin(entity, cohort, tries)
         wanted = _Write(
             operation=self.operations[operation],
             cohort=where,
@@ -151,22 +169,14 @@ class Router:
             text=text,
             digest=digest,
         )
-        began, pause = time.monotonic(), 0.0
-        route = self._route(where)
         while True:
             written = self._try(wanted, route)
             if written is not None:
                 outcome = "repeated" if written.repeated else written.state
                 self.metrics.count("writes", operation=operation, stage=route.stage, outcome=outcome)
-                self.metrics.seconds("write", time.monotonic() - began, operation=operation)
+                self.metrics.seconds("write", time.monotonic() - tries.began, operation=operation)
                 return written
-            if time.monotonic() - began > self._patience:
-                raise TransientError(
-                    f"{operation}: {where} could not be written for {self._patience:g} s (stage {route.stage});"
-                    " repeat it with the same key"
-                )
-            yield pause  # somebody else's step has to be over first
-            pause = min(max(2 * pause, FIRST_PAUSE), LONGEST_PAUSE)
+            yield tries.pause(f"{where} is in stage {route.stage}")  # somebody else's step has to be over first
             route = self._route(where, fresh=True)
 
     def _try(self, wanted: _Write, route: Route) -> Written | None:
@@ -265,22 +275,22 @@ class Router:
         self, operation: str, payload: Payload, *, entity: Entity | None = None, cohort: str | None = None
     ) -> Steps[Answer]:
         """The steps of ``read``."""
-        found, began, pause = self.operations[operation], time.monotonic(), 0.0
-        where, whose = self._place(entity, cohort)
-        route, pending = self._standing(where, whose, fresh=False)
+        found = self.operations[operation]
+        tries = _Tries(f"{operation} could not be read; repeat it", self._patience)
+        where, whose, route = yield from self._begin(entity, cohort, tries)
+        pending: list[Waiting] | None = []
+        if route.stage in MOVING:
+            route, pending = self._standing(where, whose)
         while True:
             value, seen = self._ask(found, payload, where, route)
             if seen == route:
                 break
-            if time.monotonic() - began > self._patience:
-                raise TransientError(f"{operation}: {where} could not be read for {self._patience:g} s; repeat it")
-            yield pause
-            pause = min(max(2 * pause, FIRST_PAUSE), LONGEST_PAUSE)
+            yield tries.pause(f"{where} is in stage {route.stage}")
             route, pending = self._standing(where, whose)
             if seen is not None and (route.owner, route.epoch) == (seen.owner, seen.epoch):
                 break  # nothing that waited then has been replayed: the epoch would be higher
         self.metrics.count("reads", operation=operation, stage=route.stage)
-        self.metrics.seconds("read", time.monotonic() - began, operation=operation)
+        self.metrics.seconds("read", time.monotonic() - tries.began, operation=operation)
         if self._shadow is not None and route.stage in ("off", "shadow"):
             self._shadow.compare(found, payload, value, self.stores, self.metrics)
         return Answer(
@@ -291,16 +301,13 @@ class Router:
             pending_known=pending is not None,
         )
 
-    def _standing(self, cohort: str, entity: bytes, *, fresh: bool = True) -> tuple[Route, list[Waiting] | None]:
+    def _standing(self, cohort: str, entity: bytes) -> tuple[Route, list[Waiting] | None]:
         """The route, and the entity's writes that wait (None: nobody can tell). Before a value is read: so what is
         replayed meanwhile may be in both, never in neither.
 
         Both of one moment: while its cohort moves, no read is turned away for a route that is old.
-        ``fresh``: look even where the route that is known says that it does not move.
         """
         route = self._route(cohort)
-        if not fresh and route.stage not in MOVING:
-            return route, []
         try:
             found, waiting = self.ledger.standing(cohort, entity)
         except (TransientError, AmbiguousError):
@@ -344,6 +351,16 @@ class Router:
 
     # Where a call goes
 
+    def _begin(self, entity: Entity | None, cohort: str | None, tries: _Tries) -> Steps[tuple[str, bytes, Route]]:
+        """The cohort, the entity under which a key is kept, and the route."""
+        while True:
+            try:
+                where, whose = self._place(entity, cohort)
+                return where, whose, self._route(where)
+            except (TransientError, AmbiguousError) as error:
+                failure = error
+            yield tries.pause(str(failure))
+
     def _place(self, entity: Entity | None, cohort: str | None) -> tuple[str, bytes]:
         """The cohort, and the entity under which a key is kept."""
         if cohort is not None and entity is None:
@@ -354,15 +371,26 @@ class Router:
         return self._home(text) or NO_HOME, text
 
     def _home(self, entity: bytes) -> str | None:
-        """It never changes, so once known it is known for ever."""
-        if entity not in self._homes:
-            for side in ("source", "target"):
-                with self.stores[side].transaction(reading=True) as session:
+        """It never changes, so once known it is known for ever. None: neither store knows it.
+
+        Whoever has moved is served while the source is down, where the target knows the home.
+        """
+        if entity in self._homes:
+            return self._homes[entity]
+        away: TransientError | AmbiguousError | None = None
+        for store in self.stores.values():
+            try:
+                with store.transaction(reading=True) as session:
                     found = session.home(entity)
-                if found is not None:
-                    self._homes[entity] = found
-                    break
-        return self._homes.get(entity)
+            except (TransientError, AmbiguousError) as error:
+                away = error
+                continue
+            if found is not None:
+                self._homes[entity] = found
+                return found
+        if away is not None:
+            raise away
+        return None
 
     def _route(self, cohort: str, *, fresh: bool = False) -> Route:
         known = self._routes.get(cohort)

@@ -8,13 +8,14 @@ got the locks that it waited for.
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fishladder.errors import AmbiguousError, FishladderError, RowError, TransientError
+from fishladder.errors import AmbiguousError, FenceError, FishladderError, RowError, TransientError
 from fishladder.stores.base import Connect, Fence, Writer
 
 _REFUSED = "refused "
@@ -78,7 +79,11 @@ class Application:
         broken = True
         try:
             if begin := self.begin_reading if reading else self.begin:
-                session.run(begin)
+                try:
+                    session.run(begin)
+                except TransientError:
+                    self.close()  # whoever ended this connection meanwhile has ended the others too
+                    raise
             yield session
             broken = False
         finally:
@@ -86,6 +91,16 @@ class Application:
                 self._put(connection)
             else:
                 self._undo(connection, broken=broken)
+
+    def try_out(self, cohort: str) -> None:
+        """Do what the router does around an operation, and undo it. Raises FatalError when a right is missing."""
+        nobody, key = b"0:", secrets.token_hex(16)
+        with self.transaction() as session:
+            session.fence(cohort, hold=True)
+            session.home(nobody)
+            session.applied("try", nobody, key)
+            with suppress(FenceError):  # rights are asked for before a trigger says no
+                session.record("try", nobody, key, Applied(digest="try", result=None))
 
     def close(self) -> None:
         """Close the connections that nobody uses."""

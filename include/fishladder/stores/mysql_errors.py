@@ -51,7 +51,7 @@ def translated(*, committing: bool = False) -> Iterator[None]:
         if code in _ROW:
             raise RowError(said, column=column_of(message), unique=code in _UNIQUE) from None  # nor may a traceback
         if code in _DENIED:
-            said += "; preflight names the GRANT that is missing"
+            said += "; where it is the copier's, preflight names the GRANT that is missing"
         if code in _FULL or "No space left" in message:
             raise FatalError(f"{said}. Nothing was written: make room at that server, then repeat the task") from error
         raise FatalError(said) from error

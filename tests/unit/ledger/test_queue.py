@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 from sqlalchemy import text
@@ -10,6 +11,7 @@ from sqlalchemy import text
 from fishladder.errors import InputError
 from fishladder.ledger import Ledger, Queued, Route, Waiting
 from fishladder.serving.router import KEY_BYTES
+from tests.unit.ledger.conftest import Clock
 
 CUSTOMER = b"1:\xc5\x8d\x00"
 PAYLOAD = '{"note": "%s :where \u014d"}'
@@ -59,3 +61,25 @@ def test_where_a_cohort_stands_and_what_waits(queueing: Ledger) -> None:
     assert queueing.standing("AU", CUSTOMER) == (Route(stage="off", owner="source", epoch=1), [])
     with pytest.raises(InputError, match="no cohort 'XX'; run prepare"):
         queueing.standing("XX", CUSTOMER)
+
+
+def test_a_write_that_failed_rests_and_holds_up_its_entity_only(queueing: Ledger, clock: Clock) -> None:
+    """Twice as long each time, until it is parked; by a clock that has jumped it is not held up for as long."""
+    first, second = (enqueue(queueing, key) for key in ("a", "b"))
+    other = enqueue(queueing, "a", entity=b"2:22")
+    for rest in (1, 2, 4, 8):
+        assert queueing.next_queued("NZ")[0].key == first.key
+        assert queueing.note_failed_replay(first, "the bank is away", 5) == "pending"
+        clock.now += timedelta(seconds=rest - 0.001)
+        assert queueing.next_queued("NZ") == [other]
+        clock.now += timedelta(seconds=0.001)
+    assert [queued.key for queued in queueing.next_queued("NZ")] == ["a", "b", "a"]
+    assert queueing.note_failed_replay(second, "the bank is away", 5) == "pending"
+    clock.now -= timedelta(hours=1)
+    assert len(queueing.next_queued("NZ")) == 3
+    clock.now += timedelta(hours=1)
+    assert queueing.next_queued("NZ") == [other]
+    assert queueing.note_failed_replay(first, "the bank is away", 5) == "parked"
+    queueing.release_queued(first.id, actor="ann")
+    clock.now += timedelta(seconds=1)
+    assert [queued.attempts for queued in queueing.next_queued("NZ")] == [0, 1, 0]
