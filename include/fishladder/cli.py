@@ -186,6 +186,9 @@ def _status(options: argparse.Namespace) -> int:
     else:
         follows = f"lag of the applier {applier['lag'] or 0:.1f} s"
     print(f"  {found['mismatches']} open mismatches, {follows}")
+    if found["limits"]:
+        limits = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in found["limits"].items())
+        print(f"  slowed down to {limits}")
     stages: dict[str, list[str]] = {}
     for cohort, route in found["cohorts"].items():
         stages.setdefault(route["stage"], []).append(cohort)

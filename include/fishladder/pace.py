@@ -30,6 +30,7 @@ class Pace:
         self._say = say
         self._last = clock.monotonic()
         self._reason = ""
+        self._rate: int | None = None
 
     def wait(self, rows: int) -> None:
         """After a batch of ``rows``: return when the next may begin, or when all is paused.
@@ -38,6 +39,9 @@ class Pace:
         """
         while True:
             control, now = self._ledger.control(), self._clock.monotonic()
+            if control.rows_per_second != self._rate:
+                self._rate = control.rows_per_second
+                self._say(f"at most {self._rate} rows a second" if self._rate else "no limit of rows a second any more")
             due = self._last + rows / control.rows_per_second if control.rows_per_second else now
             reason = self._too_much(control)
             if control.paused or (now >= due and not reason):

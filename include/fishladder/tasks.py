@@ -362,14 +362,21 @@ def replicate(desk: Desk, *, seconds: float, until_idle: bool = False) -> apply.
     # Before the plan is made: what prepare does from here on is noticed.
     taken = desk.ledger.spec()
     installed = {side: desk.ledger.coverage(side) for side in SIDES}
-
-    def outdated() -> bool:
-        """Whether prepare has taken another file, or found another table, than what is planned with here."""
-        now = {side: desk.ledger.coverage(side) for side in SIDES}
-        other = any(now[side].get(table) != digest for side in SIDES for table, digest in installed[side].items())
-        return other or (desk.ledger.spec() != taken and not desk.is_prepared())
-
     with desk.ends(desk.spec.lanes) as (plan, workers), desk.pace(workers[0].destination) as pace:
+        ends = workers[0]
+
+        def outdated() -> bool:
+            """Whether prepare took another file, or it or the end of a load found another table than is planned."""
+            now = {side: desk.ledger.coverage(side) for side in SIDES}
+            if any(now[side].get(table) != digest for side in SIDES for table, digest in installed[side].items()):
+                return True
+            if closed := now["target"].keys() - installed["target"].keys():
+                found = resolve(desk.spec, ends.origin.describe(), ends.destination.describe())
+                if any(found.table(name) != plan.table(name) for name in closed):
+                    return True
+                installed["target"].update({name: now["target"][name] for name in closed})
+            return desk.ledger.spec() != taken and not desk.is_prepared()
+
         return apply.follow(
             plan,
             workers,
@@ -828,7 +835,7 @@ def adopt_ledger(desk: Desk, *, actor: str) -> list[str]:
 
 def status(desk: Desk) -> dict[str, Any]:
     """Where the migration stands, from the ledger alone: tables, passes, rejects, dirty keys, applier."""
-    ledger = desk.ledger
+    ledger, control = desk.ledger, desk.ledger.control()
     tables = {}
     for name in verdict.tables_of(desk.spec):
         progress, state = ledger.progress(name), ledger.table_state(name)
@@ -846,7 +853,8 @@ def status(desk: Desk) -> dict[str, Any]:
     results = [check.result for check in ledger.checks(limit=10_000) if check.result is not None]
     return {
         "migration": desk.spec.migration,
-        "paused": ledger.control().paused,
+        "paused": control.paused,
+        "limits": {limit: value for limit, value in asdict(control).items() if limit != "paused" and value},
         "tables": tables,
         "cohorts": {
             cohort: {"stage": route.stage, "owner": route.owner, "epoch": route.epoch}

@@ -249,8 +249,7 @@ class _Factory:
         of_tables = {"section": "For restart tables, retry rejects"}
         doubts = {"section": "For rewrite entities, mark keys dirty"}
         return {
-            "action": Param(
-                "pause",
+            "action": Param(  # without a default: no press of a button pauses what nobody meant to pause
                 type="string",
                 enum=list(ACTIONS),
                 title="Action",

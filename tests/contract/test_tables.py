@@ -287,6 +287,7 @@ def test_coverage_stays_while_rows_come_and_go(place: Place) -> None:
         ["ALTER TABLE t ADD COLUMN more INTEGER"],
         ["DROP TRIGGER fishladder_t_insert"],
         ["DROP TRIGGER fishladder_t_delete"],
+        ["ALTER TRIGGER fishladder_t_insert DISABLE"],
         ["DROP TABLE t"],
         ["DROP TABLE t", "CREATE TABLE t (id INTEGER PRIMARY KEY, v VARCHAR(9))"],
         [
@@ -298,8 +299,9 @@ def test_coverage_stays_while_rows_come_and_go(place: Place) -> None:
     ids=" ".join,
 )  # fmt: skip
 def test_coverage_changes_when_changes_could_go_unseen(place: Place, statements: list[str]) -> None:
-    if "TRUNCATE" in statements[0]:
-        place.needs("truncate")
+    for word, capability in (("TRUNCATE", "truncate"), ("DISABLE", "disabled triggers")):
+        if word in statements[0]:
+            place.needs(capability)
     store, found = shared_table(place, column("v", "string(9)"))
     before = coverage(store, found)
     db = place.administrator()

@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
 from airflow.sdk import BaseOperator, BaseSensorOperator
-from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, ParamValidationError
 
 from fishladder import tasks
 from fishladder.errors import AmbiguousError, FatalError, InputError, TransientError
@@ -289,6 +289,8 @@ def asked(form: dict[str, Any]) -> Any:
 def test_the_form_has_the_words_that_are_read() -> None:
     (form,) = (dag.params for name, dag in build(FILE).items() if name == "billing_operate")
     assert set(form) == set(operators.FORM)
+    with pytest.raises(ParamValidationError, match="action"):  # a form that is sent as it came asks for nothing
+        form.validate()
 
 
 def test_the_form_is_read_word_by_word(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 
 from billing import demo
 from fishladder import tasks
-from tests.docs.test_docs import DOCS, ROOT, blocks
+from fishladder.errors import InputError
+from fishladder.operate import Order
+from tests.docs.test_docs import DOCS, ROOT, blocks, practice
 from tests.scenario.worker import desk
 
 FILE = ROOT / "include/migrations/billing.yaml"
@@ -37,10 +40,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Pa
 def test_the_reject_is_the_one_that_the_page_shows(folder: tuple[Path, tasks.Desk]) -> None:
     place, at = folder
     page = DOCS / "operating.md"
-    steps = [text.strip() for text in blocks(page, "sh")]
-    practice = steps[next(no for no, text in enumerate(steps) if text.startswith(". ")) :]
-    environment, spoil, rejects, mend, find = (*practice[:4], practice[4])
-    assert "sqlite3" in spoil and "sqlite3" in mend and find.startswith("pgrep")
+    environment, spoil, rejects, mend = practice()
+    assert "sqlite3" in spoil and "sqlite3" in mend
     enter, _, status = environment.partition("\n")
 
     def shell(line: str) -> str:
@@ -58,3 +59,25 @@ def test_the_reject_is_the_one_that_the_page_shows(folder: tuple[Path, tasks.Des
     shell(mend)
     tasks.replicate(at, seconds=30, until_idle=True)
     assert shell(rejects) == ""
+
+
+def test_the_restart_goes_as_the_page_says(folder: tuple[Path, tasks.Desk]) -> None:
+    _, at = folder
+    before = at.ledger.progress("invoice").rows
+
+    def restart(*tables: str) -> None:
+        tasks.operate(at, Order(action="restart tables", tables=tables), actor="ada")
+
+    with pytest.raises(InputError, match=r"restart .* together") as refused:
+        restart("invoice")
+    with_it = re.findall(r"\w+", str(refused.value).partition(": restart ")[2].removesuffix(" together"))
+    assert len(with_it) > 1
+    restart(*with_it)
+    assert {name for name, table in tasks.status(at)["tables"].items() if table["phase"] == "loading"} == {*with_it}
+    for table in tasks.cut(at):
+        tasks.load_table(at, table, "1")
+        tasks.close_table(at, table)
+    tasks.replicate(at, seconds=30, until_idle=True)
+    assert at.ledger.progress("invoice").rows == before
+    found = [tasks.reconcile_table(at, table) for table in at.spec.tables]
+    assert {(result.missing, result.extra, result.differs, result.rejected) for result in found} == {(0, 0, 0, 0)}

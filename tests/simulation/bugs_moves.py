@@ -352,7 +352,7 @@ ELSEWHERE: dict[str, str] = {
         "unit/test_homeless.py::test_who_was_born_in_the_target_gets_no_rows_in_the_source"
     ),
     "copiers ask the destination's fence in their transaction": (
-        "unit/test_apply.py::test_a_row_of_another_home_is_not_overwritten"
+        "contract/test_fences.py::test_raising_waits_for_a_copier_that_looked"
     ),
     "nothing is read in the application's transaction before its operation, but the fence": (
         "contract/test_router.py::test_a_refund_that_waited_for_another_sees_it"

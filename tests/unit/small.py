@@ -84,11 +84,14 @@ class Small:
             return connection.execute(query).fetchall()
 
     def load(self, chunk_rows: int = 2) -> None:
+        self.load_tables(*(table.name for table in self.plan.tables), chunk_rows=chunk_rows)
+
+    def load_tables(self, *names: str, chunk_rows: int = 2) -> None:
         load.cut(self.plan, self.source, self.ledger, chunk_rows)
-        for table in self.plan.tables:
-            load.load_lane(table, self.source, self.target, self.ledger, lane="1")
-        for table in self.plan.tables:
-            load.close_load(self.plan, table, self.target, self.ledger)
+        for name in names:
+            load.load_lane(self.plan.table(name), self.source, self.target, self.ledger, lane="1")
+        for name in names:
+            load.close_load(self.plan, self.plan.table(name), self.target, self.ledger)
 
     def follow(self) -> apply.Followed:
         return apply.follow(self.plan, [self.ends], self.ledger, SystemClock(), seconds=20, until_idle=True)

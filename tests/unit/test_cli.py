@@ -89,8 +89,13 @@ def test_a_whole_migration_and_its_status(file: Path, capsys: pytest.CaptureFixt
     evidence = at.ledger.latest_evidence("totals")
     assert evidence is not None and evidence.passed
     capsys.readouterr()
+    with open_ledger(os.environ["FISHLADDER_LEDGER"], migration="small") as ledger:
+        ledger.set_control(rows_per_second=200, replica_lag=5, actor="ada")
+    assert main(["status", str(file)]) == 0
+    assert "slowed down to rows per second 200, replica lag 5\n" in capsys.readouterr().out
     assert main(["status", str(file), "--json"]) == 0
     status = json.loads(capsys.readouterr().out)
+    assert status["limits"] == {"rows_per_second": 200, "replica_lag": 5}
     assert {name: table["clean_passes"] for name, table in status["tables"].items()} == dict.fromkeys(
         status["tables"], 1
     )

@@ -19,7 +19,7 @@ from fishladder.spec import loads
 from fishladder.stores import connect_url, open_store
 from fishladder.stores.base import LoadState
 from tests import independent
-from tests.unit.small import SPEC, Small
+from tests.unit.small import SCHEMA, SPEC, Small, close, reopen
 
 TABLES = ["price", "customer", "item", "line"]
 
@@ -61,8 +61,8 @@ def events(small: Small, name: str) -> list[tuple[str, dict[str, object]]]:
 
 
 def test_a_rate_is_kept_and_may_be_lifted_live(small: Small) -> None:
-    clock = Hands()
-    pace = Pace(small.ledger, clock, small.target)
+    clock, said = Hands(), list[str]()
+    pace = Pace(small.ledger, clock, small.target, say=said.append)
     small.ledger.set_control(rows_per_second=10, actor="ada")
     pace.wait(25)
     assert clock.time == pytest.approx(2.5)
@@ -71,6 +71,7 @@ def test_a_rate_is_kept_and_may_be_lifted_live(small: Small) -> None:
     clock.watch = lambda: small.ledger.set_control(rows_per_second=0, actor="ada") and None
     pace.wait(1_000)
     assert clock.time == pytest.approx(4.0)  # it looked again after a second
+    assert said == ["at most 10 rows a second", "no limit of rows a second any more"]
 
 
 def test_an_applier_whose_plan_is_no_longer_the_installed_one_ends(desk: tasks.Desk, small: Small) -> None:
@@ -82,12 +83,29 @@ def test_an_applier_whose_plan_is_no_longer_the_installed_one_ends(desk: tasks.D
         end = time.monotonic() + 60
         while small.rows("target", "SELECT amount FROM item WHERE id = 10") != [(8,)]:
             assert time.monotonic() < end, "the applier does nothing"
-        small.ledger.record_coverage("target", {"elsewhere": "new"})  # of a table whose load has just ended: goes on
+        small.ledger.record_coverage("target", {"item": "of another table"})
+        assert running.result(60).applied >= 1
+
+
+def test_an_applier_ends_when_the_load_of_a_table_does_that_was_altered_after_it_began(
+    desk: tasks.Desk, small: Small
+) -> None:
+    """A row too long in mid-load, ALTER TABLE, prepare: by its old plan it would reject the row once more."""
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(tasks.replicate, desk, seconds=300.0)
+        end = time.monotonic() + 60
+        while small.ledger.status("applier") is None:
+            assert time.monotonic() < end, "the applier does nothing"
+        for wider in ("DROP TABLE line", SCHEMA[SCHEMA.index("CREATE TABLE line") :].split(";")[0].replace("20", "40")):
+            small.application(wider, store="target")
+        altered = reopen(small.folder)
+        altered.load_tables("fishladder_home", "fishladder_applied", "price", "customer", "item")
         small.application("UPDATE item SET amount = 9 WHERE id = 10")
         while small.rows("target", "SELECT amount FROM item WHERE id = 10") != [(9,)]:
-            assert time.monotonic() < end, "the applier has ended too soon"
-        small.ledger.record_coverage("target", {"item": "of another table"})
-        assert running.result(60).applied >= 2
+            assert time.monotonic() < end and not running.done(), "the applier has ended"
+        altered.load_tables("line")
+        assert running.result(60).applied >= 1
+        close([altered])
 
 
 def test_an_applier_whose_file_is_not_the_prepared_one_any_more_ends_and_waits(desk: tasks.Desk, small: Small) -> None:
