@@ -238,6 +238,8 @@ def close_load(plan: Plan, table: PlanTable, target: Store, ledger: Ledger) -> N
             f"{table.name}: {unfinished} chunks are not loaded yet; let its lanes finish, then run this again"
         )
     target.install_triggers([found for found in plan.triggers("target") if found.relation.table == table.name])
+    # Before the applier may have the table: if it plans with another one, it is to see that first.
+    record_coverage([table.target], target, "target", ledger)
     with target.begin() as copy:
         state = copy.lock_load(table.name, exclusive=True)
         if state is not None and state.generation > generation:
@@ -247,7 +249,6 @@ def close_load(plan: Plan, table: PlanTable, target: Store, ledger: Ledger) -> N
         if state.open:
             copy.write_load(table.name, LoadState(generation=generation, open=False))
         copy.commit()
-    record_coverage([table.target], target, "target", ledger)
     ledger.close_table(table.name, generation)
 
 

@@ -406,7 +406,7 @@ def ask(desk: Desk, kind: Kind, cohorts: Sequence[str], *, actor: str, reason: s
         raise InputError(f"{desk.spec.migration} is paused, and a flip has to copy: resume it first")
     if kind != "complete" and (operations := desk.spec.application.operations):
         load_operations(operations)  # past the switch, what is queued could be replayed by nothing else
-        _try_application(desk, [cohort for cohort in cohorts if cohort in desk.ledger.routes()])
+        _try_application(desk, kind, [cohort for cohort in cohorts if cohort in desk.ledger.routes()])
     with desk.ends() as (plan, (ends,)):
         flip.check_ids(desk.spec, plan, ends.origin, ends.destination)
         if kind == "flip":
@@ -426,10 +426,14 @@ def ask(desk: Desk, kind: Kind, cohorts: Sequence[str], *, actor: str, reason: s
     )
 
 
-def _try_application(desk: Desk, cohorts: Sequence[str]) -> None:
-    """Whether the application can live in both stores as a router does, before its customers find out."""
+def _try_application(desk: Desk, kind: Kind, cohorts: Sequence[str]) -> None:
+    """Whether the application can live where the cohorts go as a router does, before its customers find out.
+
+    Not where they come from: a store in which it cannot live any more is one to leave.
+    """
     accounts = desk.spec.application
-    for side, connection in (("source", accounts.source), ("target", accounts.target)):
+    goals = (("target", accounts.target),) if kind == "flip" else (("source", accounts.source),)
+    for side, connection in goals:
         with closing(desk.serve(connection)) as application:
             for cohort in cohorts:
                 try:

@@ -89,7 +89,7 @@ def test_a_router_whose_connections_end(shop: Shop, tmp_path: Path) -> None:
         operations.add("look", lambda connection, payload: 1)
         router = Router(ledger, operations, source=store, target=store, patience=PATIENCE)
 
-        def end_all(entities: tuple[int, ...]) -> None:
+        def end_all() -> None:
             with ExitStack() as stack:
                 sessions = [stack.enter_context(store.transaction()) for _ in range(3)]
                 for session in sessions:
@@ -97,12 +97,17 @@ def test_a_router_whose_connections_end(shop: Shop, tmp_path: Path) -> None:
                     session.commit()
             for session in sessions:
                 kill(shop, session.connection)
+
+        for entities in ((1,), (1,), (2, 1)):
+            end_all()
             for entity in entities:
                 assert router.write("look", {}, key=secrets.token_hex(8), entity=entity).state == "done"
                 assert router.read("look", {}, entity=entity).value == 1
-
-        for entities in ((1,), (1,), (2, 1)):
-            end_all(entities)
+        end_all()
+        with pytest.raises(TransientError), store.transaction() as session:
+            session.home(key(1))
+        with store.transaction() as session:  # the other two were given up, too
+            assert session.home(key(1)) == "NZ"
 
 
 def test_a_schema_told_as_airflow_tells_it_leaves_transactions_whole(shop: Shop) -> None:

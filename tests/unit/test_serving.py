@@ -21,7 +21,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from billing.operations import operations
 from fishladder.clock import SystemClock
-from fishladder.errors import InputError, TransientError
+from fishladder.errors import FatalError, InputError, TransientError
 from fishladder.fence import set_fence
 from fishladder.ledger import Ledger, Queued, Route
 from fishladder.serving import AsyncRouter, Metrics, Observation, OpenTelemetry, Operations, Replayer, Router, Shadow
@@ -103,6 +103,28 @@ def test_who_has_moved_is_served_while_the_source_is_down(flips: Flips) -> None:
             router.write("pay", PAY, key="b", entity=entity)
     away.away = False
     assert router.write("pay", {"item": 20, "amount": 1}, key="b", entity=2).state == "done"
+
+
+def test_a_source_that_is_gone_for_good_is_asked_last(flips: Flips) -> None:
+    """Its name is known no more, its password has changed: no passing error, and none of those who have moved."""
+    flips.move()
+    router, asked = flips.router(), list[str]()
+
+    class Gone:
+        def transaction(self, **options: Any) -> Any:
+            asked.append("source")
+            raise FatalError("there is no such host")
+
+    source = router.stores["source"]
+    router.stores = {"source": Gone(), "target": router.stores["target"]}  # type: ignore[dict-item]
+    assert router.write("pay", PAY, key="a", entity=1).state == "done"
+    assert router.write("pay", PAY, key="b", entity=1).state == "done"
+    assert asked == ["source"]
+    with pytest.raises(FatalError, match="there is no such host"):
+        router.read("amount", {"item": 10}, entity=99)
+    router.stores = {**router.stores, "source": source}
+    router._down.clear()
+    assert router.write("pay", {"item": 20, "amount": 1}, key="c", entity=2).state == "done"
 
 
 def test_each_store_has_an_implementation_of_its_own(flips: Flips) -> None:
@@ -453,6 +475,33 @@ def test_a_ledger_that_was_restored_meanwhile_is_not_told_of_another_write(flips
     (queued,) = flips.small.ledger.waiting()
     flips.small.ledger.finish_queued({replace(queued, key="before"): None})
     assert flips.small.ledger.count_queue() == {"pending": 1}
+
+
+def test_nobody_waits_for_others_whose_promise_cannot_be_kept_just_now(
+    flips: Flips, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as a replayer takes at once, and more; each is tried once in a while, and none is counted as failed."""
+    tried: list[str] = []
+
+    def promise(payload: Any, key: str) -> None:
+        tried.append(key)
+        raise TransientError("the bank is away")
+
+    monkeypatch.setattr("fishladder.serving.replay.BATCH", 2)
+    flips.operations.add("hold", lambda connection, payload: None, optimistic=promise)
+    number, ledger = flips.verified(), flips.small.ledger
+    flips.until(number, "drain")
+    for entity in range(2, 7):
+        for key in ("first", "second"):
+            ledger.enqueue("NZ", f"1:{entity}".encode(), "hold", key, "d", "{}", optimistic=True)
+    assert flips.router().write("pay", PAY, key="a", entity=1).state == "queued"
+    flips.until(number, "replay")
+    replayer = Replayer(ledger, flips.operations, flips.stores)
+    assert replayer.replay("NZ") == 1
+    assert (flips.amount(10, "target"), tried) == (6, ["first"] * 5)
+    assert replayer.replay("NZ") == 0
+    assert tried == ["first"] * 5
+    assert {queued.attempts for queued in ledger.waiting()} == {0}
 
 
 @pytest.mark.usefixtures("no_rest")

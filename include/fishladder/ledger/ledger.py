@@ -337,10 +337,10 @@ class Ledger:
         with self._read() as tx:
             return queue.standing(tx, cohort, entity)
 
-    def next_queued(self, cohort: str, limit: int = 100) -> list[Queued]:
-        """The oldest writes to replay; those of an entity that waits for a person are left out."""
+    def next_queued(self, cohort: str, limit: int = 100, *, after: int = 0) -> list[Queued]:
+        """The oldest writes to replay; not of an entity that waits for a person, rests, or has one up to ``after``."""
         with self._read() as tx:
-            return queue.oldest(tx, cohort, limit)
+            return queue.oldest(tx, cohort, limit, after)
 
     def count_queue(self, cohort: str | None = None, since: datetime | None = None) -> dict[str, int]:
         """Writes per state, of those queued since then."""
@@ -366,6 +366,11 @@ class Ledger:
         """Count a failure of a queued write; after ``most`` it is parked, and its entity waits for a person."""
         with self._write() as tx:
             return queue.note_failure(tx, queued, reason, most)
+
+    def rest_queued(self, queued: Queued) -> None:
+        """Something passing was in the way of a queued write: it is tried again after a moment."""
+        with self._write() as tx:
+            queue.rest(tx, queued, queue.REST)
 
     def release_queued(self, number: int, *, actor: str) -> None:
         """Try a parked write again. Raises StaleError when it is not parked."""

@@ -21,6 +21,8 @@ QUEUEING = ("queue", "replay")
 """Stages in which a write may be queued."""
 WAITING = ("pending", "parked", "unwanted")
 """Of writes that are not over: the last are about to be refused, in the owner too."""
+TRIED = ("pending", "unwanted")
+"""Of those, what the replayer tries: to do, or to refuse."""
 REST, LONGEST_REST = 1.0, 30.0
 """Seconds before a write that failed is tried again: the first time, twice that the next time, at most the latter."""
 SAME = ("operation", "entity", "idempotency_key")
@@ -48,6 +50,10 @@ class Queued:
     attempts: int
     optimistic: Optimistic | None
     at: datetime
+
+
+_QUEUED = [column for column in tables.queue.c if column.name not in ("migration", "due_at", "finished_at")]
+"""What a ``Queued`` has: routers go on with a ledger that has fewer columns than this code, or more."""
 
 
 class Waiting(NamedTuple):
@@ -101,7 +107,7 @@ def enqueue(
 
 def find(tx: Transaction, operation: str, entity: bytes, key: str) -> Queued | None:
     columns = tables.queue.c
-    query = select(tables.queue).where(
+    query = select(*_QUEUED).where(
         columns.migration == tx.migration,
         columns.operation == operation,
         columns.entity == entity,
@@ -145,19 +151,22 @@ def standing(tx: Transaction, cohort: str, entity: bytes) -> tuple[Route, list[W
 def waiting(tx: Transaction, limit: int) -> list[Queued]:
     """Of all cohorts, oldest first."""
     columns = tables.queue.c
-    query = select(tables.queue).where(columns.migration == tx.migration, columns.state.in_(WAITING))
+    query = select(*_QUEUED).where(columns.migration == tx.migration, columns.state.in_(WAITING))
     return [_queued(row) for row in tx.connection.execute(query.order_by(columns.id).limit(limit))]
 
 
-def oldest(tx: Transaction, cohort: str, limit: int) -> list[Queued]:
-    """The oldest writes to replay, or to refuse, of entities that have none parked, nor one that failed just now."""
+def oldest(tx: Transaction, cohort: str, limit: int, after: int) -> list[Queued]:
+    """The oldest writes to replay, or to refuse, of entities that have none parked or at rest.
+
+    After a number, of entities that have none waiting up to it: in order, whatever has come to its rest's end meanwhile.
+    """
     columns = tables.queue.c
     mine = (columns.migration == tx.migration, columns.cohort == cohort)
     # Later than the longest rest would be by a clock that was wrong.
     rests = and_(columns.due_at > tx.now, columns.due_at <= tx.now + timedelta(seconds=LONGEST_REST))
-    held = or_(columns.state == "parked", and_(columns.state == "pending", rests))
+    held = or_(columns.state == "parked", and_(columns.state.in_(TRIED), or_(rests, columns.id <= after)))
     others = columns.entity.not_in(select(columns.entity).where(*mine, held))
-    query = select(tables.queue).where(*mine, columns.state.in_(("pending", "unwanted")), others)
+    query = select(*_QUEUED).where(*mine, columns.state.in_(TRIED), columns.id > after, others)
     return [_queued(row) for row in tx.connection.execute(query.order_by(columns.id).limit(limit))]
 
 
@@ -209,17 +218,21 @@ def refuse(tx: Transaction, queued: Queued, reason: str) -> None:
 
 
 def note_failure(tx: Transaction, queued: Queued, reason: str, most: int) -> State:
-    """Count a failed attempt; after ``most`` of them the write is parked, until then it rests for ever longer."""
+    """Count a failed attempt: the write rests for ever longer. After ``most`` of them it is parked, if it is wanted."""
     columns = tables.queue.c
-    _update(tx, queued, ("pending",), attempts=columns.attempts + 1, reason=_storable(reason))
+    _update(tx, queued, ("pending",), reason=_storable(reason))  # that of an unwanted one is why it is so
+    _update(tx, queued, TRIED, attempts=columns.attempts + 1)
     query = select(columns.attempts).where(columns.migration == tx.migration, columns.id == queued.id)
     attempts = tx.connection.scalar(query) or 0
-    if attempts < most:
-        rest = timedelta(seconds=min(REST * 2 ** (attempts - 1), LONGEST_REST))
-        _update(tx, queued, ("pending",), due_at=tx.now + rest)
-        return "pending"
-    _update(tx, queued, ("pending",), state="parked")
-    return "parked"
+    if attempts >= most and _update(tx, queued, ("pending",), state="parked"):
+        return "parked"
+    rest(tx, queued, min(REST * 2 ** min(attempts - 1, 10), LONGEST_REST))
+    return "pending"
+
+
+def rest(tx: Transaction, queued: Queued, seconds: float) -> None:
+    """Leave the write alone for a while, and with it what its entity has in the queue."""
+    _update(tx, queued, TRIED, due_at=tx.now + timedelta(seconds=seconds))
 
 
 def note_optimistic(tx: Transaction, queued: Queued, state: Optimistic) -> None:

@@ -38,12 +38,21 @@ class Replayer:
     def replay(self, cohort: str) -> int:
         """Replay what can be replayed now; how many writes were finished. Raises TransientError (the ledger's)."""
         finished = 0
+        while done := self._sweep(cohort):
+            finished += done
+        return finished
+
+    def _sweep(self, cohort: str) -> int:
+        """Try what waits, once each, so that nobody waits for what others cannot do; how many were finished."""
+        finished, last = 0, 0
         while True:
             route, stuck, over = self.ledger.route(cohort), set[bytes](), dict[Queued, Applied]()
-            if route.stage != "replay":
+            batch = self.ledger.next_queued(cohort, BATCH, after=last) if route.stage == "replay" else []
+            if not batch:
                 return finished
             try:
-                for queued in self.ledger.next_queued(cohort, BATCH):
+                for queued in batch:
+                    last = queued.id
                     if queued.entity in stuck:
                         continue  # in order: nothing overtakes what could not be done
                     known = self._one(queued, route)
@@ -54,8 +63,6 @@ class Replayer:
             except FishladderError:
                 self._tell(over)
                 raise
-            if not over:
-                return finished
             self._tell(over)
             finished += len(over)
 
@@ -81,10 +88,9 @@ class Replayer:
             if known is not None and known.refused:
                 self._refuse(operation, queued, json.loads(known.result or "null"))
             return known
-        except (TransientError, AmbiguousError):
-            return None  # the applied key says whether it took effect
         except Exception as error:  # noqa: BLE001 - a poison write may raise anything, and parks its entity only
-            if store.is_passing(error):
+            if isinstance(error, (TransientError, AmbiguousError)) or store.is_passing(error):
+                self.ledger.rest_queued(queued)  # the applied key says whether it took effect
                 return None
             state = self.ledger.note_failed_replay(queued, f"{type(error).__name__}: {error}", MOST_ATTEMPTS)
             self.metrics.count(

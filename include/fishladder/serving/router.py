@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from fishladder.cells import NO_HOME, cohort_entity
-from fishladder.errors import AmbiguousError, FatalError, InputError, TransientError
+from fishladder.errors import AmbiguousError, FatalError, FishladderError, InputError, TransientError
 from fishladder.ledger import Ledger, Queued, Route, Waiting
 from fishladder.serving.metrics import Metrics, NoMetrics
 from fishladder.serving.operations import Entity, Operation, Operations, Payload, entity_text, payload_text
@@ -27,6 +27,8 @@ from fishladder.stores.base import Fence
 
 ROUTE_SECONDS = 1.0
 """How long a route is believed without asking the ledger again; a fence may say sooner that it is old."""
+DOWN_SECONDS = 60.0
+"""A store that failed is asked for homes after the other one for so long: to find it silent may take long each time."""
 PATIENCE = 30.0
 """Seconds that a call tries: longer than a fence takes to be raised, shorter than a customer waits."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.2
@@ -131,6 +133,8 @@ class Router:
         self._patience = patience
         self._routes: dict[str, tuple[Route, float]] = {}
         self._homes: dict[bytes, str] = {}
+        self._down: dict[str, float] = {}
+        """When a store last failed to say a home."""
         self._lock = threading.Lock()
 
     def close(self) -> None:
@@ -373,23 +377,27 @@ class Router:
     def _home(self, entity: bytes) -> str | None:
         """It never changes, so once known it is known for ever. None: neither store knows it.
 
-        Whoever has moved is served while the source is down, where the target knows the home.
+        Whoever has moved is served while the source is down, where the target knows the home. The source's word goes
+        first all the same, and only what was asked in this order is kept.
         """
         if entity in self._homes:
             return self._homes[entity]
-        away: TransientError | AmbiguousError | None = None
-        for store in self.stores.values():
+        now, failure = time.monotonic(), None
+        down = {side for side, since in self._down.items() if now - since < DOWN_SECONDS}
+        for side in sorted(self.stores, key=lambda side: (side in down, side)):  # the source before the target
             try:
-                with store.transaction(reading=True) as session:
+                with self.stores[side].transaction(reading=True) as session:
                     found = session.home(entity)
-            except (TransientError, AmbiguousError) as error:
-                away = error
+            except FishladderError as error:
+                self._down[side] = time.monotonic()
+                failure = failure or error
                 continue
             if found is not None:
-                self._homes[entity] = found
+                if failure is None and not down:
+                    self._homes[entity] = found
                 return found
-        if away is not None:
-            raise away
+        if failure is not None:
+            raise failure
         return None
 
     def _route(self, cohort: str, *, fresh: bool = False) -> Route:

@@ -79,11 +79,7 @@ class Application:
         broken = True
         try:
             if begin := self.begin_reading if reading else self.begin:
-                try:
-                    session.run(begin)
-                except TransientError:
-                    self.close()  # whoever ended this connection meanwhile has ended the others too
-                    raise
+                session.run(begin)
             yield session
             broken = False
         finally:
@@ -107,7 +103,8 @@ class Application:
         with self._lock:
             idle, self._idle = self._idle, []
         for connection in idle:
-            connection.close()
+            with suppress(FishladderError), type(self).errors():
+                connection.close()
 
     def _take(self) -> Any:
         with self._lock:
@@ -134,7 +131,7 @@ class Application:
                     return
                 connection.close()
         except FishladderError:
-            return  # it is gone, and its transaction with it
+            self.close()  # it is gone, and its transaction with it; whoever ended it has ended the idle ones, too
 
 
 class Session:

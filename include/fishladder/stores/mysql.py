@@ -545,5 +545,6 @@ class MySqlApplication(Application):
         return connection
 
     def prepare(self, connection: Any) -> None:
+        keep_asking(connection.fileno())
         if "MariaDB" in connection.get_server_info():
             self.shared = " LOCK IN SHARE MODE"

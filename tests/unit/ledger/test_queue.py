@@ -83,3 +83,45 @@ def test_a_write_that_failed_rests_and_holds_up_its_entity_only(queueing: Ledger
     queueing.release_queued(first.id, actor="ann")
     clock.now += timedelta(seconds=1)
     assert [queued.attempts for queued in queueing.next_queued("NZ")] == [0, 1, 0]
+
+
+def test_a_write_that_was_given_up_rests_too_and_keeps_its_reason(queueing: Ledger, clock: Clock) -> None:
+    """What was promised cannot be undone just now: it is tried again for ever, and never parked."""
+    queued, rests = enqueue(queueing, "a"), [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
+    queueing.drop_queued(queued.id, "the customer was told", actor="ann")
+    for rest in rests:
+        assert queueing.note_failed_replay(queued, "the bank is away", 5) == "pending"
+        clock.now += timedelta(seconds=rest - 0.001)
+        assert queueing.next_queued("NZ") == []
+        clock.now += timedelta(seconds=0.001)
+        (found,) = queueing.next_queued("NZ")
+        assert (found.state, found.reason) == ("unwanted", "the customer was told")
+    assert found.attempts == len(rests)
+
+
+def test_something_passing_is_rested_for_and_not_counted(queueing: Ledger, clock: Clock) -> None:
+    first, second = enqueue(queueing, "a"), enqueue(queueing, "a", entity=b"2:22")
+    queueing.rest_queued(first)
+    assert queueing.next_queued("NZ") == [second]
+    clock.now += timedelta(seconds=1)
+    assert queueing.next_queued("NZ") == [first, second]
+
+
+def test_nothing_overtakes_what_has_rested_before_the_number_that_is_asked_from(queueing: Ledger, clock: Clock) -> None:
+    """Who goes through the queue in parts may come by when the oldest write of an entity is due again."""
+    first, other, second = enqueue(queueing, "a"), enqueue(queueing, "a", entity=b"2:22"), enqueue(queueing, "b")
+    queueing.rest_queued(first)
+    assert queueing.next_queued("NZ", 1) == [other]
+    clock.now += timedelta(seconds=1)
+    assert queueing.next_queued("NZ", after=other.id) == []
+    assert queueing.next_queued("NZ") == [first, other, second]
+
+
+def test_a_router_goes_on_with_a_ledger_of_the_version_before(queueing: Ledger) -> None:
+    """Applications and Airflow are upgraded one after the other, and customers of a cohort that moves must not see it."""
+    with queueing.engine.begin() as connection:
+        connection.execute(text("ALTER TABLE ledger_queue DROP COLUMN due_at"))
+    queued = enqueue(queueing, "a")
+    assert enqueue(queueing, "a") == queueing.queued("charge", CUSTOMER, "a") == queued
+    assert queueing.standing("NZ", CUSTOMER)[1] == [Waiting(operation="charge", key="a", payload=PAYLOAD)]
+    queueing.note_optimistic(queued, "done")
