@@ -344,6 +344,9 @@ ELSEWHERE: dict[str, str] = {
     "a flip takes all that has no home along": (
         _COMPLETED + "all_rows_without_a_home_are_drained_before_one_can_get_it_in_the_target"
     ),
+    "nothing overtakes a write that rests": (
+        "unit/ledger/test_queue.py::test_nothing_overtakes_what_has_rested_before_the_number_that_is_asked_from"
+    ),
     "a write is given up in its owner": _FLIP + "a_write_that_took_effect_before_it_was_given_up_is_done",
     "who is refused because it has just been done is answered": (
         _ATTACKS + "a_call_that_is_refused_because_it_has_just_been_done_is_answered"
@@ -389,7 +392,7 @@ FOUND_AT: dict[str, int] = {
     "promise_not_undone": 23,
     "proofs_of_another_attempt": 0,
     "queue_before_the_fence": 59,
-    "queued_at_any_stage": 89,
+    "queued_at_any_stage": 198,
     "reads_ask_no_fence": 108,
     "reads_hide_what_waits": 15,
     "refusal_not_recorded": 244,

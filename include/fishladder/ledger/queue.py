@@ -158,7 +158,7 @@ def waiting(tx: Transaction, limit: int) -> list[Queued]:
 def oldest(tx: Transaction, cohort: str, limit: int, after: int) -> list[Queued]:
     """The oldest writes to replay, or to refuse, of entities that have none parked or at rest.
 
-    After a number, of entities that have none waiting up to it: in order, whatever has come to its rest's end meanwhile.
+    After a number, of entities that have none waiting up to it: in order, whosever rest has ended meanwhile.
     """
     columns = tables.queue.c
     mine = (columns.migration == tx.migration, columns.cohort == cohort)
