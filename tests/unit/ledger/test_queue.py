@@ -118,7 +118,7 @@ def test_nothing_overtakes_what_has_rested_before_the_number_that_is_asked_from(
 
 
 def test_a_router_goes_on_with_a_ledger_of_the_version_before(queueing: Ledger) -> None:
-    """Applications and Airflow are upgraded one after the other, and the customers of a moving cohort must not see it."""
+    """Airflow and applications are upgraded one after the other; customers of a moving cohort must not see it."""
     with queueing.engine.begin() as connection:
         connection.execute(text("ALTER TABLE ledger_queue DROP COLUMN due_at"))
     queued = enqueue(queueing, "a")
