@@ -184,7 +184,7 @@ class Desk:
 
     def _replay(self, kept: ExitStack) -> flip.Replay:
         """Replays what is queued; the operations and the application's connections are opened once that is wanted."""
-        application, opened = self.spec.application, list[Replayer]()
+        application, opened = self.spec.application, dict[str, Replayer]()
 
         def replay(cohort: str) -> None:
             if not self.ledger.next_queued(cohort, 1):
@@ -195,12 +195,12 @@ class Desk:
                     f" operations are ({self.spec.where('application')}): add application.operations, then repeat the"
                     " task"
                 )
-            if not opened:
-                stores = {"source": self.serve(application.source), "target": self.serve(application.target)}
-                for store in stores.values():
-                    kept.callback(store.close)
-                opened.append(Replayer(self.ledger, load_operations(application.operations), stores))
-            opened[0].replay(cohort)
+            owner = self.ledger.route(cohort).owner
+            if owner not in opened:  # the other store may be what the cohort had to leave
+                store = self.serve(application.source if owner == "source" else application.target)
+                kept.callback(store.close)
+                opened[owner] = Replayer(self.ledger, load_operations(application.operations), {owner: store})
+            opened[owner].replay(cohort)
 
         return replay
 
@@ -427,13 +427,13 @@ def ask(desk: Desk, kind: Kind, cohorts: Sequence[str], *, actor: str, reason: s
 
 
 def _try_application(desk: Desk, kind: Kind, cohorts: Sequence[str]) -> None:
-    """Whether the application can live where the cohorts go as a router does, before its customers find out.
+    """Whether the application can live in the stores as a router does, before its customers find out.
 
-    Not where they come from: a store in which it cannot live any more is one to leave.
+    A flip may abort, and replays into the source then. Of a rollback the target is what customers have to leave.
     """
     accounts = desk.spec.application
-    goals = (("target", accounts.target),) if kind == "flip" else (("source", accounts.source),)
-    for side, connection in goals:
+    sides = [("source", accounts.source), ("target", accounts.target)]
+    for side, connection in sides if kind == "flip" else sides[:1]:
         with closing(desk.serve(connection)) as application:
             for cohort in cohorts:
                 try:

@@ -11,7 +11,7 @@ from random import Random
 from unittest.mock import patch
 
 from fishladder import apply, load, operate
-from fishladder.serving import router
+from fishladder.serving import replay, router
 from tests.simulation import actors, movers
 from tests.simulation.audit import Violation
 from tests.simulation.company import Company, Kind, draw_kind, reprice_everything
@@ -47,6 +47,7 @@ def simulate(seed: int, *, operations: int = 20, trace: list[str] | None = None)
         patch.object(operate, "CLEAN_ROWS", CLEAN_ROWS),
         patch.object(apply, "POLL", POLL),
         patch.object(router, "time", _Time(seam)),
+        patch.object(replay, "time", _Time(seam)),
         patch.object(router, "ROUTE_SECONDS", ROUTE_SECONDS),
         closing(Company(seam, folder, kind)) as company,
     ):
@@ -61,7 +62,7 @@ def simulate(seed: int, *, operations: int = 20, trace: list[str] | None = None)
 
 
 class _Time:
-    """What the router knows of time."""
+    """What the router and the replayer know of time."""
 
     def __init__(self, seam: Seam) -> None:
         self.monotonic, self.sleep = lambda: seam.now, seam.sleep

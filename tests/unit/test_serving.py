@@ -27,6 +27,7 @@ from fishladder.ledger import Ledger, Queued, Route
 from fishladder.serving import AsyncRouter, Metrics, Observation, OpenTelemetry, Operations, Replayer, Router, Shadow
 from fishladder.serving.operations import load_operations
 from fishladder.serving.replay import MOST_ATTEMPTS
+from fishladder.serving.router import DOWN_SECONDS
 from fishladder.stores.sqlite import SqliteApplication
 from tests.unit.flips import Declined, Flips
 
@@ -122,8 +123,15 @@ def test_a_source_that_is_gone_for_good_is_asked_last(flips: Flips) -> None:
     assert asked == ["source"]
     with pytest.raises(FatalError, match="there is no such host"):
         router.read("amount", {"item": 10}, entity=99)
+    target = away = Away(router.stores["target"])
+    router.stores = {**router.stores, "target": target}
+    away.away = True
+    with pytest.raises(TransientError, match="it is away"):  # of two reasons the one that passes
+        router.read("amount", {"item": 10}, entity=1)
+    away.away = False
     router.stores = {**router.stores, "source": source}
-    router._down.clear()
+    assert router._source_down is not None
+    router._source_down -= DOWN_SECONDS
     assert router.write("pay", {"item": 20, "amount": 1}, key="c", entity=2).state == "done"
 
 
@@ -488,6 +496,7 @@ def test_nobody_waits_for_others_whose_promise_cannot_be_kept_just_now(
         raise TransientError("the bank is away")
 
     monkeypatch.setattr("fishladder.serving.replay.BATCH", 2)
+    monkeypatch.setattr("fishladder.ledger.queue.REST", 20.0)
     flips.operations.add("hold", lambda connection, payload: None, optimistic=promise)
     number, ledger = flips.verified(), flips.small.ledger
     flips.until(number, "drain")
@@ -502,6 +511,35 @@ def test_nobody_waits_for_others_whose_promise_cannot_be_kept_just_now(
     assert replayer.replay("NZ") == 0
     assert tried == ["first"] * 5
     assert {queued.attempts for queued in ledger.waiting()} == {0}
+
+
+def test_a_replay_takes_its_turn_and_goes_on_from_there(flips: Flips, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has it done has others to look after; what takes long each time keeps nobody from being tried."""
+    tried: list[bytes] = []
+
+    class Replays(Replayer):
+        def _one(self, queued: Queued, route: Route) -> None:
+            tried.append(queued.entity)
+            now[0] += 3.0
+            ledger.rest_queued(queued)
+
+    now = [0.0]
+    monkeypatch.setattr("fishladder.serving.replay.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("fishladder.ledger.queue.REST", 0.0)
+    number, ledger = flips.verified(), flips.small.ledger
+    flips.until(number, "drain")
+    entities = [f"1:{entity}".encode() for entity in range(5)]
+    for entity in entities:
+        for key in ("first", "second"):
+            ledger.enqueue("NZ", entity, "pay", key, "d", "{}")
+    flips.until(number, "replay")
+    replayer = Replays(ledger, flips.operations, flips.stores)
+    turns = []
+    for _ in range(4):
+        assert replayer.replay("NZ") == 0
+        turns.append(tried.copy())
+        tried.clear()
+    assert turns == [entities[:2], entities[2:4], entities[4:], entities[:2]]
 
 
 @pytest.mark.usefixtures("no_rest")

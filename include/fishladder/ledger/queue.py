@@ -241,7 +241,7 @@ def note_optimistic(tx: Transaction, queued: Queued, state: Optimistic) -> None:
 
 def give_up(tx: Transaction, number: int, reason: str) -> None:
     """The replayer refuses it next, unless it took effect before. Raises StaleError when it does not wait."""
-    if not _update(tx, number, ("pending", "parked"), state="unwanted", reason=reason):
+    if not _update(tx, number, ("pending", "parked"), state="unwanted", reason=reason, due_at=None):
         raise StaleError(f"write no. {number} does not wait in the queue any more")
 
 

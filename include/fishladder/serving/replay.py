@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 
 from fishladder.errors import AmbiguousError, FishladderError, TransientError
@@ -13,6 +14,8 @@ from fishladder.stores.application import Application, Applied, Session
 
 BATCH = 20
 """Writes that are done in the owner before the ledger hears of them, in one transaction."""
+TURN = 5.0
+"""Seconds that a replay takes at once: whoever has it done has other things to look after."""
 MOST_ATTEMPTS = 5
 """Failures of one write before it is parked, and its entity waits for a person."""
 
@@ -32,26 +35,40 @@ class Replayer:
         self.operations = operations
         self.stores = stores
         self.metrics = metrics or NoMetrics()
+        self._reached: dict[str, int] = {}
+        """The number of the last write that was tried, of cohorts whose turn was over before all were."""
         for side, store in self.stores.items():
             store.connected = operations.for_side(side)
 
     def replay(self, cohort: str) -> int:
-        """Replay what can be replayed now; how many writes were finished. Raises TransientError (the ledger's)."""
-        finished = 0
-        while done := self._sweep(cohort):
+        """Replay what can be replayed now, for a while; how many writes were finished.
+
+        A cohort is replayed where one of ``stores`` owns it. Raises TransientError (the ledger's).
+        """
+        finished, end = 0, time.monotonic() + TURN
+        while done := self._sweep(cohort, end):
             finished += done
         return finished
 
-    def _sweep(self, cohort: str) -> int:
-        """Try what waits, once each, so that nobody waits for what others cannot do; how many were finished."""
-        finished, last = 0, 0
+    def _sweep(self, cohort: str, end: float) -> int:
+        """Try what waits, once each, so that nobody waits for what others cannot do; how many were finished.
+
+        Until ``end``: the next sweep goes on from there.
+        """
+        finished, last = 0, self._reached.pop(cohort, 0)
         while True:
+            if time.monotonic() >= end:
+                self._reached[cohort] = last
+                return finished
             route, stuck, over = self.ledger.route(cohort), set[bytes](), dict[Queued, Applied]()
-            batch = self.ledger.next_queued(cohort, BATCH, after=last) if route.stage == "replay" else []
+            mine = route.stage == "replay" and route.owner in self.stores
+            batch = self.ledger.next_queued(cohort, BATCH, after=last) if mine else []
             if not batch:
                 return finished
             try:
                 for queued in batch:
+                    if time.monotonic() >= end:
+                        break
                     last = queued.id
                     if queued.entity in stuck:
                         continue  # in order: nothing overtakes what could not be done

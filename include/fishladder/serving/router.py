@@ -28,7 +28,7 @@ from fishladder.stores.base import Fence
 ROUTE_SECONDS = 1.0
 """How long a route is believed without asking the ledger again; a fence may say sooner that it is old."""
 DOWN_SECONDS = 60.0
-"""A store that failed is asked for homes after the other one for so long: to find it silent may take long each time."""
+"""A source that failed is asked for homes after the target for so long: to find it silent may take long each time."""
 PATIENCE = 30.0
 """Seconds that a call tries: longer than a fence takes to be raised, shorter than a customer waits."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.2
@@ -133,8 +133,8 @@ class Router:
         self._patience = patience
         self._routes: dict[str, tuple[Route, float]] = {}
         self._homes: dict[bytes, str] = {}
-        self._down: dict[str, float] = {}
-        """When a store last failed to say a home."""
+        self._source_down: float | None = None
+        """When the source last failed to say a home."""
         self._lock = threading.Lock()
 
     def close(self) -> None:
@@ -382,22 +382,29 @@ class Router:
         """
         if entity in self._homes:
             return self._homes[entity]
-        now, failure = time.monotonic(), None
-        down = {side for side, since in self._down.items() if now - since < DOWN_SECONDS}
-        for side in sorted(self.stores, key=lambda side: (side in down, side)):  # the source before the target
+        now, down = time.monotonic(), self._source_down
+        trusted = down is None or now - down >= DOWN_SECONDS
+        if down is not None and trusted:
+            self._source_down = now  # this call finds out whether it is back; others need not wait for that
+        failures: list[FishladderError] = []
+        for side in ("source", "target") if trusted else ("target", "source"):
             try:
                 with self.stores[side].transaction(reading=True) as session:
                     found = session.home(entity)
             except FishladderError as error:
-                self._down[side] = time.monotonic()
-                failure = failure or error
+                failures.append(error)
+                if side == "source":
+                    self._source_down = time.monotonic()
                 continue
+            if side == "source":
+                self._source_down = None
             if found is not None:
-                if failure is None and not down:
+                if trusted and not failures:
                     self._homes[entity] = found
                 return found
-        if failure is not None:
-            raise failure
+        if failures:
+            passing = [error for error in failures if isinstance(error, (TransientError, AmbiguousError))]
+            raise (passing or failures)[0]
         return None
 
     def _route(self, cohort: str, *, fresh: bool = False) -> Route:
