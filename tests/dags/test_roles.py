@@ -60,7 +60,7 @@ ASKS: Mapping[str, Sequence[Ask]] = {
     ],
     "pause": [("PATCH", "?update_mask=is_paused", {"is_paused": True})],
     "run": [
-        ("POST", "/dagRuns", {"logical_date": None, "conf": {"cohorts": ["NZ"]}}),
+        ("POST", "/dagRuns", {"logical_date": None, "conf": {"cohorts": ["NZ"], "action": "pause"}}),
         ("POST", "/clearTaskInstances", {"dag_run_id": "none", "dry_run": False}),
         ("POST", f"{RUN}/clear", {"dry_run": False}),
         ("PATCH", RUN, {"state": "success"}),
