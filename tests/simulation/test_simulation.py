@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import gc
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from itertools import count, islice
@@ -70,12 +70,12 @@ def world(seed: int) -> tuple[str | None, set[str]]:
     return wrong, {name for name, pattern in HAPPENINGS.items() if re.search(pattern, text)}
 
 
-def found_at(bug: str) -> int | None:
-    """A seed whose world shows the planted bug: the one that did last time, or the first."""
+def found_at(bug: str, clean: Collection[int]) -> int | None:
+    """A seed whose world shows the planted bug: the one that did last time, or the first. ``clean``: are without it."""
     possible = (seed for seed in count() if BUGS[bug].shows_in(kind_of(seed)))
     seeds = list(islice(possible, FOUND_WITHIN))
     seeds.sort(key=lambda seed: seed != FOUND_AT.get(bug))
-    return next((seed for seed in seeds if attempt(seed, bug)[2] and not attempt(seed)[2]), None)
+    return next((seed for seed in seeds if attempt(seed, bug)[2] and (seed in clean or not attempt(seed)[2])), None)
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +90,10 @@ def worlds(pool: ProcessPoolExecutor) -> list[tuple[str | None, set[str]]]:
 
 
 @pytest.fixture(scope="module")
-def searches(pool: ProcessPoolExecutor) -> dict[str, Future[int | None]]:
+def searches(pool: ProcessPoolExecutor, worlds: list[tuple[str | None, set[str]]]) -> dict[str, Future[int | None]]:
     """All side by side."""
-    return {bug: pool.submit(found_at, bug) for bug in BUGS}
+    clean = frozenset(seed for seed, (wrong, _) in zip(SEEDS, worlds, strict=True) if not wrong)
+    return {bug: pool.submit(found_at, bug, clean) for bug in BUGS}
 
 
 def test_no_interleaving_loses_a_row(worlds: list[tuple[str | None, set[str]]]) -> None:

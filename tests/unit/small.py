@@ -12,10 +12,11 @@ from typing import Any
 from fishladder import apply, install, load
 from fishladder.apply import Ends
 from fishladder.clock import SystemClock
-from fishladder.ledger import Ledger, open_ledger, upgrade
+from fishladder.ledger import Ledger, open_ledger
 from fishladder.plan import Plan, resolve
 from fishladder.spec import Migration, loads
 from fishladder.stores.sqlite import SqliteStore, connect
+from tests import ledgers
 
 SPEC = """
 migration: small
@@ -102,7 +103,7 @@ def make(folder: Path, *, schema: str = SCHEMA, spec: str = SPEC, target: str | 
     for name, script in (("source", schema), ("target", target or "")):
         with closing(sqlite3.connect(folder / f"{name}.db")) as connection:
             connection.executescript(script)
-    upgrade(f"sqlite:///{folder / 'ledger.db'}")
+    ledgers.create(f"sqlite:///{folder / 'ledger.db'}")
     if target is None:
         source, goal = _stores(folder)
         install.create_target_tables(loads(spec, name="small.yaml", environment={}), source, goal)

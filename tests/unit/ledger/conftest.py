@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fishladder.ledger import Ledger, open_ledger, upgrade
+from fishladder.ledger import Ledger, open_ledger
+from tests import ledgers
 from tests.conftest import not_tested
 from tests.servers import Unavailable, postgres
 
@@ -47,6 +48,6 @@ def clock() -> Clock:
 
 @pytest.fixture
 def ledger(url: str, clock: Clock) -> Iterator[Ledger]:
-    upgrade(url)
+    ledgers.create(url)
     with open_ledger(url, migration="billing", clock=clock) as opened:
         yield opened
