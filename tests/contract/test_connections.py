@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import ExitStack, closing
@@ -108,6 +109,17 @@ def test_a_router_whose_connections_end(shop: Shop, tmp_path: Path) -> None:
             session.home(key(1))
         with store.transaction() as session:  # the other two were given up, too
             assert session.home(key(1)) == "NZ"
+
+
+def test_a_routers_connection_asks_whether_the_other_end_is_there(shop: Shop) -> None:
+    if shop.place.kind != "mysql":
+        pytest.skip("a file has no connection, and Oracle's driver asks by itself")
+    with (
+        closing(open_application(*connect_url(shop.place.application))) as store,
+        store.transaction() as session,
+        socket.socket(fileno=os.dup(session.connection.fileno())) as end,
+    ):
+        assert end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
 
 
 def test_a_schema_told_as_airflow_tells_it_leaves_transactions_whole(shop: Shop) -> None:

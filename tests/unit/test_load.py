@@ -11,7 +11,7 @@ import pytest
 
 from fishladder import load, tasks
 from fishladder.clock import SystemClock
-from fishladder.errors import FenceError, InputError, StaleError
+from fishladder.errors import FenceError, InputError, StaleError, TransientError
 from fishladder.fence import set_fence
 from fishladder.spec import digest
 from fishladder.stores.base import LoadState
@@ -116,6 +116,31 @@ def test_the_load_asks_the_targets_fences(small: Small) -> None:
     with pytest.raises(FenceError, match="NZ"):
         small.load()
     assert small.rows("target", "SELECT * FROM customer") == []
+
+
+def test_an_applier_can_see_what_was_closed_before_it_may_have_it(
+    small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it planned with may have been altered meanwhile; killed in between, the load is closed once more."""
+    seen: list[bool] = []
+    real = small.target.begin
+
+    def begin(**options: Any) -> Any:
+        seen.append("price" in small.ledger.coverage("target"))
+        if len(seen) == 1:
+            raise TransientError("the task dies here")
+        return real(**options)
+
+    price = small.plan.table("price")
+    load.cut(small.plan, small.source, small.ledger, 10)
+    load.load_lane(price, small.source, small.target, small.ledger, lane="1")
+    monkeypatch.setattr(small.target, "begin", begin)
+    with pytest.raises(TransientError):
+        load.close_load(small.plan, price, small.target, small.ledger)
+    assert small.ledger.table_state("price").phase == "loading"
+    load.close_load(small.plan, price, small.target, small.ledger)
+    assert seen == [True, True]
+    assert small.ledger.table_state("price").phase == "closed"
 
 
 def test_the_load_is_not_closed_with_chunks_missing(small: Small) -> None:

@@ -26,7 +26,7 @@ from fishladder.fence import set_fence
 from fishladder.ledger import Ledger, Queued, Route
 from fishladder.serving import AsyncRouter, Metrics, Observation, OpenTelemetry, Operations, Replayer, Router, Shadow
 from fishladder.serving.operations import load_operations
-from fishladder.serving.replay import MOST_ATTEMPTS
+from fishladder.serving.replay import MOST_ATTEMPTS, TURN
 from fishladder.serving.router import DOWN_SECONDS
 from fishladder.stores.sqlite import SqliteApplication
 from tests.unit.flips import Declined, Flips
@@ -540,6 +540,15 @@ def test_a_replay_takes_its_turn_and_goes_on_from_there(flips: Flips, monkeypatc
         turns.append(tried.copy())
         tried.clear()
     assert turns == [entities[:2], entities[2:4], entities[4:], entities[:2]]
+
+    def slowly(*given: Any, **named: Any) -> list[Queued]:
+        now[0] += 2 * TURN
+        return real(*given, **named)
+
+    real = ledger.next_queued
+    monkeypatch.setattr(ledger, "next_queued", slowly)
+    assert replayer.replay("NZ") == 0
+    assert tried == [entities[2]]  # each turn goes on by one
 
 
 @pytest.mark.usefixtures("no_rest")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any, Literal, NamedTuple
 
@@ -52,8 +52,8 @@ class Queued:
     at: datetime
 
 
-_QUEUED = [column for column in tables.queue.c if column.name not in ("migration", "due_at", "finished_at")]
-"""What a ``Queued`` has: routers go on with a ledger that has fewer columns than this code, or more."""
+_QUEUED = [tables.queue.c["idempotency_key" if part.name == "key" else part.name] for part in fields(Queued)]
+"""And no other column: a router of a new version has to go on with a ledger that is not upgraded yet."""
 
 
 class Waiting(NamedTuple):

@@ -67,8 +67,6 @@ class Replayer:
                 return finished
             try:
                 for queued in batch:
-                    if time.monotonic() >= end:
-                        break
                     last = queued.id
                     if queued.entity in stuck:
                         continue  # in order: nothing overtakes what could not be done
@@ -77,6 +75,8 @@ class Replayer:
                         stuck.add(queued.entity)
                     else:
                         over[queued] = known
+                    if time.monotonic() >= end:
+                        break  # after one write at least, however slow the ledger
             except FishladderError:
                 self._tell(over)
                 raise
