@@ -482,13 +482,18 @@ def apply_round(
     ledger: Ledger,
     limit: int | None = None,
     cohorts: Collection[str] | None = None,
+    *,
+    outdated: Callable[[], bool] = lambda: False,
 ) -> Applied:
     """One look at the oldest reasons, applied by shard in parallel; what needs every shard comes last, alone.
 
-    ``limit``: how many of them, a batch for each worker unless it is given. ``cohorts``: of these only.
+    ``limit``: how many of them, a batch for each worker unless it is given. ``cohorts``: of these only. ``outdated``:
+    whether the plan is no longer right; then nothing is done.
     """
     ends = workers[0]
     dirty = read_dirty(plan, ends, ledger, limit or BATCH * len(workers), cohorts)
+    if dirty and outdated():  # asked after it was read which tables are closed: the end of a load tells it before
+        return Applied()
     if dirty:
         check_coverage(plan, ends.origin, ends.owner, ledger)
         check_ledger(_target(ends), ledger)
@@ -566,10 +571,10 @@ def follow(
                 _note(ledger, report, noted)
                 return report
             paused = ledger.control().paused
-            applied = Applied() if paused else apply_round(plan, workers, ledger)
+            applied = Applied() if paused else apply_round(plan, workers, ledger, outdated=outdated)
             flipped = any(fence.writer == "copier" for fence in ends.origin.fences().values())
             if flipped and not paused:
-                applied.add(apply_round(plan, back, ledger))
+                applied.add(apply_round(plan, back, ledger, outdated=outdated))
             busy = applied.forgotten + applied.woken > 0
             report = replace(
                 report, applied=report.applied + applied.forgotten, rejected=report.rejected + applied.rejected

@@ -88,7 +88,7 @@ class Desk:
     """What every task of a migration needs. ``open`` opens a store by connection id; each call a new one.
 
     ``serve`` opens the application's way into one, to replay queued writes. ``measure`` asks for a metric.
-    ``kept`` is told the digest of each piece of evidence.
+    ``kept`` is told the digest of each piece of evidence. ``reached``: how far the last turn of a cohort's replay came.
     """
 
     spec: Migration
@@ -99,6 +99,7 @@ class Desk:
     clock: Clock = field(default_factory=SystemClock)
     say: Report = _silent
     kept: Callable[[str], None] = _silent
+    reached: dict[str, int] = field(default_factory=dict)
 
     @contextmanager
     def stores(self) -> Iterator[tuple[Store, Store]]:
@@ -199,7 +200,8 @@ class Desk:
             if owner not in opened:  # the other store may be what the cohort had to leave
                 store = self.serve(application.source if owner == "source" else application.target)
                 kept.callback(store.close)
-                opened[owner] = Replayer(self.ledger, load_operations(application.operations), {owner: store})
+                operations = load_operations(application.operations)
+                opened[owner] = Replayer(self.ledger, operations, {owner: store}, reached=self.reached)
             opened[owner].replay(cohort)
 
         return replay

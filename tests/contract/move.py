@@ -16,12 +16,12 @@ from fishladder import install, spec
 from fishladder.apply import Ends, apply_round, follow
 from fishladder.cells import Row
 from fishladder.clock import SystemClock
-from fishladder.ledger import CheckResult, Ledger, open_ledger, upgrade
+from fishladder.ledger import CheckResult, Ledger, open_ledger
 from fishladder.load import LaneReport, close_load, cut, load_lane
 from fishladder.plan import Plan, PlanTable, examine
 from fishladder.reconcile import reconcile_table
 from fishladder.stores.base import Finding, TableInfo
-from tests import independent
+from tests import independent, ledgers
 from tests.contract import tables as small
 from tests.contract.stores import PATIENCE, STORES, Place
 from tests.contract.tables import column, read
@@ -154,7 +154,7 @@ def moving(
         stack.callback(ours.close)
         stack.callback(theirs.close)
         url = f"sqlite:///{folder}/ledger.db"
-        upgrade(url)
+        ledgers.create(url)
         ledger = stack.enter_context(open_ledger(url, migration="move"))
 
         def make(

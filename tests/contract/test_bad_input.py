@@ -19,12 +19,12 @@ import pytest
 from fishladder import load, tasks
 from fishladder.cli import main
 from fishladder.errors import FatalError, InputError
-from fishladder.ledger import open_ledger, upgrade
+from fishladder.ledger import open_ledger
 from fishladder.spec import loads
 from fishladder.stores import connect_url, open_store
 from fishladder.stores.base import Fenced, Finding, Store
 from fishladder.tasks import Desk
-from tests import independent
+from tests import independent, ledgers
 from tests.conftest import not_tested
 from tests.servers import Unavailable, mysql, oracle
 
@@ -111,7 +111,7 @@ def odd(server: str, tmp_path: Path) -> Iterator[Odd]:
     with ExitStack() as stack:
         source, target = (stack.enter_context(mysql.database(server)) for _ in range(2))
         made = Odd(folder=tmp_path, source=source, target=target)
-        upgrade(made.ledger_url)
+        ledgers.create(made.ledger_url)
         rows = ", ".join(f"({no}, 'NZ', 'somebody', NULL)" for no in range(1, 251))
         items = ", ".join(f"({no}, {no}, 5)" for no in range(1, 251))
         made.run("source", *DDL, f"INSERT INTO customer VALUES {rows}", f"INSERT INTO item VALUES {items}")

@@ -16,9 +16,10 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from fishladder.errors import AmbiguousError, FatalError, TransientError
-from fishladder.ledger import open_ledger, upgrade
+from fishladder.ledger import open_ledger
 from fishladder.serving import Operations, Router
 from fishladder.stores import connect_url, open_application, open_store
+from tests import ledgers
 from tests.contract.shop import Shop, key
 from tests.contract.stores import PATIENCE
 
@@ -80,7 +81,7 @@ def test_a_transaction_whose_connection_ends(shop: Shop) -> None:
 def test_a_router_whose_connections_end(shop: Shop, tmp_path: Path) -> None:
     """It has several by then. A customer whom it has not met notices nothing, nor one whom it has met."""
     shop.place.needs("connection")
-    upgrade(url := f"sqlite:///{tmp_path}/ledger.db")
+    ledgers.create(url := f"sqlite:///{tmp_path}/ledger.db")
     with (
         open_ledger(url, migration="billing") as ledger,
         closing(open_application(*connect_url(shop.place.application))) as store,

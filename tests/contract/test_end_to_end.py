@@ -14,12 +14,12 @@ from billing.traffic import Billing, Traffic
 from fishladder import install, spec
 from fishladder.apply import Ends, follow
 from fishladder.clock import SystemClock
-from fishladder.ledger import open_ledger, upgrade
+from fishladder.ledger import open_ledger
 from fishladder.load import close_load, cut, load_lane
 from fishladder.plan import resolve
 from fishladder.reconcile import reconcile_table
 from fishladder.reports import run_reports
-from tests import independent
+from tests import independent, ledgers
 from tests.contract.shop import SPEC
 from tests.contract.stores import PATIENCE, STORES
 
@@ -44,7 +44,7 @@ def test_a_copy_under_live_traffic(
         schema.create(ours.admin)
         seed.seed(ours.admin, customers=120, seed=7)
         source, target, clock = ours.open(), theirs.open(), SystemClock()
-        upgrade(url := f"sqlite:///{tmp_path}/ledger.db")
+        ledgers.create(url := f"sqlite:///{tmp_path}/ledger.db")
         ledger = open_ledger(url, migration="billing")
         kinds = {"BILLING_SOURCE_KIND": ours.kind, "BILLING_TARGET_KIND": theirs.kind}
         migration = spec.load(SPEC, environment=kinds)

@@ -22,10 +22,10 @@ from billing import invariants, schema, seed
 from billing.database import connect, settle
 from billing.service import charge, delete_customer
 from fishladder import tasks
-from fishladder.ledger import Attempt, Kind, upgrade
+from fishladder.ledger import Attempt, Kind
 from fishladder.plan import Side
 from fishladder.verdict import caught_up
-from tests import independent
+from tests import independent, ledgers
 from tests.approving import approve
 from tests.contract.shop import SPEC
 from tests.contract.stores import PATIENCE, STORES, Place
@@ -80,7 +80,7 @@ def move(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Move]:
         schema.create(ours.admin)
         seed.seed(ours.admin, customers=80, seed=7)
         url = f"sqlite:///{tmp_path}/ledger.db"
-        upgrade(url)
+        ledgers.create(url)
         environment = {
             **os.environ,
             "FISHLADDER_LEDGER": url,

@@ -15,13 +15,14 @@ import pytest
 from billing.database import Database
 from fishladder import install
 from fishladder.errors import FatalError
-from fishladder.ledger import open_ledger, upgrade
+from fishladder.ledger import open_ledger
 from fishladder.preflight import preflight
 from fishladder.spec import loads
 from fishladder.stores import connect_url, open_application, open_store
 from fishladder.stores.base import Finding, Store
 from fishladder.stores.mysql import MySqlStore
 from fishladder.stores.mysql_schema import inspect
+from tests import ledgers
 from tests.contract.shop import open_shop
 from tests.contract.stores import STORES, Place
 
@@ -161,7 +162,7 @@ def test_a_replica_that_may_not_be_asked_names_the_right(newcomer: tuple[Place, 
     def replica() -> Finding:
         source, target = place.open(), place.open()
         tables = source.describe()
-        upgrade(f"sqlite:///{tmp_path}/ledger.db")
+        ledgers.create(f"sqlite:///{tmp_path}/ledger.db")
         with open_ledger(f"sqlite:///{tmp_path}/ledger.db", migration="fits") as ledger:
             found, _ = preflight(
                 spec, source, target, ledger, ours=tables, theirs=tables, open=lambda _: open_store(*connect_url(url))
@@ -194,7 +195,7 @@ def told(ends: tuple[Place, Place], tmp_path: Path, ours: str, theirs: str, **kn
             db.execute(text)
     source, target = (place.open() for place in ends)
     url = f"sqlite:///{tmp_path}/ledger.db"
-    upgrade(url)
+    ledgers.create(url)
     with open_ledger(url, migration="fits") as ledger:
         spec = loads(SPEC, name="fits.yaml", environment={})
         tables = source.describe(), target.describe()

@@ -17,9 +17,8 @@ from billing.database import connect
 from billing.seed import seed
 from fishladder import tasks
 from fishladder.errors import InputError
-from fishladder.ledger import upgrade
 from fishladder.rehearsal import rehearse
-from tests import independent
+from tests import independent, ledgers
 from tests.contract.shop import SPEC
 from tests.contract.stores import STORES, Place
 from tests.scenario.worker import desk
@@ -40,7 +39,7 @@ class Night:
         words = f"{{connection: test, source: origin, command: {json.dumps(command)}}}"
         self.file.write_text(f"{SPEC.read_text()}rehearsal: {words}\n")
         url = f"sqlite:///{folder}/ledger.db"
-        upgrade(url)
+        ledgers.create(url)
         self.environment = {
             **os.environ,
             "FISHLADDER_LEDGER": url,

@@ -18,10 +18,11 @@ import pytest
 from billing import service
 from billing.operations import operations
 from billing.service import Declined
-from fishladder.ledger import Ledger, Queued, open_ledger, upgrade
+from fishladder.ledger import Ledger, Queued, open_ledger
 from fishladder.serving import Replayer, Router
 from fishladder.stores import connect_url, open_application
 from fishladder.stores.application import Application, Applied
+from tests import ledgers
 from tests.contract.shop import Shop, key
 from tests.contract.stores import PATIENCE
 
@@ -73,7 +74,7 @@ class Calls:
 @pytest.fixture
 def calls(shop: Shop, tmp_path: Path) -> Iterator[Calls]:
     url = f"sqlite:///{tmp_path}/ledger.db"
-    upgrade(url)
+    ledgers.create(url)
     with (
         open_ledger(url, migration="billing") as ledger,
         closing(open_application(*connect_url(shop.place.application))) as store,

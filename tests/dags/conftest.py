@@ -18,8 +18,8 @@ import pytest
 from billing import schema
 from billing.seed import seed
 from fishladder import tasks
-from fishladder.ledger import upgrade
 from fishladder.tasks import Desk
+from tests import ledgers
 from tests.scenario.worker import desk
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def make_stores(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Stores:
     made = Stores(**{name: f"sqlite:///{folder / name}.db" for name in ("source", "target", "ledger")})
     schema.create(made.source)
     seed(made.source, customers=40, seed=5)
-    upgrade(made.ledger)
+    ledgers.create(made.ledger)
     monkeypatch.setenv("AIRFLOW_CONN_BILLING_SOURCE", made.source)
     monkeypatch.setenv("AIRFLOW_CONN_BILLING_TARGET", made.target)
     monkeypatch.setenv("FISHLADDER_LEDGER", made.ledger)
@@ -87,7 +87,7 @@ def behind(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the billing migration, loaded and followed, for each test to copy: it takes seconds to make."""
     folder = tmp_path_factory.mktemp("behind")
     environment = in_folder(folder)
-    upgrade(environment["FISHLADDER_LEDGER"])
+    ledgers.create(environment["FISHLADDER_LEDGER"])
     schema.create(environment["FISHLADDER_BILLING_SOURCE"])
     seed(environment["FISHLADDER_BILLING_SOURCE"], customers=40, seed=7)
     made = desk(FILE, environment)

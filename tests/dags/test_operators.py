@@ -32,6 +32,7 @@ from fishladder.verdict import judge, tables_of
 from fishladder_airflow import operators, sensors
 from fishladder_airflow.connections import accounts, ledger_url, open_desk, open_store
 from fishladder_airflow.dags import build
+from tests import ledgers
 from tests.scenario.proxy import PlainProxy, Proxy, saying
 from tests.servers import mysql, oracle
 
@@ -43,7 +44,7 @@ NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """An empty ledger that tasks find."""
     made = f"sqlite:///{tmp_path}/ledger.db"
-    upgrade(made)
+    ledgers.create(made)
     monkeypatch.setenv("FISHLADDER_LEDGER", made)
     return made
 

@@ -19,8 +19,8 @@ from fishladder import tasks
 from fishladder.clock import SystemClock
 from fishladder.errors import InputError
 from fishladder.flip import Cutover
-from fishladder.ledger import upgrade
 from fishladder.stores import sqlite
+from tests import ledgers
 from tests.docs.test_docs import DOCS, blocks
 from tests.scenario.worker import desk
 
@@ -59,7 +59,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[task
         source.executescript(SCHEMA)
     (tmp_path / "shop.yaml").write_text(FILE)
     old, new, ledger = (f"sqlite:///{tmp_path}/{name}.db" for name in ("old", "new", "ledger"))
-    upgrade(ledger)
+    ledgers.create(ledger)
     at = desk(
         tmp_path / "shop.yaml", {"FISHLADDER_SHOP_OLD": old, "FISHLADDER_SHOP_NEW": new, "FISHLADDER_LEDGER": ledger}
     )

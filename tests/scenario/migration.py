@@ -23,8 +23,8 @@ from billing.traffic import Billing as Customers
 from billing.traffic import Summary, Traffic
 from fishladder import tasks
 from fishladder.errors import AmbiguousError, TransientError
-from fishladder.ledger import upgrade, verify
-from tests import independent
+from fishladder.ledger import verify
+from tests import independent, ledgers
 from tests.contract.stores import Place
 from tests.scenario.worker import desk
 from tests.servers import mysql
@@ -65,7 +65,7 @@ class Billing:
         }
         self.by_way_of(source=source.copier, target=target.copier)
         self.processes = ExitStack()
-        upgrade(self.environment["FISHLADDER_LEDGER"])
+        ledgers.create(self.environment["FISHLADDER_LEDGER"])
         schema.create(source.admin)
         seed(source.admin, customers=customers, seed=7)
 

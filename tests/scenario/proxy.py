@@ -90,6 +90,11 @@ class Proxy:
         with self._lock:
             self._at, self._silent = at, dropped
 
+    def drop(self) -> None:
+        """What clients send on connections that are open now is not even acknowledged any more."""
+        for link in list(self._links):
+            _drop_all(link.client)
+
     def spare(self) -> bool:
         """Cut nothing more. Returns whether nothing was cut since ``cut``."""
         with self._lock:

@@ -16,8 +16,7 @@ from billing.traffic import Traffic
 from chinook import schema
 from chinook.traffic import Shop
 from fishladder import tasks
-from fishladder.ledger import upgrade
-from tests import independent
+from tests import independent, ledgers
 from tests.scenario.worker import desk
 from tests.servers import mysql, oracle
 
@@ -54,7 +53,7 @@ def chinook(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
         monkeypatch.setenv("FISHLADDER_CHINOOK_SOURCE", source)
         monkeypatch.setenv("FISHLADDER_CHINOOK_TARGET", target)
         monkeypatch.setenv("FISHLADDER_LEDGER", f"sqlite:///{tmp_path}/ledger.db")
-        upgrade(f"sqlite:///{tmp_path}/ledger.db")
+        ledgers.create(f"sqlite:///{tmp_path}/ledger.db")
         yield Chinook(source=source, application=application, target=target)
 
 

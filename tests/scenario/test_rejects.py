@@ -11,9 +11,8 @@ import pytest
 
 from fishladder import tasks
 from fishladder.cells import key_text
-from fishladder.ledger import upgrade
 from fishladder.operate import Order
-from tests import independent
+from tests import independent, ledgers
 from tests.scenario.worker import desk
 from tests.servers import mysql
 
@@ -55,7 +54,7 @@ class Narrow:
             "FISHLADDER_OURS": source.copier,
             "FISHLADDER_THEIRS": target.copier,
         }
-        upgrade(self.environment["FISHLADDER_LEDGER"])
+        ledgers.create(self.environment["FISHLADDER_LEDGER"])
 
     def fill(self, rows: int) -> None:
         self.run(

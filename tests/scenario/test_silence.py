@@ -9,12 +9,14 @@ from contextlib import closing
 
 import pytest
 
-from fishladder import tasks
+from fishladder import silence, tasks
 from fishladder.errors import AmbiguousError, TransientError
+from fishladder.ledger import open_ledger
 from fishladder.operate import Order
-from fishladder.stores import connect_url, open_store, silence
+from fishladder.stores import connect_url, open_application, open_store
 from fishladder.stores import mysql as store
 from fishladder.stores.mysql import MySqlStore
+from tests import ledgers
 from tests.scenario.migration import DEADLINE, Billing, again, until
 from tests.scenario.proxy import COMMIT, Proxy, in_turn, saying
 from tests.servers import mysql
@@ -151,3 +153,32 @@ def test_a_connection_falls_silent(loaded: Billing, dropped: bool, monkeypatch: 
         assert loaded.problems() == []
         loaded.customers(2).run(operations=20)
     loaded.ends_equal()
+
+
+def test_a_ledger_falls_silent(mysql_database: mysql.Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A customer's call finds that out soon, whether an answer is missing or what it sends is not even taken."""
+    monkeypatch.setattr(silence, "SOON", 2)
+    ledgers.create(mysql_database.copier)
+    with Proxy(mysql_database.copier) as proxy, open_ledger(proxy.url, migration="silent") as ledger:
+        ledger.ensure_routes(["NZ"], "ada")
+        proxy.drop()
+        assert ledger.route("NZ").stage == "off"  # on another connection
+        proxy.silence(saying(b"ledger_route"), dropped=True)
+        with pytest.raises(TransientError, match="lost"):
+            ledger.route("NZ")
+        assert ledger.route("NZ").stage == "off"
+
+
+def test_an_application_falls_silent(
+    two: tuple[MySqlStore, MySqlStore], mysql_database: mysql.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever calls next takes a connection of the pool, hears of it soon, and then gets a new one."""
+    monkeypatch.setattr(silence, "SOON", 2)
+    with Proxy(mysql_database.admin) as proxy, closing(open_application(*connect_url(proxy.url))) as store:
+        with store.transaction() as session:
+            assert session.home(b"0:") is None
+        proxy.drop()
+        with pytest.raises(TransientError), store.transaction() as session:
+            session.home(b"0:")
+        with store.transaction() as session:
+            assert session.home(b"0:") is None

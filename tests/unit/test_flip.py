@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,11 +21,13 @@ from fishladder.clock import SystemClock
 from fishladder.errors import InputError, LedgerError, StaleError
 from fishladder.fence import set_fence
 from fishladder.flip import Stalled, check_ids, wave_needs
-from fishladder.ledger import DirtyKey, Mismatch, Reject, Route, open_ledger
+from fishladder.ledger import DirtyKey, Mismatch, Queued, Reject, Route, open_ledger
 from fishladder.serving import Refused, Replayer
+from fishladder.serving.replay import TURN
 from fishladder.spec import loads
 from fishladder.stores.application import Application
 from fishladder.stores.sqlite import SqliteTransaction
+from fishladder.tasks import Desk
 from tests.unit.flips import Flips
 from tests.unit.small import SPEC
 from tests.unit.test_approvals import desk_of
@@ -614,6 +618,19 @@ def test_a_replay_without_operations_stops_nobody_else(flips: Flips) -> None:
     assert any(f"attempt no. {number} cannot go on: NZ: writes are queued" in line for line in said)
 
 
+def replaying(flips: Flips, entities: Sequence[int], serve: Callable[[str], Application]) -> tuple[int, Desk]:
+    """A flip of NZ that has to replay a write of each, of an operation that billing's module does not know."""
+    text = SPEC.replace("target: target_app}", "target: target_app, operations: 'billing.operations:operations'}")
+    spec = loads(text, name="small.yaml", environment={})
+    flips.small.ledger.record_spec(spec.to_json(), "", "", "test")
+    number = flips.verified()
+    flips.until(number, "drain")
+    for entity in entities:
+        flips.small.ledger.enqueue("NZ", f"1:{entity}".encode(), "pay", "key", "digest", "{}")
+    flips.until(number, "replay")
+    return number, replace(desk_of(flips.small), spec=spec, serve=serve)
+
+
 def test_a_replay_that_is_taken_up_again_and_again_opens_its_connections_once(flips: Flips) -> None:
     opened: list[str] = []
 
@@ -621,14 +638,26 @@ def test_a_replay_that_is_taken_up_again_and_again_opens_its_connections_once(fl
         opened.append(connection)
         return flips.stores[connection.removesuffix("_app")]
 
-    text = SPEC.replace("target: target_app}", "target: target_app, operations: 'billing.operations:operations'}")
-    spec = loads(text, name="small.yaml", environment={})
-    flips.small.ledger.record_spec(spec.to_json(), "", "", "test")
-    number, router = flips.verified(), flips.router()
-    flips.until(number, "drain")
-    router.write("pay", {"item": 10, "amount": 1}, key="a", entity=1)  # which that module does not know
-    flips.until(number, "replay")
-    with replace(desk_of(flips.small), spec=spec, serve=serve).cutover() as cutover:
+    number, desk = replaying(flips, [1], serve)
+    with desk.cutover() as cutover:
         for _ in range(3):
             assert cutover.advance(number).step == "replay"
     assert opened == ["target_app"]
+
+
+def test_a_replay_that_is_taken_up_again_goes_on_where_it_was(flips: Flips, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By ``replicate``, which opens the stores anew each time: what takes a turn each must not hide what is behind."""
+    tried: list[bytes] = []
+
+    class Slow(Replayer):
+        def _one(self, queued: Queued, route: Route) -> None:
+            tried.append(queued.entity)
+            now[0] += 2 * TURN
+
+    now = [0.0]
+    monkeypatch.setattr(tasks, "Replayer", Slow)
+    monkeypatch.setattr("fishladder.serving.replay.time", SimpleNamespace(monotonic=lambda: now[0]))
+    _, desk = replaying(flips, [1, 2, 3], lambda name: flips.stores[name.removesuffix("_app")])
+    for _ in range(3):
+        tasks.advance_attempts(desk)
+    assert tried == [b"1:1", b"1:2", b"1:3"]

@@ -12,7 +12,7 @@ import pytest
 
 from fishladder import load, operate, tasks
 from fishladder.errors import FatalError, InputError, StaleError
-from fishladder.ledger import Ledger, Reject
+from fishladder.ledger import Control, Ledger, Reject
 from fishladder.operate import Order
 from fishladder.pace import Pace
 from fishladder.spec import loads
@@ -106,6 +106,32 @@ def test_an_applier_ends_when_the_load_of_a_table_does_that_was_altered_after_it
         altered.load_tables("line")
         assert running.result(60).applied >= 1
         close([altered])
+
+
+def test_a_load_of_an_altered_table_that_ends_between_two_looks_of_the_applier(
+    desk: tasks.Desk, small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has seen that its plan is right, and sees then that the table is closed: the plan is not right any more."""
+    line = SCHEMA[SCHEMA.index("CREATE TABLE line") :].split(";")[0]
+    small.application("DROP TABLE line", line.replace("20", "2"), store="target")
+    small.load_tables("fishladder_home", "fishladder_applied", "price", "customer", "item")
+    small.application("UPDATE line SET text = 'long'")
+    real, first = small.ledger.control, iter([True])
+
+    def control() -> Control:
+        if next(first, False):
+            small.application("DROP TABLE line", line, store="target")
+            altered = reopen(small.folder)
+            altered.load_tables("line")
+            close([altered])
+        return real()
+
+    monkeypatch.setattr(small.ledger, "control", control)
+    tasks.replicate(desk, seconds=30.0)
+    assert small.ledger.open_rejects() == []
+    assert small.rows("source", "SELECT DISTINCT table_name FROM fishladder_journal") == [("line",)]
+    tasks.replicate(desk, seconds=30.0, until_idle=True)
+    assert small.rows("target", "SELECT DISTINCT text FROM line") == [("long",)]
 
 
 def test_an_applier_whose_file_is_not_the_prepared_one_any_more_ends_and_waits(desk: tasks.Desk, small: Small) -> None:

@@ -24,7 +24,7 @@ from billing.seed import seed
 from fishladder import rehearsal, tasks
 from fishladder.errors import InputError
 from fishladder.gates import Gate, evaluate
-from fishladder.ledger import open_ledger, upgrade
+from fishladder.ledger import open_ledger
 from fishladder.pace import Pace
 from fishladder.rehearsal import Rehearsed, rehearse, stage_spec
 from fishladder.spec import Ids, digest, load
@@ -32,7 +32,7 @@ from fishladder.stores import connect_url, open_store
 from fishladder.stores.base import Store
 from fishladder.stores.sqlite import SqliteStore
 from fishladder.tasks import Desk, code_digest
-from tests import independent
+from tests import independent, ledgers
 from tests.unit import small as smalls
 from tests.unit.rehearsing import is_over
 from tests.unit.small import SPEC, Small
@@ -488,7 +488,7 @@ class Billing:
         (folder / "billing.yaml").write_text(text_)
         schema.create(self.urls["billing_source"])
         seed(self.urls["billing_source"], customers=40, seed=7)
-        upgrade(self.urls["ledger"])
+        ledgers.create(self.urls["ledger"])
         self.ledger = open_ledger(self.urls["ledger"], migration="billing")
         self.desk = Desk(
             spec=load(folder / "billing.yaml", {}),

@@ -35,14 +35,15 @@ PAY = {"item": 10, "amount": 1}
 
 
 class Away:
-    """A ledger, or a store, that nobody reaches from the moment that ``away`` is set."""
+    """A ledger, or a store, that nobody reaches from the moment that ``away`` is set. ``asked``: how often since."""
 
-    def __init__(self, real: Any) -> None:
-        self.real, self.away = real, False
+    def __init__(self, real: Any, error: type[Exception] = TransientError) -> None:
+        self.real, self.away, self.asked, self.error = real, False, 0, error
 
     def __getattr__(self, name: str) -> Any:
         if self.away:
-            raise TransientError("it is away: repeat")
+            self.asked += 1
+            raise self.error("it is away: repeat")
         return getattr(self.real, name)
 
 
@@ -51,14 +52,36 @@ def router_of(flips: Flips, *, metrics: Metrics | None = None, shadow: Shadow | 
     return Router(flips.small.ledger, flips.operations, source=source, target=target, metrics=metrics, shadow=shadow)
 
 
-def test_an_outage_of_the_ledger_stops_no_cohort_that_is_not_moving(flips: Flips) -> None:
+@pytest.mark.parametrize("error", [TransientError, FatalError], ids=["for a while", "for good"])
+def test_an_outage_of_the_ledger_stops_no_cohort_that_is_not_moving(flips: Flips, error: type[Exception]) -> None:
+    """Nor does it slow one down: a host that is silent takes a while to fail, so it is asked once a minute."""
     router = flips.router()
-    router.ledger = away = Away(flips.small.ledger)  # type: ignore[assignment]
+    router.ledger = away = Away(flips.small.ledger, error)  # type: ignore[assignment]
+
+    def all_routes_are_old() -> None:
+        router._routes = {cohort: (route, -100.0) for cohort, (route, _) in router._routes.items()}
+
     router.write("pay", PAY, key="a", entity=1)
+    router.write("pay", {"item": 20, "amount": 1}, key="a", entity=2)
     away.away = True
-    router._routes = {cohort: (route, -100.0) for cohort, (route, _) in router._routes.items()}  # long ago
+    all_routes_are_old()
     assert router.write("pay", PAY, key="b", entity=1).state == "done"
     assert router.read("amount", {"item": 10}, entity=1).value == 7
+    assert router.write("pay", {"item": 20, "amount": 1}, key="b", entity=2).state == "done"
+    assert away.asked == 1
+    for asked in (1, 2):  # half a minute later, and then
+        assert router._ledger.since is not None
+        router._ledger.since -= DOWN_SECONDS / 2
+        assert router.read("amount", {"item": 10}, entity=1).value == 7
+        assert away.asked == asked
+    away.away = False
+    number = flips.verified()
+    flips.until(number, "drain")
+    assert router.write("pay", PAY, key="c", entity=1).state == "queued"  # the fence says that the route is old
+    all_routes_are_old()
+    away.away = True
+    assert router.read("amount", {"item": 20}, entity=2).value == 8
+    assert away.asked == 3
 
 
 @pytest.mark.parametrize("who", ["source", "target", "ledger"])
@@ -130,8 +153,8 @@ def test_a_source_that_is_gone_for_good_is_asked_last(flips: Flips) -> None:
         router.read("amount", {"item": 10}, entity=1)
     away.away = False
     router.stores = {**router.stores, "source": source}
-    assert router._source_down is not None
-    router._source_down -= DOWN_SECONDS
+    assert router._source.since is not None
+    router._source.since -= DOWN_SECONDS
     assert router.write("pay", {"item": 20, "amount": 1}, key="c", entity=2).state == "done"
 
 
@@ -533,13 +556,12 @@ def test_a_replay_takes_its_turn_and_goes_on_from_there(flips: Flips, monkeypatc
         for key in ("first", "second"):
             ledger.enqueue("NZ", entity, "pay", key, "d", "{}")
     flips.until(number, "replay")
-    replayer = Replays(ledger, flips.operations, flips.stores)
-    turns = []
+    replayer, turns = Replays(ledger, flips.operations, flips.stores), []
     for _ in range(4):
         assert replayer.replay("NZ") == 0
         turns.append(tried.copy())
         tried.clear()
-    assert turns == [entities[:2], entities[2:4], entities[4:], entities[:2]]
+    assert turns == [entities[:2], entities[2:4], [entities[4], entities[0]], entities[1:3]]
 
     def slowly(*given: Any, **named: Any) -> list[Queued]:
         now[0] += 2 * TURN
@@ -548,7 +570,7 @@ def test_a_replay_takes_its_turn_and_goes_on_from_there(flips: Flips, monkeypatc
     real = ledger.next_queued
     monkeypatch.setattr(ledger, "next_queued", slowly)
     assert replayer.replay("NZ") == 0
-    assert tried == [entities[2]]  # each turn goes on by one
+    assert tried == [entities[3]]  # each turn goes on by one
 
 
 @pytest.mark.usefixtures("no_rest")

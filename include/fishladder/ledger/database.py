@@ -17,7 +17,7 @@ from urllib.parse import unquote
 
 from sqlalchemy import Connection, Engine, Table, create_engine, event, select, text
 from sqlalchemy.dialects import mysql, postgresql, sqlite
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import URL, ExceptionContext, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -29,6 +29,7 @@ from fishladder.errors import (
     LedgerError,
     TransientError,
 )
+from fishladder.silence import end_soon
 
 UPGRADE = "python -m fishladder ledger upgrade"
 SLICE = 1000
@@ -105,9 +106,20 @@ def _open_server(url: URL) -> Engine:
     if url.get_backend_name() == "mysql":
         # A server that is not strict would cut a long text and say nothing.
         arguments |= {"charset": "utf8mb4", "init_command": "SET SESSION sql_mode = 'TRADITIONAL'"}
-    return create_engine(
+    engine = create_engine(
         url, hide_parameters=True, pool_pre_ping=True, isolation_level="READ COMMITTED", connect_args=arguments
     )
+
+    @event.listens_for(engine, "connect")
+    def connected(connection: Any, _record: object) -> None:
+        end_soon(connection.fileno())
+
+    @event.listens_for(engine, "handle_error")
+    def failed(context: ExceptionContext) -> None:
+        if _is_read_only(context.original_exception):  # another server is the primary now: none of these leads to it
+            context.is_disconnect = True
+
+    return engine
 
 
 @contextmanager
@@ -170,6 +182,7 @@ _MYSQL_TRANSIENT = {
     1213,  # deadlock
     2002,  # no connection
     2003,  # no connection
+    2005,  # nobody knows the host's name
 }
 # Codes after which nobody knows whether a commit was done.
 _MYSQL_LOST = {
@@ -181,9 +194,11 @@ _MYSQL_LOST = {
     2055,  # connection lost
     4031,  # disconnected for being idle
 }
+_MYSQL_READ_ONLY = {1290, 1836}
 _MYSQL_NO_TABLE = {1146}
 _POSTGRES_TRANSIENT = {"40001", "40P01", "53300", "55P03"}
 _POSTGRES_LOST = {"40003", "57014", "57P01", "57P02", "57P03"}
+_POSTGRES_READ_ONLY = "25006"
 _POSTGRES_NO_TABLE = {"42P01"}
 _POSTGRES_LATER = ("the database system is ", "too many clients", "connection slots")
 """What it says when it lets nobody in for now: it is starting up, shutting down, in recovery mode, or full."""
@@ -210,6 +225,11 @@ def _translated(error: DBAPIError, where: str, *, committing: bool) -> Fishladde
     if transient:
         return TransientError(f"the ledger in {where} is busy or away ({reason}): repeat")
     return FatalError(f"the ledger's database refused: {reason}; see that {where} is its address, and admits you")
+
+
+def _is_read_only(cause: Any) -> bool:
+    code = cause.args[0] if cause.args else None
+    return code in _MYSQL_READ_ONLY or getattr(cause, "sqlstate", None) == _POSTGRES_READ_ONLY
 
 
 def _is_disk_error(cause: Any) -> bool:

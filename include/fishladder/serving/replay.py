@@ -21,7 +21,11 @@ MOST_ATTEMPTS = 5
 
 
 class Replayer:
-    """Several may replay a cohort at once: whoever comes second finds the key applied."""
+    """Several may replay a cohort at once: whoever comes second finds the key applied.
+
+    ``reached``: the number of the last write that was tried, of cohorts whose turn was over before all were. Who makes
+    another replayer for the next turn keeps it: else the first writes would be tried for ever, and the last ones never.
+    """
 
     def __init__(
         self,
@@ -30,13 +34,13 @@ class Replayer:
         stores: Mapping[str, Application],
         *,
         metrics: Metrics | None = None,
+        reached: dict[str, int] | None = None,
     ) -> None:
         self.ledger = ledger
         self.operations = operations
         self.stores = stores
         self.metrics = metrics or NoMetrics()
-        self._reached: dict[str, int] = {}
-        """The number of the last write that was tried, of cohorts whose turn was over before all were."""
+        self._reached = {} if reached is None else reached
         for side, store in self.stores.items():
             store.connected = operations.for_side(side)
 
@@ -45,9 +49,9 @@ class Replayer:
 
         A cohort is replayed where one of ``stores`` owns it. Raises TransientError (the ledger's).
         """
-        finished, end = 0, time.monotonic() + TURN
-        while done := self._sweep(cohort, end):
-            finished += done
+        finished, end, begun = 0, time.monotonic() + TURN, cohort in self._reached
+        while (done := self._sweep(cohort, end)) or begun:
+            finished, begun = finished + done, False
         return finished
 
     def _sweep(self, cohort: str, end: float) -> int:

@@ -28,7 +28,9 @@ from fishladder.stores.base import Fence
 ROUTE_SECONDS = 1.0
 """How long a route is believed without asking the ledger again; a fence may say sooner that it is old."""
 DOWN_SECONDS = 60.0
-"""A source that failed is asked for homes after the target for so long: to find it silent may take long each time."""
+"""The ledger that failed is not asked for known routes, and a source that did is asked for homes after the target, for
+so long: to find a host silent takes a while each time.
+"""
 PATIENCE = 30.0
 """Seconds that a call tries: longer than a fence takes to be raised, shorter than a customer waits."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.2
@@ -36,6 +38,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.2
 KEY_BYTES = 128
 MOVING = ("fencing", "queue", "replay")
 """Stages in which writes may be waiting; a router that still believes in the first may be in the second."""
+_AWAY = (TransientError, AmbiguousError, FatalError)
+"""What keeps a ledger from answering: nobody fails whom it is not needed for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +109,29 @@ class _Write:
     digest: str
 
 
+class _Outage:
+    """Of what is asked, but not needed: who asked and failed did it for everybody, for a while."""
+
+    def __init__(self) -> None:
+        self.since: float | None = None
+        """When it failed last, or somebody began to ask whether it is over."""
+
+    def lasts(self) -> bool:
+        """Whether to do without. Once in a while the one who is told no finds out, and nobody else waits for that."""
+        since, now = self.since, time.monotonic()
+        if since is not None and now - since < DOWN_SECONDS:
+            return True
+        if since is not None:
+            self.since = now
+        return False
+
+    def begin(self) -> None:
+        self.since = time.monotonic()
+
+    def end(self) -> None:
+        self.since = None
+
+
 class Router:
     """One for a process; threads share it.
 
@@ -133,8 +160,8 @@ class Router:
         self._patience = patience
         self._routes: dict[str, tuple[Route, float]] = {}
         self._homes: dict[bytes, str] = {}
-        self._source_down: float | None = None
-        """When the source last failed to say a home."""
+        self._source = _Outage()
+        self._ledger = _Outage()
         self._lock = threading.Lock()
 
     def close(self) -> None:
@@ -314,7 +341,7 @@ class Router:
         route = self._route(cohort)
         try:
             found, waiting = self.ledger.standing(cohort, entity)
-        except (TransientError, AmbiguousError):
+        except _AWAY:
             return route, None if route.stage in MOVING else []
         known = self._remember(cohort, found)
         return known, waiting if known.epoch == found.epoch else None
@@ -349,7 +376,7 @@ class Router:
                 fence = session.fence(cohort, hold=False)
             return fence is None or fence.writer not in ("application", "free")
         except (TransientError, AmbiguousError):
-            with suppress(TransientError, AmbiguousError):
+            with suppress(*_AWAY):
                 return self.ledger.route(cohort).owner == route.owner
             return False
 
@@ -382,10 +409,7 @@ class Router:
         """
         if entity in self._homes:
             return self._homes[entity]
-        now, down = time.monotonic(), self._source_down
-        trusted = down is None or now - down >= DOWN_SECONDS
-        if down is not None and trusted:
-            self._source_down = now  # this call finds out whether it is back; others need not wait for that
+        trusted = not self._source.lasts()
         failures: list[FishladderError] = []
         for side in ("source", "target") if trusted else ("target", "source"):
             try:
@@ -394,10 +418,10 @@ class Router:
             except FishladderError as error:
                 failures.append(error)
                 if side == "source":
-                    self._source_down = time.monotonic()
+                    self._source.begin()
                 continue
             if side == "source":
-                self._source_down = None
+                self._source.end()
             if found is not None:
                 if trusted and not failures:
                     self._homes[entity] = found
@@ -409,17 +433,19 @@ class Router:
 
     def _route(self, cohort: str, *, fresh: bool = False) -> Route:
         known = self._routes.get(cohort)
-        if known is not None and not fresh and time.monotonic() - known[1] < ROUTE_SECONDS:
+        if known is not None and not fresh and (time.monotonic() - known[1] < ROUTE_SECONDS or self._ledger.lasts()):
             return known[0]
         try:
             if known is None:  # of all cohorts at once: the ledger may be away when the next one is asked for
                 for other, found in self.ledger.routes().items():
                     self._remember(other, found)
             route = self.ledger.route(cohort)
-        except (TransientError, AmbiguousError):
+        except _AWAY:
+            self._ledger.begin()
             if known is None:
                 raise
             return known[0]  # a fence refuses if it is old
+        self._ledger.end()
         return self._remember(cohort, route)
 
     def _remember(self, cohort: str, route: Route) -> Route:

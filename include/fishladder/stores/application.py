@@ -112,9 +112,13 @@ class Application:
                 return self._idle.pop()
         with type(self).errors():
             connection = self._connect()
-            self.prepare(connection)
-            self.connected(connection)
-            connection.commit()  # what the application asked there is no part of the transaction
+            try:
+                self.prepare(connection)
+                self.connected(connection)
+                connection.commit()  # what the application asked there is no part of the transaction
+            except BaseException:
+                connection.close()
+                raise
         return connection
 
     def _put(self, connection: Any) -> None:

@@ -21,6 +21,7 @@ from MySQLdb.constants import FIELD_TYPE
 from fishladder import cells
 from fishladder.cells import Row
 from fishladder.errors import FatalError, RowError, TransientError
+from fishladder.silence import CONNECT_SECONDS, SILENT_SECONDS, end_soon, keep_asking
 from fishladder.stores.application import Application
 from fishladder.stores.base import (
     Connect,
@@ -50,7 +51,6 @@ from fishladder.stores.mysql_schema import (
 from fishladder.stores.mysql_triggers import KEY, NAME, trigger_texts
 from fishladder.stores.mysql_types import Binary, MariaDbDialect, MySqlDialect
 from fishladder.stores.mysql_upsert import MySqlSession
-from fishladder.stores.silence import CONNECT_SECONDS, SILENT_SECONDS, keep_asking
 from fishladder.stores.sql import FIRST_ROWS, Guard, Session, named, percent_marks, rows_at_once
 from fishladder.stores.sql_checks import Checks, WholeTables, words_last
 
@@ -545,6 +545,6 @@ class MySqlApplication(Application):
         return connection
 
     def prepare(self, connection: Any) -> None:
-        keep_asking(connection.fileno())
+        end_soon(connection.fileno())
         if "MariaDB" in connection.get_server_info():
             self.shared = " LOCK IN SHARE MODE"

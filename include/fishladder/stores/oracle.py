@@ -22,6 +22,7 @@ import oracledb
 from fishladder import cells
 from fishladder.cells import Row, row_key
 from fishladder.errors import FatalError, RowError, TransientError
+from fishladder.silence import ASK_AFTER, CONNECT_SECONDS, SILENT_SECONDS
 from fishladder.stores.application import Application
 from fishladder.stores.application import Session as ApplicationSession
 from fishladder.stores.base import (
@@ -55,7 +56,6 @@ from fishladder.stores.oracle_schema import (
 )
 from fishladder.stores.oracle_triggers import FENCED, KEY, NAME, READERS, fenced_text, lock_name, trigger_texts
 from fishladder.stores.oracle_types import SETTINGS, Char, Double, OracleDialect, dictionary_name, plain_name
-from fishladder.stores.silence import ASK_AFTER, CONNECT_SECONDS, SILENT_SECONDS
 from fishladder.stores.sql import (
     FIRST_ROWS,
     KEYS_PER_STATEMENT,

@@ -15,11 +15,12 @@ from fishladder import install, spec
 from fishladder.apply import Ends, follow
 from fishladder.cells import key_cells, key_text
 from fishladder.clock import SystemClock
-from fishladder.ledger import Ledger, open_ledger, upgrade
+from fishladder.ledger import Ledger, open_ledger
 from fishladder.load import close_load, cut, load_lane
 from fishladder.plan import Plan, examine
 from fishladder.reconcile import reconcile_table
 from fishladder.stores.base import TableInfo
+from tests import ledgers
 from tests.contract import tables as small
 from tests.contract.matrix.natives import DATABASES, EDGES, Database, DriverError, Native, normal
 from tests.contract.stores import PATIENCE, Place
@@ -79,7 +80,7 @@ class _Run:
     def __init__(self, ours: Place, theirs: Place, here: Database, there: Database, folder: Path) -> None:
         self.ours, self.theirs, self.here, self.there = ours, theirs, here, there
         self.source, self.target = ours.open(), theirs.open()
-        upgrade(url := f"sqlite:///{folder}/ledger.db")
+        ledgers.create(url := f"sqlite:///{folder}/ledger.db")
         self.ledger: Ledger = open_ledger(url, migration="matrix")
         self.silent: list[str] = []
         self.blank = "oracle" in (ours.kind, theirs.kind)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,12 +140,39 @@ def test_an_idle_connection_that_was_lost_is_replaced(server: Ledger) -> None:
     assert server.routes() == {}
 
 
+READ_ONLY = {
+    "mysql": "SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = 1290, MESSAGE_TEXT = 'running with the --read-only option'",
+    "postgresql": "DO $$BEGIN RAISE read_only_sql_transaction; END$$",
+}
+
+
+def test_a_server_that_is_no_primary_any_more_is_left(server: Ledger) -> None:
+    """After a failover the address leads to another one; connections that are there already do not."""
+    server.routes()
+    former = set[Any]()
+
+    @event.listens_for(server.engine, "checkout")
+    def checked_out(connection: Any, *_: object) -> None:
+        former.add(connection) if not former else None
+
+    @event.listens_for(server.engine, "before_cursor_execute", retval=True)
+    def executed(connection: Connection, _cursor: Any, statement: str, parameters: Any, *_: Any) -> tuple[str, Any]:
+        writes = connection.connection.dbapi_connection in former and statement.startswith("INSERT")
+        return (READ_ONLY[server.engine.dialect.name], ()) if writes else (statement, parameters)
+
+    with pytest.raises(TransientError, match=r"(?i)read.only.*repeat"):
+        server.ensure_routes(["NZ"], "ada")
+    server.ensure_routes(["NZ"], "ada")
+    assert list(server.routes()) == ["NZ"]
+
+
 def test_nobody_answers_means_repeat(server: Ledger) -> None:
-    away = server.engine.url.set(host="127.0.0.1", port=1, query={})
-    with open_ledger(away.render_as_string(hide_password=False), migration="billing") as ledger:
-        for call in (ledger.check_version, ledger.routes, lambda: ledger.standing("NZ", b"1")):
-            with pytest.raises(TransientError, match=r"away.*repeat"):
-                call()
+    for host in ("127.0.0.1", "nowhere.invalid"):
+        away = server.engine.url.set(host=host, port=1, query={})
+        with open_ledger(away.render_as_string(hide_password=False), migration="billing") as ledger:
+            for call in (ledger.check_version, ledger.routes, partial(ledger.standing, "NZ", b"1")):
+                with pytest.raises(TransientError, match=r"away.*repeat"):
+                    call()
 
 
 def test_a_look_whose_connection_is_lost_means_repeat(server: Ledger) -> None:

@@ -14,6 +14,8 @@ SILENT_SECONDS = 7_200
 """How long no byte may come from a server that owes an answer, or be taken by it: longer than any one statement."""
 ASK_AFTER, ASK_EVERY, ASK_TIMES = 60, 10, 6
 """Seconds of silence before the other end's kernel is asked, between the questions, and how many go unanswered."""
+SOON = 15
+"""How long customers wait, in seconds, for the kernel of a server that is gone."""
 
 
 def keep_asking(descriptor: int) -> None:
@@ -26,4 +28,15 @@ def keep_asking(descriptor: int) -> None:
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, ASK_TIMES)
 
 
-__all__ = ["ASK_AFTER", "ASK_EVERY", "ASK_TIMES", "CONNECT_SECONDS", "SILENT_SECONDS", "keep_asking"]
+def end_soon(descriptor: int) -> None:
+    """Have it end ``SOON`` after the other end's kernel has, or has taken nothing of what was sent.
+
+    Not for a copier: a server that is long at a statement may take nothing more of what belongs to it meanwhile.
+    """
+    with socket.socket(fileno=os.dup(descriptor)) as end:
+        if end.family in (socket.AF_INET, socket.AF_INET6):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(SOON // 3, 1))
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(SOON // 3, 1))
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 2)
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SOON * 1000)
