@@ -32,11 +32,11 @@ test: .venv/ready  ## run the tests, on real servers where they can be had: ARGS
 	fi
 	@# Twice as many processes as processors, because half of the time they wait. In the order of the folders: else
 	@# the files of few and long tests come last.
-	$(PYTHON) -m tests.servers around $(PYTHON) -m pytest -n $$((2 * $$(nproc))) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(PYTHON) -m tests.servers around --volatile $(PYTHON) -m pytest -n $$((2 * $$(nproc))) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: scenario
 scenario: .venv/ready  ## run the tests that take minutes each, which make test leaves out: ARGS="-k matrix" goes to pytest
-	$(PYTHON) -m tests.servers around $(PYTHON) -m pytest -m slow $(ARGS)
+	$(PYTHON) -m tests.servers around --volatile $(PYTHON) -m pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: check
 check: .venv/ready  ## ruff, mypy and import-linter: what CI checks besides the tests

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import closing
 from typing import Any, NoReturn
 
 import pytest
@@ -52,11 +51,8 @@ def not_tested(config: pytest.Config, store: str, reason: object) -> NoReturn:
 
 
 @pytest.fixture(scope="session")
-def mysql_server(pytestconfig: pytest.Config) -> Iterator[str]:
-    """The DSN of a MySQL, as an account that may create databases and accounts.
-
-    Our own server waits for no disk meanwhile: processes are killed here, machines are not.
-    """
+def mysql_server(pytestconfig: pytest.Config) -> str:
+    """The DSN of a MySQL, as an account that may create databases and accounts."""
     try:
         dsn = mysql.dsn()
     except Unavailable as error:
@@ -65,15 +61,7 @@ def mysql_server(pytestconfig: pytest.Config) -> Iterator[str]:
         pytestconfig.stash[UNTESTED]["MySQL"] = reason = f"{version} took its place"
         if is_required():
             not_tested(pytestconfig, "MySQL", reason)
-    if os.environ.get("MYSQL_DSN"):
-        yield dsn
-        return
-    with closing(mysql.connect(dsn)) as connection:
-        with connection.cursor() as cursor:
-            cursor.execute("SET GLOBAL innodb_flush_log_at_trx_commit = 2, sync_binlog = 0")
-        yield dsn
-        with connection.cursor() as cursor:
-            cursor.execute("SET GLOBAL innodb_flush_log_at_trx_commit = DEFAULT, sync_binlog = DEFAULT")
+    return dsn
 
 
 @pytest.fixture

@@ -6,9 +6,13 @@ import argparse
 import logging
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
 
 from tests.servers import Unavailable, mysql, oracle, redis
 from tests.servers.private import PrivateServer
@@ -20,6 +24,10 @@ SERVERS: dict[str, type[PrivateServer]] = {
 }
 STARTS = {"mysql": mysql.dsn, "mariadb": mysql.mariadb_dsn, "oracle": oracle.dsn, "redis": redis.dsn}
 
+MEMORY = Path("/dev/shm")
+ROOM = 4 << 30
+"""Bytes that must be free there for a run's temporary files, which are many small databases."""
+
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.servers", description="Private servers for the tests.")
@@ -30,6 +38,7 @@ def main(arguments: list[str]) -> int:
     stop.add_argument("name", nargs="?", choices=SERVERS)
     commands.add_parser("env", help="print an export line for each server that runs")
     around = commands.add_parser("around", help="run a command, then stop the servers that it started")
+    around.add_argument("--volatile", action="store_true", help="nothing that it writes need outlive the machine")
     around.add_argument("words", nargs=argparse.REMAINDER, metavar="command")
     chosen = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -49,20 +58,28 @@ def main(arguments: list[str]) -> int:
                     if dsn := os.environ.get(kind.variable) or kind().running():
                         print(f"export {kind.variable}={shlex.quote(dsn)}")
             case "around":
-                return _around(chosen.words)
+                return _around(chosen.words, volatile=chosen.volatile)
     except Unavailable as reason:
         print(f"tests.servers: {reason}", file=sys.stderr)
         return 1
     return 0
 
 
-def _around(command: list[str]) -> int:
+def _around(command: list[str], *, volatile: bool) -> int:
     idle = [server for kind in SERVERS.values() if not (server := kind()).running()]
-    process = subprocess.Popen(command)
-    # Ctrl-C reaches the command by itself; the servers are stopped after it has ended, whatever ended it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-    code = process.wait()
+    with ExitStack() as kept:
+        environment = dict(os.environ)
+        if volatile:
+            environment[mysql.VOLATILE] = "1"
+            if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= ROOM:
+                folder = kept.enter_context(tempfile.TemporaryDirectory(prefix="fishladder-", dir=MEMORY))
+                os.chmod(folder, 0o755)  # PostgreSQL is another user, if we are root
+                environment["TMPDIR"] = folder
+        process = subprocess.Popen(command, env=environment)
+        # Ctrl-C reaches the command by itself; the servers are stopped after it has ended, whatever ended it.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        code = process.wait()
     for server in [*idle, *oracle.emulators_of_workers()]:
         if not server.stop(unless_used=True):
             print(f"{server.name} was left running: another test run uses it", file=sys.stderr)
