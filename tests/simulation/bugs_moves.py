@@ -394,7 +394,7 @@ FOUND_AT: dict[str, int] = {
     "queue_before_the_fence": 59,
     "queued_at_any_stage": 198,
     "reads_ask_no_fence": 108,
-    "reads_hide_what_waits": 15,
+    "reads_hide_what_waits": 23,
     "refusal_not_recorded": 244,
     "replayed_the_newest_first": 0,
     "replays_until_it_is_told": 93,
