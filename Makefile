@@ -30,8 +30,8 @@ test: .venv/ready  ## run the tests, on real servers where they can be had: ARGS
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then \
 		apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends postgresql; \
 	fi
-	@# Twice as many processes as processors, because half of the time they wait. In the order of the folders: else
-	@# the files of few and long tests come last.
+	@# Twice as many processes as processors, because half of the time they wait. In the order in which they are
+	@# collected: else the files of few and long tests come last.
 	$(PYTHON) -m tests.servers around --volatile $(PYTHON) -m pytest -n $$((2 * $$(nproc))) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: scenario
