@@ -19,11 +19,11 @@ import pytest
 from airflow.sdk import BaseOperator, BaseSensorOperator
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, ParamValidationError
 
-from fishladder import tasks
+from fishladder import silence, tasks
 from fishladder.errors import AmbiguousError, FatalError, InputError, TransientError
 from fishladder.ledger import CheckResult, Ledger, open_ledger, upgrade
 from fishladder.spec import load
-from fishladder.stores import connect_url, silence
+from fishladder.stores import connect_url
 from fishladder.stores import mysql as mysql_store
 from fishladder.stores import open_store as open_any
 from fishladder.stores import oracle as oracle_store

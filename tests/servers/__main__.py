@@ -72,7 +72,8 @@ def _around(command: list[str], *, volatile: bool) -> int:
         if volatile:
             environment[mysql.VOLATILE] = "1"
             if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= ROOM:
-                folder = kept.enter_context(tempfile.TemporaryDirectory(prefix="fishladder-", dir=MEMORY))
+                made = tempfile.TemporaryDirectory(prefix="fishladder-", dir=MEMORY, ignore_cleanup_errors=True)
+                folder = kept.enter_context(made)
                 os.chmod(folder, 0o755)  # PostgreSQL is another user, if we are root
                 environment["TMPDIR"] = folder
         process = subprocess.Popen(command, env=environment)

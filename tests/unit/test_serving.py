@@ -52,7 +52,7 @@ def router_of(flips: Flips, *, metrics: Metrics | None = None, shadow: Shadow | 
     return Router(flips.small.ledger, flips.operations, source=source, target=target, metrics=metrics, shadow=shadow)
 
 
-@pytest.mark.parametrize("error", [TransientError, FatalError], ids=["for a while", "for good"])
+@pytest.mark.parametrize("error", [TransientError, FatalError, InputError], ids=["away", "another one", "empty"])
 def test_an_outage_of_the_ledger_stops_no_cohort_that_is_not_moving(flips: Flips, error: type[Exception]) -> None:
     """Nor does it slow one down: a host that is silent takes a while to fail, so it is asked once a minute."""
     router = flips.router()
@@ -82,6 +82,29 @@ def test_an_outage_of_the_ledger_stops_no_cohort_that_is_not_moving(flips: Flips
     away.away = True
     assert router.read("amount", {"item": 20}, entity=2).value == 8
     assert away.asked == 3
+
+
+def test_a_ledger_that_never_answers_has_one_call_wait(flips: Flips, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its server hangs, and its kernel says that it is there: whoever asks hears nothing, not even of an error."""
+    router, real = flips.router(), flips.small.ledger.route
+    asked, answer = threading.Event(), threading.Event()
+
+    def route(cohort: str) -> Route:
+        asked.set()
+        assert answer.wait(60)
+        return real(cohort)
+
+    router.read("amount", {"item": 10}, entity=1)
+    monkeypatch.setattr("fishladder.serving.router.ROUTE_SECONDS", 0.0)
+    monkeypatch.setattr(flips.small.ledger, "route", route)
+    with ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(router.read, "amount", {"item": 10}, entity=1)
+        assert asked.wait(60)
+        assert router.read("amount", {"item": 10}, entity=1).value == 5
+        assert router.write("pay", PAY, key="a", entity=1).state == "done"
+        assert not waits.done()
+        answer.set()
+        assert waits.result(60).value == 6
 
 
 @pytest.mark.parametrize("who", ["source", "target", "ledger"])
@@ -571,6 +594,17 @@ def test_a_replay_takes_its_turn_and_goes_on_from_there(flips: Flips, monkeypatc
     monkeypatch.setattr(ledger, "next_queued", slowly)
     assert replayer.replay("NZ") == 0
     assert tried == [entities[3]]  # each turn goes on by one
+
+    def lost(queued: Queued, route: Route) -> None:
+        tried.append(queued.entity)
+        raise TransientError("the ledger is away")
+
+    with monkeypatch.context() as once:
+        once.setattr(replayer, "_one", lost)
+        with pytest.raises(TransientError):
+            replayer.replay("NZ")
+    assert [replayer.replay("NZ") for _ in range(2)] == [0, 0]  # the first one finds out that it was at the end
+    assert tried == [entities[3], entities[4], entities[0]]
 
 
 @pytest.mark.usefixtures("no_rest")

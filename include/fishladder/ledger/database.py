@@ -110,7 +110,7 @@ def _open_server(url: URL) -> Engine:
         url, hide_parameters=True, pool_pre_ping=True, isolation_level="READ COMMITTED", connect_args=arguments
     )
 
-    @event.listens_for(engine, "connect")
+    @event.listens_for(engine, "connect", insert=True)  # before SQLAlchemy's own, which asks the server something
     def connected(connection: Any, _record: object) -> None:
         end_soon(connection.fileno())
 

@@ -59,7 +59,7 @@ class Replayer:
 
         Until ``end``: the next sweep goes on from there.
         """
-        finished, last = 0, self._reached.pop(cohort, 0)
+        finished, last = 0, self._reached.get(cohort, 0)
         while True:
             if time.monotonic() >= end:
                 self._reached[cohort] = last
@@ -68,6 +68,7 @@ class Replayer:
             mine = route.stage == "replay" and route.owner in self.stores
             batch = self.ledger.next_queued(cohort, BATCH, after=last) if mine else []
             if not batch:
+                self._reached.pop(cohort, None)
                 return finished
             try:
                 for queued in batch:
@@ -82,6 +83,7 @@ class Replayer:
                     if time.monotonic() >= end:
                         break  # after one write at least, however slow the ledger
             except FishladderError:
+                self._reached[cohort] = last
                 self._tell(over)
                 raise
             self._tell(over)

@@ -38,8 +38,6 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.2
 KEY_BYTES = 128
 MOVING = ("fencing", "queue", "replay")
 """Stages in which writes may be waiting; a router that still believes in the first may be in the second."""
-_AWAY = (TransientError, AmbiguousError, FatalError)
-"""What keeps a ledger from answering: nobody fails whom it is not needed for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +161,8 @@ class Router:
         self._source = _Outage()
         self._ledger = _Outage()
         self._lock = threading.Lock()
+        self._asking = threading.Lock()
+        """Held by the one call that asks the ledger where a cohort is that had a known route; it may never hear."""
 
     def close(self) -> None:
         for store in self.stores.values():
@@ -341,7 +341,7 @@ class Router:
         route = self._route(cohort)
         try:
             found, waiting = self.ledger.standing(cohort, entity)
-        except _AWAY:
+        except FishladderError:
             return route, None if route.stage in MOVING else []
         known = self._remember(cohort, found)
         return known, waiting if known.epoch == found.epoch else None
@@ -376,7 +376,7 @@ class Router:
                 fence = session.fence(cohort, hold=False)
             return fence is None or fence.writer not in ("application", "free")
         except (TransientError, AmbiguousError):
-            with suppress(*_AWAY):
+            with suppress(FishladderError):
                 return self.ledger.route(cohort).owner == route.owner
             return False
 
@@ -417,6 +417,7 @@ class Router:
                     found = session.home(entity)
             except FishladderError as error:
                 failures.append(error)
+                self.metrics.count("outages", of=side, error=type(error).__name__)
                 if side == "source":
                     self._source.begin()
                 continue
@@ -432,19 +433,30 @@ class Router:
         return None
 
     def _route(self, cohort: str, *, fresh: bool = False) -> Route:
+        """What is known may be old, for a fence refuses then: so no failure of the ledger is one of who has it."""
         known = self._routes.get(cohort)
-        if known is not None and not fresh and (time.monotonic() - known[1] < ROUTE_SECONDS or self._ledger.lasts()):
+        if known is None or fresh:
+            return self._asked(cohort)
+        if time.monotonic() - known[1] < ROUTE_SECONDS or not self._asking.acquire(blocking=False):
             return known[0]
+        try:
+            return known[0] if self._ledger.lasts() else self._asked(cohort)
+        finally:
+            self._asking.release()
+
+    def _asked(self, cohort: str) -> Route:
+        known = self._routes.get(cohort)
         try:
             if known is None:  # of all cohorts at once: the ledger may be away when the next one is asked for
                 for other, found in self.ledger.routes().items():
                     self._remember(other, found)
             route = self.ledger.route(cohort)
-        except _AWAY:
+        except FishladderError as error:
             self._ledger.begin()
+            self.metrics.count("outages", of="ledger", error=type(error).__name__)
             if known is None:
                 raise
-            return known[0]  # a fence refuses if it is old
+            return known[0]
         self._ledger.end()
         return self._remember(cohort, route)
 
