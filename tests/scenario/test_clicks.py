@@ -95,6 +95,10 @@ class Story:
     def ended(self, dag: str, run: str) -> None:
         assert self.airflow.ended(dag, run) == "success", (dag, self.airflow.failures(dag))
 
+    def has_ended(self, dag: str, run: str) -> bool:
+        found = self.airflow.call("GET", f"/api/v2/dags/{dag}/dagRuns/{run}")
+        return found["state"] in ("success", "failed")
+
     def route(self, cohort: str) -> tuple[str, str]:
         with open_ledger(self.ledger, migration="billing") as ledger:
             found = ledger.route(cohort)
@@ -150,8 +154,15 @@ def test_a_country_moves_by_clicks_alone(story: Story, monkeypatch: pytest.Monke
             return ann.send(form)
 
         def approved(dag: str, reason: str) -> None:
-            run_id = ask(dag, reason)
-            ben.answer(dag, run_id, "Approve")
+            run_id, answered = ask(dag, reason), {0}
+
+            def end() -> bool:
+                if (number := asked(story, dag, run_id)) > max(answered):  # once more if Airflow fails an early answer
+                    answered.add(number)
+                    ben.answer(dag, run_id, "Approve")
+                return story.has_ended(dag, run_id)
+
+            until(end, "the end")
             story.ended(dag, run_id)
             ben.look(f"/dags/{dag}/runs/{run_id}", "Success")
 
@@ -163,7 +174,7 @@ def test_a_country_moves_by_clicks_alone(story: Story, monkeypatch: pytest.Monke
             first = ask("billing_flip", "it is time")
             answer_at_once(story, first)
             ann.answer("billing_flip", first, "Approve")  # who asked may not
-            until(lambda: asked(story, first) == 3, "the question to be asked again")
+            until(lambda: asked(story, "billing_flip", first) == 3, "the question to be asked again")
             assert (story.route("NZ"), story.events("approved")) == (("off", "source"), [])
             ben.answer("billing_flip", first, "Approve")
             story.ended("billing_flip", first)
@@ -187,16 +198,16 @@ def test_a_country_moves_by_clicks_alone(story: Story, monkeypatch: pytest.Monke
     assert main(["audit", "verify"]) == 0
 
 
-def asked(story: Story, run: str) -> int:
+def asked(story: Story, dag: str, run: str) -> int:
     """Which question waits for its answer, 0 if none does: each try of the task is one."""
-    (task,) = (one for one in story.airflow.tasks("billing_flip", run) if one["task_id"] == "country.approve")
-    return int(task["try_number"]) if task["state"] in ("deferred", "awaiting_input") else 0
+    waiting = [one for one in story.airflow.tasks(dag, run) if one["state"] in ("deferred", "awaiting_input")]
+    return max((int(one["try_number"]) for one in waiting), default=0)
 
 
 def answer_at_once(story: Story, run: str) -> None:
     """By whoever asked, in the first seconds: whether Airflow fails that or it is refused, the question comes again."""
-    until(lambda: asked(story, run) == 1, "the question")
+    until(lambda: asked(story, "billing_flip", run) == 1, "the question")
     path = f"/api/v2/dags/billing_flip/dagRuns/{run}/taskInstances/country.approve/0/hitlDetails"
     story.airflow.call("PATCH", path, {"chosen_options": ["Approve"], "params_input": {}})
-    until(lambda: asked(story, run) == 2, "the question to be asked again")
+    until(lambda: asked(story, "billing_flip", run) == 2, "the question to be asked again")
     assert (story.route("NZ"), story.events("approved")) == (("off", "source"), [])

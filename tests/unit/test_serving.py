@@ -386,10 +386,16 @@ def test_numbers_for_opentelemetry(flips: Flips) -> None:
     for key in ("a", "a", "b"):
         router.write("pay", PAY, key=key, entity=1)
     router.read("amount", {"item": 10}, entity=1)
+    router.ledger = away = Away(router.ledger)  # type: ignore[assignment]
+    away.away = True
+    router._route("NZ", fresh=True)
     data: Any = reader.get_metrics_data()
     found = {metric.name: metric.data.data_points for metric in data.resource_metrics[0].scope_metrics[0].metrics}
     writes = {point.attributes["outcome"]: point.value for point in found["fishladder.writes"]}
     assert writes == {"done": 2, "repeated": 1}
+    assert [dict(point.attributes) for point in found["fishladder.outages"]] == [
+        {"of": "ledger", "error": "TransientError"}
+    ]
     assert [found[f"fishladder.{name}"][0].count for name in ("write", "read")] == [3, 1]
 
 

@@ -47,6 +47,7 @@ COUNTERS = {
     "promises": "optimistic actions that failed when the write was queued: left to the replay",
     "retries": "times that a transaction was repeated",
     "replayed": "queued writes by outcome: done, refused, parked, failed",
+    "outages": "times that the ledger, or a store that was asked for a home, did not answer, by which and error",
     "compared": "shadow comparisons by operation and outcome: match, mismatch, ignored, failed, dropped",
 }
 HISTOGRAMS = {
