@@ -422,6 +422,27 @@ def test_a_person_looks_at_the_queue_and_decides(
 # Who may go --------------------------------------------------------------------------------------------------------
 
 
+def test_stages_and_fences_are_those_of_the_table(flips: Flips) -> None:
+    """Of docs/flip.md, step by step, there and back; while it moves, nobody can ask for another attempt."""
+    for kind, (here, there) in (("flip", ("source", "target")), ("rollback", ("target", "source"))):
+        flips.small.follow()
+        number, seen = flips.verified(kind), []
+        while (attempt := flips.cutover.advance(number)).outcome is None:
+            route, fences = flips.small.ledger.route("NZ"), dict(zip(("source", "target"), flips.fences(), strict=True))
+            seen.append((attempt.step, route.stage, route.owner, fences[here][0], fences[there][0]))
+            for another in ("flip", "rollback", "complete"):
+                with pytest.raises(InputError, match=rf"its {kind} no\. {number} of test is still open"):
+                    flips.ask(another)
+        assert seen == [
+            ("fence", "fencing", here, "application", "copier"),
+            ("drain", "queue", here, "nobody", "copier"),
+            ("compare", "queue", here, "nobody", "copier"),
+            ("open", "replay", there, "nobody", "copier"),
+            ("close", "replay", there, "nobody", "application"),
+            ("replay", "replay", there, "copier", "application"),
+        ]
+
+
 def test_two_attempts_for_one_cohort(flips: Flips) -> None:
     flips.ask()
     with pytest.raises(InputError, match=r"its flip no\. 1 of test is still open"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -82,6 +84,32 @@ def test_an_outage_of_the_ledger_stops_no_cohort_that_is_not_moving(flips: Flips
     away.away = True
     assert router.read("amount", {"item": 20}, entity=2).value == 8
     assert away.asked == 3
+
+
+def test_an_outage_of_the_ledger_stops_no_cohort_that_has_moved(flips: Flips) -> None:
+    """A router that was there before the flip is led by the fences to the ledger, and one that came after knows."""
+    before = flips.router()
+    assert before.write("pay", PAY, key="a", entity=1).state == "done"
+    flips.small.follow()
+    flips.move()
+    after = flips.router()
+    for router in (before, after):
+        assert router.read("amount", {"item": 10}, entity=1).value == 6
+        router.ledger = away = Away(flips.small.ledger)  # type: ignore[assignment]
+        away.away = True
+        router._routes = {cohort: (route, -100.0) for cohort, (route, _) in router._routes.items()}
+    for key, router in (("b", before), ("c", after)):
+        assert router.write("pay", PAY, key=key, entity=1).state == "done"
+    assert [flips.amount(10, store) for store in ("source", "target")] == [6, 8]
+    assert after.read("amount", {"item": 10}, entity=1).value == 8
+
+
+def test_an_application_that_embeds_the_router_needs_no_airflow() -> None:
+    """Nor any store's driver but its own."""
+    code = "import sys, fishladder.serving; print(*{name.partition('.')[0] for name in sys.modules})"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert {"airflow", "flask", "fastapi", "MySQLdb", "oracledb", "cassandra", "opentelemetry"}.isdisjoint(found)
+    assert {"fishladder", "sqlalchemy"} <= {*found}
 
 
 def test_a_ledger_that_never_answers_has_one_call_wait(flips: Flips, monkeypatch: pytest.MonkeyPatch) -> None:
