@@ -23,12 +23,6 @@ from tests.unit.small import Small
 TABLES = ["price", "customer", "item", "line"]
 
 
-@pytest.fixture
-def loaded(small: Small) -> Small:
-    small.load()
-    return small
-
-
 def _equal(small: Small) -> bool:
     return independent.compare(small.url("source"), small.url("target"), TABLES) == []
 

@@ -249,12 +249,6 @@ def test_rejects_are_retried_by_table_and_by_error(small: Small, desk: tasks.Des
 # Restart ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def loaded(small: Small) -> Small:
-    small.load()
-    return small
-
-
 def test_a_restarted_table_is_empty_and_loads_again(loaded: Small, desk: tasks.Desk) -> None:
     loaded.application("UPDATE item SET amount = 6 WHERE id = 10", "INSERT INTO item VALUES (40, 2, 8)")
     loaded.ledger.record_rejects([Reject(table="line", key=b"1", entity=None, cohort="NZ", column=None, error="")])

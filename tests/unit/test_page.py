@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,10 +25,8 @@ MONTHS = (
 
 
 @pytest.fixture
-def small(tmp_path: Path) -> Iterator[Small]:
-    made = smalls.make(tmp_path)
-    made.load()
-    made.follow()
+def small(followed: Path, tmp_path: Path) -> Iterator[Small]:
+    made = smalls.reopen(shutil.copytree(followed, tmp_path, dirs_exist_ok=True))
     desk = desk_of(made)
     made.ledger.record_spec(made.spec.to_json(), desk.runs["spec"], desk.runs["code"], "test")
     yield made

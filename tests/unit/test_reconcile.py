@@ -21,12 +21,6 @@ from tests.unit.small import SCHEMA, SPEC, Small
 TABLES = ["price", "customer", "item", "line"]
 
 
-@pytest.fixture
-def loaded(small: Small) -> Small:
-    small.load()
-    return small
-
-
 def pace_of(small: Small) -> Pace:
     return Pace(small.ledger, SystemClock(), small.target)
 
