@@ -10,7 +10,7 @@ import MySQLdb
 
 from fishladder.errors import AmbiguousError, FatalError, FenceError, RowError, TransientError
 
-_WAITED = 1205
+_WAITED, _UNREADABLE = 1205, 3854
 _BUSY = {1020, 1040, 1203, 1205, 1213, 1412, 2002, 2003, 3101, 3572}
 """A row changed since the snapshot (MariaDB), too many connections, lock waits, deadlocks, a table changed under a
 snapshot, nobody listening, a commit that another server of the group forestalled, NOWAIT."""
@@ -60,6 +60,11 @@ def translated(*, committing: bool = False) -> Iterator[None]:
 def waited_in_vain(error: TransientError) -> bool:
     """Whether a lock was not to be had in time; whoever has it has it still."""
     return isinstance(error.__cause__, MySQLdb.Error) and error.__cause__.args[:1] == (_WAITED,)
+
+
+def is_unreadable(error: FatalError) -> bool:
+    """Whether the server could not show what it knows of sessions, for one of them runs a statement with bytes."""
+    return isinstance(error.__cause__, MySQLdb.Error) and error.__cause__.args[:1] == (_UNREADABLE,)
 
 
 def without_values(message: str) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 from fishladder.errors import FatalError
 from fishladder.stores.base import Column, Finding, ForeignKey, TableInfo
+from fishladder.stores.mysql_errors import is_unreadable
 from fishladder.stores.mysql_types import MySqlDialect, declared_type, guard, logical_type
 from fishladder.stores.sql import Guard
 
@@ -410,23 +412,31 @@ def blockers(run: Run, table: str) -> str:
     return f"{_sessions(found)} {what}"
 
 
+LOOKS, LOOK_SECONDS = 20, 0.1
+"""How often, and how long one after the other, sessions are looked at that cannot be shown at the moment."""
+
+
 def holders(run: Run) -> str:
     """In words: the sessions whose transactions have been open for longest. Whoever holds a lock is one of them.
 
     Who was waited for, the server says only while somebody waits.
     """
     others = "x.trx_mysql_thread_id <> CONNECTION_ID() ORDER BY x.trx_started LIMIT 5"
-    # The list of sessions cannot be read while one of them runs a statement with bytes in it (MySQL 9, error 3854).
-    for user, sessions in (
-        ("p.user", " JOIN information_schema.processlist p ON p.id = x.trx_mysql_thread_id"),
-        ("NULL", ""),
-    ):
-        sql = f"SELECT x.trx_mysql_thread_id, {user} FROM information_schema.innodb_trx x{sessions} WHERE {others}"
-        try:
-            return f"the transactions that have been open for longest are of {_sessions(run(sql, []))}"
-        except FatalError:
-            continue
-    return "the right PROCESS would let the account see who holds it"
+    # Neither list can be read while one of those in it runs a statement with bytes: that lasts a moment, mostly.
+    for _ in range(LOOKS):
+        for user, sessions in (
+            ("p.user", " JOIN information_schema.processlist p ON p.id = x.trx_mysql_thread_id"),
+            ("NULL", ""),
+        ):
+            sql = f"SELECT x.trx_mysql_thread_id, {user} FROM information_schema.innodb_trx x{sessions} WHERE {others}"
+            try:
+                return f"the transactions that have been open for longest are of {_sessions(run(sql, []))}"
+            except FatalError as error:
+                unreadable = is_unreadable(error)
+        if not unreadable:
+            return "the right PROCESS would let the account see who holds it"
+        time.sleep(LOOK_SECONDS)
+    return "who holds it cannot be seen while others run statements with bytes in them"
 
 
 def _sessions(found: list[tuple[Any, ...]]) -> str:
