@@ -13,7 +13,7 @@ from fishladder import silence, tasks
 from fishladder.errors import AmbiguousError, TransientError
 from fishladder.ledger import open_ledger
 from fishladder.operate import Order
-from fishladder.stores import connect_url, mysql_schema, open_application, open_store
+from fishladder.stores import connect_url, open_application, open_store
 from fishladder.stores import mysql as store
 from fishladder.stores.mysql import MySqlStore
 from tests import ledgers
