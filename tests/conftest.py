@@ -12,7 +12,9 @@ from typing import Any, NoReturn
 
 import pytest
 
-from tests.servers import Unavailable, mysql, oracle
+pytest.register_assert_rewrite("tests.contract", "tests.dags", "tests.scenario", "tests.unit")
+
+from tests.servers import Unavailable, mysql, oracle  # noqa: E402  (what helpers assert is to tell what it saw, too)
 
 UNTESTED = pytest.StashKey[dict[str, str]]()
 LONG = ("tests/simulation/", "tests/unit/test_rehearsal.py", "tests/unit/test_billing.py", "tests/unit/ledger/")

@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("tests.scenario.migration")
-
-from tests.scenario.migration import Billing, migration  # noqa: E402  (its assertions are to tell what they saw)
+from tests.scenario.migration import Billing, migration
 
 
 @pytest.fixture

@@ -135,6 +135,18 @@ def test_a_ledger_that_never_answers_has_one_call_wait(flips: Flips, monkeypatch
         assert waits.result(60).value == 6
 
 
+@pytest.mark.parametrize("call", ["write", "read"])
+def test_a_call_that_stood_still_for_longer_than_its_patience_is_tried_once_more(flips: Flips, call: str) -> None:
+    """Its cohort has moved meanwhile, and nothing is in the way."""
+    router = flips.router()
+    assert router.read("amount", {"item": 10}, entity=1).value == 5
+    router._patience = -1
+    flips.move()
+    if call == "write":
+        assert router.write("pay", PAY, key="a", entity=1).state == "done"
+    assert router.read("amount", {"item": 10}, entity=1).value == (6 if call == "write" else 5)
+
+
 @pytest.mark.parametrize("who", ["source", "target", "ledger"])
 def test_the_first_call_waits_for_who_is_away_for_a_moment(flips: Flips, who: str) -> None:
     """A fresh router knows neither the customer's home nor where the cohort is."""

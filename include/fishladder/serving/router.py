@@ -80,18 +80,20 @@ Steps: TypeAlias = Generator[float, None, T]
 
 
 class _Tries:
-    """Of one call, as long as there is patience."""
+    """Of one call, as long as there is patience, and once more: a process that stood still has not tried meanwhile."""
 
     def __init__(self, failure: str, patience: float) -> None:
         self.began = time.monotonic()
         self._failure = failure
         self._patience = patience
         self._pause = 0.0
+        self._is_last = False
 
     def pause(self, why: str) -> float:
         """Seconds to wait before the next try. Raises TransientError when there has been time enough."""
-        if time.monotonic() - self.began > self._patience:
+        if self._is_last:
             raise TransientError(f"{self._failure}. For {self._patience:g} s: {why}")
+        self._is_last = time.monotonic() - self.began > self._patience
         pause, self._pause = self._pause, min(max(2 * self._pause, FIRST_PAUSE), LONGEST_PAUSE)
         return pause
 
