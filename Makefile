@@ -8,6 +8,8 @@ PYTHON := .venv/bin/python
 SEEDS ?= 1000
 
 export PYTHONPATH := $(CURDIR)/include:$(CURDIR)/plugins
+# Where the environment forbids bytecode, as many images' does, every process would compile all of Airflow again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help
 help:
