@@ -147,6 +147,27 @@ def test_a_call_that_stood_still_for_longer_than_its_patience_is_tried_once_more
     assert router.read("amount", {"item": 10}, entity=1).value == (6 if call == "write" else 5)
 
 
+def test_a_call_that_failed_for_longer_than_its_patience_is_not_tried_again(flips: Flips) -> None:
+    """It may have waited for a lock that somebody holds, and held the fence meanwhile."""
+    tried: list[Any] = []
+
+    def waits(connection: Any, payload: Any) -> None:
+        tried.append(payload)
+        error = sqlite3.OperationalError("database is locked")
+        error.sqlite_errorcode = sqlite3.SQLITE_BUSY
+        raise error
+
+    flips.operations.add("waits", waits)
+    router = flips.router()
+    router.read("amount", {"item": 10}, entity=1)
+    router._patience = -1
+    with pytest.raises(TransientError, match=r"For 0 s: NZ is in stage off; database is locked"):
+        router.write("waits", {}, key="a", entity=1)
+    with pytest.raises(TransientError, match=r"For 0 s: NZ is in stage off; database is locked"):
+        router.read("waits", {}, entity=1)
+    assert len(tried) == 2
+
+
 @pytest.mark.parametrize("who", ["source", "target", "ledger"])
 def test_the_first_call_waits_for_who_is_away_for_a_moment(flips: Flips, who: str) -> None:
     """A fresh router knows neither the customer's home nor where the cohort is."""
@@ -266,18 +287,19 @@ def test_an_outage_of_the_ledger_stops_no_cohort_that_was_not_asked_for_before(f
     assert router.write("pay", {"item": 20, "amount": 1}, key="b", entity=2).state == "done"
 
 
-def test_a_moving_cohort_is_read_while_the_ledger_is_away(flips: Flips) -> None:
+@pytest.mark.parametrize("error", [TransientError, FatalError, InputError], ids=["away", "another one", "empty"])
+def test_a_moving_cohort_is_read_while_the_ledger_is_away(flips: Flips, error: type[Exception]) -> None:
     """Nobody knows what is pending then, and the answer says so; a write waits."""
     number = flips.verified()
     flips.until(number, "drain")
     router = flips.router()
     router._patience = 0.2
-    router.ledger = away = Away(flips.small.ledger)  # type: ignore[assignment]
+    router.ledger = away = Away(flips.small.ledger, error)  # type: ignore[assignment]
     assert router.write("pay", PAY, key="a", entity=1).state == "queued"
     away.away = True
     answer = router.read("amount", {"item": 10}, entity=1)
     assert (answer.value, answer.pending, answer.pending_known) == (5, (), False)
-    with pytest.raises(TransientError, match="repeat it with the same key"):
+    with pytest.raises(TransientError, match=r"repeat it with the same key\. .*NZ is in stage queue; it is away"):
         router.write("pay", PAY, key="b", entity=1)
     away.away = False
     answer = router.read("amount", {"item": 10}, entity=1)
@@ -378,8 +400,10 @@ def test_whoever_belongs_nowhere_stays_where_they_are(flips: Flips) -> None:
     ids=["operation", "payload", "nowhere", "cohort"],
 )
 def test_bad_calls(flips: Flips, operation: str, payload: Any, where: Any, words: str) -> None:
+    router = flips.router()
     with pytest.raises(InputError, match=words):
-        flips.router().write(operation, payload, key="a", **where)
+        router.write(operation, payload, key="a", **where)
+    assert router._ledger.since is None  # a ledger that knows no such cohort is not away
 
 
 def test_operations_whose_module_does_not_even_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -519,6 +543,36 @@ def test_replay_by_three_at_once_does_each_write_once(flips: Flips) -> None:
     replayers[0].replay("NZ")
     assert flips.amount(10, "target") == 15
     assert flips.small.ledger.count_queue() == {"done": 10}
+
+
+def test_a_replay_whose_ledger_fails_between_two_batches_goes_on_there(
+    flips: Flips, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[bytes] = []
+
+    class Replays(Replayer):
+        def _one(self, queued: Queued, route: Route) -> None:
+            tried.append(queued.entity)
+
+    def fails(cohort: str, limit: int, after: int) -> list[Queued]:
+        if len(tried) == 2:
+            raise TransientError("the ledger is away")
+        return real(cohort, limit, after=after)
+
+    monkeypatch.setattr("fishladder.serving.replay.BATCH", 1)
+    number, ledger = flips.verified(), flips.small.ledger
+    flips.until(number, "drain")
+    entities = [f"1:{entity}".encode() for entity in range(4)]
+    for entity in entities:
+        ledger.enqueue("NZ", entity, "pay", "a", "d", "{}")
+    flips.until(number, "replay")
+    replayer, real = Replays(ledger, flips.operations, flips.stores), ledger.next_queued
+    with monkeypatch.context() as once:
+        once.setattr(ledger, "next_queued", fails)
+        with pytest.raises(TransientError):
+            replayer.replay("NZ")
+    replayer.replay("NZ")
+    assert tried[:4] == entities
 
 
 def test_a_replay_that_dies_before_the_ledger_hears_of_it_repeats_nothing(

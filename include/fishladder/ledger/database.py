@@ -41,6 +41,12 @@ FEW = 1_000
 _DRIVERS = {"sqlite": "sqlite+pysqlite", "mysql": "mysql+mysqldb", "postgresql": "postgresql+psycopg"}
 _BUSY_SECONDS = 60
 _CONNECT_SECONDS = 10
+_IDLE_SECONDS = 60
+"""How long the server waits for the next word of a session, which may hold locks: its process may stand still."""
+_LOCK_SECONDS = 20
+"""How long a session waits for a lock; a caller that may wait longer asks again."""
+_OLD_SECONDS = 60
+"""How long a connection is used: after a failover it may lead to a former primary, of which only writes can tell."""
 _WAL_TRIES = 100
 _WRITING = "fishladder_writing"
 
@@ -105,14 +111,26 @@ def _open_server(url: URL) -> Engine:
     arguments: dict[str, Any] = {"connect_timeout": _CONNECT_SECONDS}
     if url.get_backend_name() == "mysql":
         # A server that is not strict would cut a long text and say nothing.
-        arguments |= {"charset": "utf8mb4", "init_command": "SET SESSION sql_mode = 'TRADITIONAL'"}
+        settings = (
+            f"sql_mode = 'TRADITIONAL', wait_timeout = {_IDLE_SECONDS}, innodb_lock_wait_timeout = {_LOCK_SECONDS}"
+        )
+        arguments |= {"charset": "utf8mb4", "init_command": f"SET SESSION {settings}"}
     engine = create_engine(
-        url, hide_parameters=True, pool_pre_ping=True, isolation_level="READ COMMITTED", connect_args=arguments
+        url,
+        hide_parameters=True,
+        pool_pre_ping=True,
+        pool_recycle=_OLD_SECONDS,
+        isolation_level="READ COMMITTED",
+        connect_args=arguments,
     )
 
     @event.listens_for(engine, "connect", insert=True)  # before SQLAlchemy's own, which asks the server something
     def connected(connection: Any, _record: object) -> None:
         end_soon(connection.fileno())
+        if url.get_backend_name() == "postgresql":  # not as options of the connection: a pooler may refuse those
+            connection.execute(f"SET idle_in_transaction_session_timeout = '{_IDLE_SECONDS}s'")
+            connection.execute(f"SET lock_timeout = '{_LOCK_SECONDS}s'")
+            connection.commit()
 
     @event.listens_for(engine, "handle_error")
     def failed(context: ExceptionContext) -> None:
@@ -197,7 +215,7 @@ _MYSQL_LOST = {
 _MYSQL_READ_ONLY = {1290, 1836}
 _MYSQL_NO_TABLE = {1146}
 _POSTGRES_TRANSIENT = {"40001", "40P01", "53300", "55P03"}
-_POSTGRES_LOST = {"40003", "57014", "57P01", "57P02", "57P03"}
+_POSTGRES_LOST = {"25P03", "40003", "57014", "57P01", "57P02", "57P03"}
 _POSTGRES_READ_ONLY = "25006"
 _POSTGRES_NO_TABLE = {"42P01"}
 _POSTGRES_LATER = ("the database system is ", "too many clients", "connection slots")
@@ -214,6 +232,8 @@ def _translated(error: DBAPIError, where: str, *, committing: bool) -> Fishladde
     cause = error.orig
     reason = (str(cause).splitlines() or ["no reason given"])[0]
     transient, lost, missing = _meaning(cause)
+    if _is_read_only(cause) and not committing:
+        return TransientError(f"the ledger in {where} cannot be written ({reason}): repeat; see that it is the primary")
     if lost or error.connection_invalidated:
         if committing:
             return AmbiguousError(f"the ledger's connection was lost while committing ({reason}): read again")

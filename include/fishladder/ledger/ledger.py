@@ -309,10 +309,11 @@ class Ledger:
         optimistic: bool = False,
         epoch: int = 0,
     ) -> Queued | Route:
-        """Accept a write for later, once per key; the route instead where its stage takes none.
+        """Accept a write for later, once per key, whose ``digest`` is of its first payload; the route instead where
+        its stage takes none.
 
         ``optimistic``: something is due along with it. ``epoch``: the cohort has reached it; a ledger that was restored
-        from before takes nothing. Raises InputError when the key was used for another payload.
+        from before takes nothing.
         """
         with self._write() as tx:
             return queue.enqueue(tx, cohort, entity, operation, key, digest, payload, optimistic, epoch)

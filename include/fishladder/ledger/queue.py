@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import Row, and_, bindparam, func, insert, or_, select, update
 
-from fishladder.errors import InputError, StaleError
+from fishladder.errors import StaleError
 from fishladder.ledger import tables
 from fishladder.ledger.database import Transaction
 from fishladder.ledger.routes import Route, route_of
@@ -75,14 +75,11 @@ def enqueue(
     optimistic: bool,
     epoch: int,
 ) -> Queued | Route:
-    """Queue a write, once per key. Returns the route instead when its stage takes none, or it is before ``epoch``.
-
-    Raises InputError when the key was used for another payload.
+    """Queue a write, once per key: the ``digest`` says whether it is the same one. Returns the route instead when its
+    stage takes none, or it is before ``epoch``.
     """
     route = route_of(tx, cohort, lock=True)  # the stage stays what it is until this is committed
     if known := find(tx, operation, entity, key):
-        if known.digest != digest:
-            raise InputError(f"{operation}: the idempotency key {key!r} was used before, with another payload")
         return known
     if route.stage not in QUEUEING or route.epoch < epoch:
         return route

@@ -61,8 +61,8 @@ class Replayer:
         """
         finished, last = 0, self._reached.get(cohort, 0)
         while True:
+            self._reached[cohort] = last
             if time.monotonic() >= end:
-                self._reached[cohort] = last
                 return finished
             route, stuck, over = self.ledger.route(cohort), set[bytes](), dict[Queued, Applied]()
             mine = route.stage == "replay" and route.owner in self.stores

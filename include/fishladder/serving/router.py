@@ -38,6 +38,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.2
 KEY_BYTES = 128
 MOVING = ("fencing", "queue", "replay")
 """Stages in which writes may be waiting; a router that still believes in the first may be in the second."""
+OLD = "its fence, or the ledger, knows another route"
+"""Why a try came to nothing, where nothing failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +82,10 @@ Steps: TypeAlias = Generator[float, None, T]
 
 
 class _Tries:
-    """Of one call, as long as there is patience, and once more: a process that stood still has not tried meanwhile."""
+    """Of one call, as long as there is patience.
+
+    And once more where only its route was old: a process that stood still for longer has not looked meanwhile.
+    """
 
     def __init__(self, failure: str, patience: float) -> None:
         self.began = time.monotonic()
@@ -89,11 +94,13 @@ class _Tries:
         self._pause = 0.0
         self._is_last = False
 
-    def pause(self, why: str) -> float:
+    def pause(self, why: str, where: str = "") -> float:
         """Seconds to wait before the next try. Raises TransientError when there has been time enough."""
-        if self._is_last:
-            raise TransientError(f"{self._failure}. For {self._patience:g} s: {why}")
-        self._is_last = time.monotonic() - self.began > self._patience
+        passed = time.monotonic() - self.began
+        if passed > self._patience:
+            if self._is_last or why != OLD:
+                raise TransientError(f"{self._failure}. For {passed:.0f} s: {where}{why}")
+            self._is_last = True
         pause, self._pause = self._pause, min(max(2 * self._pause, FIRST_PAUSE), LONGEST_PAUSE)
         return pause
 
@@ -204,36 +211,39 @@ class Router:
         )
         while True:
             written = self._try(wanted, route)
-            if written is not None:
+            if isinstance(written, Written):
                 outcome = "repeated" if written.repeated else written.state
                 self.metrics.count("writes", operation=operation, stage=route.stage, outcome=outcome)
                 self.metrics.seconds("write", time.monotonic() - tries.began, operation=operation)
                 return written
-            yield tries.pause(f"{where} is in stage {route.stage}")  # somebody else's step has to be over first
+            yield tries.pause(written, f"{where} is in stage {route.stage}; ")  # until somebody else's step is over
             route = self._route(where, fresh=True)
 
-    def _try(self, wanted: _Write, route: Route) -> Written | None:
-        """None: the route was old, or something passing was in the way."""
+    def _try(self, wanted: _Write, route: Route) -> Written | str:
+        """Or why not: the route was old, or something passing was in the way."""
         if route.stage == "queue":
             return self._queue(wanted, route)
         if route.stage == "replay":
             _, waiting = self._standing(wanted.cohort, wanted.entity)
             if waiting is None:
-                return None
+                return "the ledger does not say what is queued"
             if waiting:
                 return self._queue(wanted, route)
         return self._do(wanted, route)
 
-    def _queue(self, wanted: _Write, route: Route) -> Written | None:
+    def _queue(self, wanted: _Write, route: Route) -> Written | str:
         operation = wanted.operation
         try:
             with self.stores[route.owner].transaction(reading=True) as session:
                 fence = session.fence(wanted.cohort, hold=False)
                 known = session.applied(operation.name, wanted.entity, wanted.key)
-            if known is not None:
-                return _repeated(wanted, known)
-            if fence is not None and fence.epoch > route.epoch:
-                return None  # the route is old; if the ledger knows no newer one, it was restored: it takes nothing
+        except (TransientError, AmbiguousError) as error:
+            return str(error)
+        if known is not None:
+            return _repeated(wanted, known)
+        if fence is not None and fence.epoch > route.epoch:
+            return OLD  # if the ledger knows no newer one, it was restored: it takes nothing
+        try:
             found = self.ledger.enqueue(
                 wanted.cohort,
                 wanted.entity,
@@ -244,14 +254,15 @@ class Router:
                 optimistic=operation.optimistic is not None,
                 epoch=route.epoch,
             )
-        except (TransientError, AmbiguousError):  # the key says whether it was queued
-            return None
+        except FishladderError as error:  # the key says whether it was queued
+            return str(error)
         if isinstance(found, Route):
             self._remember(wanted.cohort, found)
-            return None
+            return OLD
         return self._accepted(wanted, found)
 
     def _accepted(self, wanted: _Write, queued: Queued) -> Written:
+        _check_payload(wanted, queued.digest)
         if queued.state == "done":
             result = None if queued.result is None else json.loads(queued.result)
             return Written(state="done", result=result, repeated=True)
@@ -265,14 +276,14 @@ class Router:
                 self.metrics.count("promises", operation=wanted.operation.name, outcome="left to the replay")
         return Written(state="queued")
 
-    def _do(self, wanted: _Write, route: Route) -> Written | None:
+    def _do(self, wanted: _Write, route: Route) -> Written | str:
         store, operation = self.stores[route.owner], wanted.operation
         failed: Exception | None = None
         try:
             with store.transaction() as session:
                 if not _is_open(session.fence(wanted.cohort, hold=True), route):
                     self.metrics.count("refused", operation=operation.name, stage=route.stage)
-                    return None
+                    return OLD
                 result = operation.on(route.owner)(session.connection, wanted.payload)
                 applied = Applied(digest=wanted.digest, result=json.dumps(result))
                 if session.record(operation.name, wanted.entity, wanted.key, applied):
@@ -287,7 +298,7 @@ class Router:
             if failed is not None and (isinstance(failed, operation.refusals) or not store.is_passing(failed)):
                 raise failed
         self.metrics.count("retries", operation=operation.name, stage=route.stage)
-        return None
+        return str(failed or "somebody else is about to do it")
 
     def _applied(self, wanted: _Write, store: Application) -> Applied | None:
         with store.transaction(reading=True) as session:
@@ -318,9 +329,9 @@ class Router:
             value, seen = self._ask(found, payload, where, route)
             if seen == route:
                 break
-            yield tries.pause(f"{where} is in stage {route.stage}")
+            yield tries.pause(seen if isinstance(seen, str) else OLD, f"{where} is in stage {route.stage}; ")
             route, pending = self._standing(where, whose)
-            if seen is not None and (route.owner, route.epoch) == (seen.owner, seen.epoch):
+            if isinstance(seen, Route) and (route.owner, route.epoch) == (seen.owner, seen.epoch):
                 break  # nothing that waited then has been replayed: the epoch would be higher
         self.metrics.count("reads", operation=operation, stage=route.stage)
         self.metrics.seconds("read", time.monotonic() - tries.began, operation=operation)
@@ -348,9 +359,9 @@ class Router:
         known = self._remember(cohort, found)
         return known, waiting if known.epoch == found.epoch else None
 
-    def _ask(self, operation: Operation, payload: Payload, cohort: str, route: Route) -> tuple[Any, Route | None]:
+    def _ask(self, operation: Operation, payload: Payload, cohort: str, route: Route) -> tuple[Any, Route | str]:
         """The value, and the route under which it is the owner's: the given one, or that of a newer fence that says
-        nobody. None: it may be a copy's, or something passing was in the way.
+        nobody. Or why there is none: it may be a copy's, or something passing was in the way.
         """
         store, under, closed = self.stores[route.owner], route, False
         try:
@@ -358,18 +369,19 @@ class Router:
                 fence = session.fence(cohort, hold=False)
                 if fence is not None and fence.writer != "free" and fence.epoch >= route.epoch:
                     if fence.writer == "copier" or (fence.writer == "application" and fence.epoch > route.epoch):
-                        return None, None
+                        return None, OLD
                     under = replace(route, epoch=fence.epoch)
                 closed = fence is not None and fence.writer == "nobody"
                 value = operation.on(route.owner)(session.connection, payload)
-        except (TransientError, AmbiguousError):
-            return None, None
+        except (TransientError, AmbiguousError) as error:
+            return None, str(error)
         except Exception as error:
-            passing = not isinstance(error, operation.refusals) and store.is_passing(error)
-            if passing or under != route or (closed and not self._is_owner(cohort, route)):
-                return None, None
+            if not isinstance(error, operation.refusals) and store.is_passing(error):
+                return None, str(error)
+            if under != route or (closed and not self._is_owner(cohort, route)):
+                return None, OLD
             raise
-        return value, None if closed and not self._is_owner(cohort, route) else under
+        return value, OLD if closed and not self._is_owner(cohort, route) else under
 
     def _is_owner(self, cohort: str, route: Route) -> bool:
         """Whether a store whose fence said nobody was the owner when it was read: the other one is not open yet."""
@@ -454,6 +466,8 @@ class Router:
                     self._remember(other, found)
             route = self.ledger.route(cohort)
         except FishladderError as error:
+            if known is None and isinstance(error, InputError):  # it answers: there is no such cohort
+                raise
             self._ledger.begin()
             self.metrics.count("outages", of="ledger", error=type(error).__name__)
             if known is None:
@@ -473,13 +487,17 @@ class Router:
 
 def _repeated(wanted: _Write, known: Applied) -> Written:
     """The answer to a key that was used before. Raises InputError (with another payload), Refused."""
-    if known.digest != wanted.digest:
-        reused = f"the idempotency key {wanted.key!r} was used before, with another payload"
-        raise InputError(f"{wanted.operation.name}: {reused}")
+    _check_payload(wanted, known.digest)
     result = json.loads(known.result or "null")
     if known.refused:
         raise Refused(result)
     return Written(state="done", result=result, repeated=True)
+
+
+def _check_payload(wanted: _Write, digest: str) -> None:
+    if digest != wanted.digest:
+        reused = f"the idempotency key {wanted.key!r} was used before, with another payload"
+        raise InputError(f"{wanted.operation.name}: {reused}")
 
 
 def _is_open(fence: Fence | None, route: Route) -> bool:

@@ -117,7 +117,8 @@ class Application:
                 self.connected(connection)
                 connection.commit()  # what the application asked there is no part of the transaction
             except BaseException:
-                connection.close()
+                with suppress(Exception):  # of a connection that is lost already
+                    connection.close()
                 raise
         return connection
 

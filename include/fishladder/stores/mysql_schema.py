@@ -412,8 +412,10 @@ def blockers(run: Run, table: str) -> str:
     return f"{_sessions(found)} {what}"
 
 
-LOOKS, LOOK_SECONDS = 20, 0.1
-"""How often, and how long one after the other, sessions are looked at that cannot be shown at the moment."""
+LOOKS, LOOK_SECONDS = 5, 0.05
+"""How often, and how long one after the other, sessions are looked at that cannot be shown at the moment. The one who
+asks may hold locks itself.
+"""
 
 
 def holders(run: Run) -> str:
