@@ -109,14 +109,43 @@ def busy(billing: Billing, threads: int) -> Iterator[None]:
                 billing.rows("target", f"KILL {session}")
 
 
+def at_invoices(billing: Billing) -> list[subprocess.Popen[bytes]]:
+    """Two lanes, each with a chunk of invoices done and ten seconds to wait; what comes before invoices is loaded."""
+    billing.prepare()
+    billing.load(*LOADED)
+    pull(billing, action="throttle", rows_per_second=10)
+    lanes = [billing.worker("lane", lane) for lane in LANES]
+    until(lambda: all(f"invoice lane {lane}: chunk" in billing.worker_log() for lane in LANES), "both at invoices")
+    return lanes
+
+
+def both_say(billing: Billing, lanes: list[subprocess.Popen[bytes]], words: str, times: int = 1) -> None:
+    """Until each lane has said so as often; none has ended."""
+    until(lambda: billing.worker_log().count(words) >= times * len(LANES) or not waiting(lanes), words)
+    assert waiting(lanes), billing.worker_log()
+
+
+HALTS = "waiting: the target runs more"
+
+
 def test_a_busy_target_is_left_alone(billing: Billing) -> None:
+    """By lanes that run already, until the limit is lifted; then, by the same limit, until it is busy no more."""
+    lanes = at_invoices(billing)
     with busy(billing, 8):
-        billing.prepare()
         pull(billing, action="throttle", running_threads=8)
-        tasks.cut(billing.desk())
-        lanes = [billing.worker("lane", lane) for lane in LANES]
-        until(lambda: billing.worker_log().count("waiting: the target runs more") == len(LANES), "both lanes to wait")
-        assert chunks(billing) == len(LANES)  # after the first of each
+        both_say(billing, lanes, HALTS)
+        stopped = chunks(billing)
+        pull(billing, action="throttle", rows_per_second=0)
+        both_say(billing, lanes, "no limit of rows")  # when it looks again
+        pull(billing, action="throttle", rows_per_second=100)
+        both_say(billing, lanes, "at most 100 rows")  # and again
+        assert (billing.worker_log().count(HALTS), chunks(billing)) == (len(LANES), stopped)
+        pull(billing, action="throttle", running_threads=0, rows_per_second=50)
+        both_say(billing, lanes, "at most 50 rows")
+        pull(billing, action="throttle", running_threads=8)
+        both_say(billing, lanes, HALTS, times=2)
+        assert chunks(billing) >= stopped + len(LANES)
+    pull(billing, action="throttle", rows_per_second=0)
     ended(billing, lanes)
 
 
