@@ -15,6 +15,7 @@ import pytest
 
 from billing import schema
 from fishladder import tasks
+from fishladder.errors import InputError
 from fishladder.operate import Order
 from fishladder_airflow.operators import FORM, _order
 from tests.scenario.migration import DEADLINE, Billing, migration, until
@@ -203,6 +204,39 @@ def test_a_replica_is_waited_for(replica: Replica, billing: Billing) -> None:
     assert chunks(billing) == len(LANES)  # after the first of each
     replica.run("STOP REPLICA", "CHANGE REPLICATION SOURCE TO SOURCE_DELAY = 0", "START REPLICA")
     ended(billing, lanes)
+
+
+INVOICES = ("invoice", "invoice_line", "payment")
+"""A table and whatever refers to it."""
+
+
+def held(billing: Billing, *tables: str) -> list[int]:
+    """Rows that the target has of each of these."""
+    return [billing.rows("target", f"SELECT count(*) FROM {table}")[0][0] for table in tables]
+
+
+def test_a_table_is_restarted_while_lanes_load_it_and_customers_are_at_work(billing: Billing) -> None:
+    """Its lanes lose it and end; what comes next loads it from the beginning, and nothing else again."""
+    lanes = at_invoices(billing)
+    with billing.traffic(rate=20) as customers, ThreadPoolExecutor(1) as pool:
+        until(lambda: customers.acknowledged.total() > 5, "customers")
+        with pytest.raises(InputError, match="restart invoice, invoice_line, payment together"):
+            pull(billing, action="restart tables", tables=("invoice",))
+        kept = held(billing, *LOADED)
+        assert held(billing, "invoice") > [0] and waiting(lanes)
+        restart = pool.submit(pull, billing, action="restart tables", tables=INVOICES)
+        until(lambda: billing.desk().ledger.table_state("invoice").phase == "cleaning", "the restart")
+        pull(billing, action="throttle", rows_per_second=0)
+        assert restart.result() == {"tables": len(INVOICES)}
+        assert [lane.wait(DEADLINE) for lane in lanes] == [1, 1] and "StaleError" in billing.worker_log()
+        assert (held(billing, *INVOICES), held(billing, *LOADED)) == ([0, 0, 0], kept)
+        billing.load(*INVOICES)
+        assert min(held(billing, *INVOICES)) > 100
+    assert not customers.failed and not customers.refused and not customers.unknown
+    ended(billing, [])
+    events = billing.desk().ledger.events()
+    restarts = [(event.actor, event.body) for event in events if event.event == "table restarted"]
+    assert sorted(restarts, key=str) == [("ada", {"table": table, "generation": 2}) for table in INVOICES]
 
 
 def test_doubts_are_put_right_while_customers_are_at_work(loaded: Billing) -> None:
