@@ -111,6 +111,43 @@ def test_the_target_is_killed_during_the_load(onto_victim: Billing, victim: Vict
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("moment", ["before the rows", "after the rows"])
+def test_the_source_is_killed_during_the_load(from_victim: Billing, victim: Victim, moment: str) -> None:
+    """With customers at work: what one was told is in the source when it is back, and in the end in the target."""
+    billing = from_victim
+    billing.prepare()
+    tasks.cut(billing.desk())
+    side, reached = {
+        "before the rows": ("source", saying(b"FROM `invoice` t")),
+        "after the rows": ("target", in_turn(saying(b"INTO TABLE `invoice`"), COMMIT)),
+    }[moment]
+
+    def kill(connection: int, packet: bytes) -> bool:
+        if reached(connection, packet):
+            victim.kill()
+        return False
+
+    with Proxy(getattr(billing, side).copier) as proxy, billing.traffic(rate=20, weights=ONLY_MORE) as summary:
+        billing.by_way_of(**{side: proxy.url})
+        proxy.cut(kill)
+        with pytest.raises(TransientError):
+            billing.load()
+        assert victim.pid() is None
+        with pytest.raises(TransientError):
+            billing.load()  # it is still away
+        ((there,),) = billing.rows("target", "SELECT count(*) FROM invoice")
+        done = billing.desk().ledger.progress("invoice").done
+        assert (there > 0, done) == ((True, 1) if moment == "after the rows" else (False, 0))
+        proxy.spare()
+        victim.start()
+        served(summary, 5)
+        billing.load()
+        assert not summary.failed and not summary.refused
+    billing.by_way_of(**{side: getattr(billing, side).copier})
+    billing.ends_equal()
+
+
+@pytest.mark.slow
 def test_the_target_is_killed_while_changes_are_applied(onto_victim: Billing, victim: Victim) -> None:
     """The applier is one process all the time; the customers notice nothing."""
     billing = onto_victim
