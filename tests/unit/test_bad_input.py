@@ -108,9 +108,9 @@ def load_rest(file: Path) -> None:
     tasks.replicate(at, seconds=20, until_idle=True)
 
 
-def differences(file: Path) -> list[str]:
+def differences(file: Path, *more: str) -> list[str]:
     source, target = (f"sqlite:///{file.parent}/{name}.db" for name in ("source", "target"))
-    return independent.compare(source, target, TABLES)
+    return independent.compare(source, target, [*TABLES, *more])
 
 
 # Files ----------------------------------------------------------------------------------------------------------
@@ -346,6 +346,61 @@ def test_a_file_that_changes_in_mid_load(file: Path, before: str, after: str, in
     file.write_text(SPEC)
     load_rest(file)
     assert differences(file) == []
+
+
+NOTES = "note: {entity: customer_id}\n"
+
+
+@pytest.mark.parametrize(
+    ("after", "refused"),
+    [
+        pytest.param("chunk_rows: 200\nlanes: 2\n", None, id="of no rows"),
+        pytest.param(f"  {NOTES}chunk_rows: 100\n", None, id="another table"),
+        pytest.param("chunk_rows: 100\n", "item +its part of the migration file changed", id="a table's columns"),
+    ],
+)
+def test_a_file_that_changes_and_is_prepared_while_a_lane_runs(file: Path, after: str, refused: str | None) -> None:
+    """The lane ends its table as it began it; the next run takes the file that was prepared, and goes on."""
+    file.write_text(old := f"{SPEC}chunk_rows: 100\n")
+    new = SPEC + after if refused is None else old.replace("customer_id}", "customer_id, drop: [amount]}")
+    change(
+        file,
+        "WITH RECURSIVE more (id) AS (SELECT 4 UNION ALL SELECT id + 1 FROM more WHERE id < 250)"
+        " INSERT INTO customer SELECT id, 'AU', 'no. ' || id FROM more",
+        "CREATE TABLE note (id INTEGER PRIMARY KEY, customer_id INTEGER NOT NULL, text VARCHAR(9))",
+        "INSERT INTO note VALUES (1, 1, 'a'), (2, 2, 'b')",
+    )
+    at, said = desk(file), list[str]()
+    tasks.prepare(at, actor="ada")
+    tasks.cut(at)
+
+    def say(line: str) -> None:
+        said.append(line)
+        if len(said) > 1:
+            return
+        file.write_text(new)  # after its first chunk
+        assert main(["preflight", str(file)]) == (0 if refused is None else 1)
+        if refused is None:
+            tasks.prepare(desk(file), actor="ada")
+        else:
+            with pytest.raises(InputError, match=refused):
+                tasks.prepare(desk(file), actor="ada")
+        for customer in (20, 120, 220):
+            change(file, f"UPDATE customer SET email = 'new {customer}' WHERE id = {customer}")
+            change(file, f"DELETE FROM customer WHERE id = {customer + 1}")
+        change(file, "INSERT INTO customer VALUES (300, 'NZ', 'late')", "UPDATE note SET text = 'c' WHERE id = 1")
+
+    assert tasks.load_table(replace(at, say=say), "customer", "1").chunks == 3 == len(said)
+    if NOTES in after:
+        with pytest.raises(InputError, match="small: its file changed since prepare ran; run small_prepare"):
+            tasks.load_table(at, "item", "1")  # by the old file
+    if refused is not None:
+        with pytest.raises(InputError, match="small: its file changed since prepare ran; run small_prepare"):
+            load_rest(file)
+        file.write_text(old)
+    load_rest(file)
+    assert differences(file, *(["note"] if NOTES in after else [])) == []
+    assert len(at.ledger.chunks("customer")) == 3  # loaded once
 
 
 # Cohorts ----------------------------------------------------------------------------------------------------------
