@@ -148,6 +148,27 @@ def test_the_estimate_follows_the_rows(place: Place) -> None:
     assert 500 <= store.describe()["t"].rows <= 2000
 
 
+def test_the_bytes_of_a_table_grow_with_its_rows(place: Place) -> None:
+    """As preflight's capacity adds them up. A store that takes no statistics says 0; SQLite knows its file's size."""
+    db, store = place.administrator(), place.open()
+    db.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, body VARCHAR(200))")
+    in_file = place.kind == "sqlite"
+    tells = not in_file and "estimates" not in place.lacks
+
+    def size() -> int:
+        if tells:
+            db.execute("ANALYZE TABLE t" + (" COMPUTE STATISTICS" if place.kind == "oracle" else ""))
+            return int(store.describe()["t"].bytes)
+        assert store.describe()["t"].bytes == 0
+        return int(store.disk()[0]) if in_file else 0
+
+    empty = size()
+    for start in range(0, 3_000, 1_000):
+        db.insert_many("INSERT INTO t VALUES (?, ?)", [(start + number, "x" * 200) for number in range(1_000)])
+    low, high = (600_000, 3_000_000) if tells or in_file else (0, 0)
+    assert low <= size() - empty <= high
+
+
 def test_whether_names_are_told_apart_by_case(place: Place) -> None:
     store = place.open()
     one, other = (table(name, ["id"], column("id", "integer(19)", nullable=False)) for name in ("item", "Item"))
