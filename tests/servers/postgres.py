@@ -23,6 +23,8 @@ from sqlalchemy import create_engine, make_url, text
 
 from tests.servers import Unavailable
 
+_LOGINS = "local all postgres trust\nlocal all all scram-sha-256\n"
+"""Of pg_hba.conf: all but the administrator give a password."""
 _SETTINGS = "-c listen_addresses='' -c fsync=off -c max_connections=100"
 
 
@@ -44,6 +46,7 @@ class PostgresServer:
         except Unavailable:
             shutil.rmtree(self.home)
             raise
+        (self.home / "data" / "pg_hba.conf").write_text(_LOGINS)
 
     @property
     def dsn(self) -> str:

@@ -29,7 +29,8 @@ a megabyte of garbage
 a connection that does not exist
     here; Airflow's: dags/test_operators.py: test_a_connection_that_is_missing_or_of_another_kind_is_named
 a password of every special character
-    contract/test_bad_input.py and dags/test_operators.py: test_a_password_…; in URLs that cannot be read: here
+    contract/test_bad_input.py: test_…_password_of_every_special_character; dags/test_operators.py: test_a_password_…;
+    in URLs that cannot be read: here
 a cohort that is NULL or unknown, a changed YAML in mid-load, wrong arguments, files, ledgers and orders
     here
 """
