@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import closing
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
@@ -10,14 +12,18 @@ import pytest
 from airflow.providers.standard.exceptions import HITLTimeoutError
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskAwaitingInput
 
+from billing.database import connect
 from fishladder import tasks
+from fishladder.ledger import Route
 from fishladder.reports import ReportResult
 from fishladder.tasks import Desk
 from fishladder_airflow import operators
 from fishladder_airflow.dags import build
 from fishladder_airflow.sensors import GatesOpen, Observe
+from tests import independent
 from tests.approving import approve, make_evidence
 from tests.dags.conftest import FILE, triggered_by
+from tests.scenario.worker import desk
 
 
 def run(by: str | None = "ann", run_id: str = "manual") -> SimpleNamespace:
@@ -258,26 +264,39 @@ def test_what_is_not_quiet_after_a_flip_is_sent_back(
     assert states["country.done"] == ("success" if quiet else "upstream_failed")
 
 
-# Whole runs, of a cohort that is live --------------------------------------------------------------------------------
+# Whole runs ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def live(prepared: Desk, airflow_database: None, monkeypatch: pytest.MonkeyPatch) -> Desk:
-    """NZ has flipped. From here on ann triggers, and ben says yes to what he is asked."""
-    (attempt,) = tasks.ask(prepared, "flip", ["NZ"], actor="ann", reason="")
-    approve(prepared, attempt)
-    tasks.verify_cohort(prepared, attempt.id)
-    assert tasks.cut_over(prepared, attempt.id).outcome == "done"
-    make_evidence(prepared)
+def answered(prepared: Desk, airflow_database: None, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    """Ann triggers, and ben says yes to what he is asked; who has flipped need not be quiet for long."""
+    monkeypatch.setenv("BILLING_OBSERVE", "1ms")
+    at = desk(FILE)
 
     def say_yes(task: operators.ApproveFlip, context: Any) -> None:
         number = task.attempt["attempt"]
-        _, shown = tasks.what_will_happen(prepared, number)
-        tasks.approve(prepared, number, account="ben", shown=shown, request=task.task_id)
+        _, shown = tasks.what_will_happen(at, number)
+        tasks.approve(at, number, account="ben", shown=shown, request=task.task_id)
 
     monkeypatch.setattr(operators.ApproveFlip, "execute", say_yes)
     triggered_by("ann", monkeypatch)
-    return prepared
+    return at
+
+
+def flip(at: Desk, *wave: str) -> None:
+    """Without Airflow."""
+    for attempt in tasks.ask(at, "flip", wave, actor="ann", reason=""):
+        approve(at, attempt)
+        tasks.verify_cohort(at, attempt.id)
+        assert tasks.cut_over(at, attempt.id).outcome == "done"
+
+
+@pytest.fixture
+def live(answered: Desk) -> Desk:
+    """NZ has flipped."""
+    flip(answered, "NZ")
+    make_evidence(answered)
+    return answered
 
 
 def test_a_cohort_that_is_live_goes_back(live: Desk) -> None:
@@ -300,3 +319,46 @@ def test_a_cohort_that_is_live_does_not_flip_again(live: Desk) -> None:
     states = {task.task_id: str(task.state) for task in done.get_task_instances()}
     assert (str(done.state), states["ask"]) == ("failed", "failed")
     assert (live.ledger.attempts(), live.ledger.route("NZ").stage) == (before, "live")
+
+
+def left(store: str) -> list[str]:
+    """What is in a store of fishladder's."""
+    with closing(connect(os.environ[f"FISHLADDER_BILLING_{store}"])) as db:
+        found = db.rows("SELECT name FROM sqlite_master WHERE lower(name || coalesce(sql, '')) LIKE '%fishladder%'")
+    return [name for (name,) in found]
+
+
+def test_a_migration_from_its_first_flip_to_nothing_but_the_rows(answered: Desk) -> None:
+    at, dags = answered, build(FILE)
+    source, target = (os.environ[f"FISHLADDER_BILLING_{store}"] for store in ("SOURCE", "TARGET"))
+    before = independent.counts(source)
+
+    def runs(dag: str, *cohorts: str) -> dict[str, set[str]]:
+        """Which of its tasks did not just succeed, and how they ended."""
+        tasks.replicate(at, seconds=30, until_idle=True)
+        done = dags[dag].test(run_conf={"cohorts": [*cohorts], "reason": "it is time"})
+        states: dict[str, set[str]] = {}
+        for task in done.get_task_instances():
+            states.setdefault(task.task_id.removeprefix("country."), set()).add(str(task.state))
+        assert str(done.state) == "success", states
+        return {task: ended for task, ended in states.items() if ended != {"success"}}
+
+    make_evidence(at)
+    others = sorted(at.ledger.routes().keys() - {"NZ", "AU", "shared", "*"})
+    for wave in (["NZ"], ["AU", "IE"], sorted({*others} - {"IE"}), ["shared"]):
+        if len(wave) == 1:
+            assert runs("billing_flip", *wave) == {"give_up": {"skipped"}, "send_back": {"skipped"}}
+            assert at.ledger.route(*wave) == Route(stage="live", owner="target", epoch=3)
+        else:
+            flip(at, *wave)
+            assert all(tasks.watch(at, attempt.id) for attempt in at.ledger.attempts()[: len(wave)])
+
+    for attempt in tasks.ask(at, "complete", others, actor="ann", reason=""):
+        approve(at, attempt)
+        assert tasks.cut_over(at, attempt.id).outcome == "done"
+    assert runs("billing_finish", "NZ") == {"give_up": {"skipped"}, "uninstall": {"skipped"}}
+    assert left("SOURCE") and left("TARGET")
+    assert runs("billing_finish", "AU", "shared") == {"give_up": {"skipped"}}
+    assert left("SOURCE") == left("TARGET") == []
+    assert independent.compare(source, target) == [] and independent.counts(target) == before
+    assert approved(at)[:3] == ["ben"] * 3
