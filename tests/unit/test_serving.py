@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import sqlite3
 import subprocess
 import sys
@@ -528,6 +529,15 @@ def test_a_sample_of_none_compares_nothing(flips: Flips) -> None:
     router.read("amount", {"item": 10}, entity=1)
     shadow.close()
     assert seen == []
+
+
+def test_a_sample_of_a_quarter_compares_about_as_many(flips: Flips) -> None:
+    seen: list[Observation] = []
+    shadow = Shadow(sample=0.25, waiting=400, observed=seen.append, rng=random.Random(1))
+    router = router_of(flips, shadow=shadow)
+    assert {router.read("amount", {"item": 10}, entity=1).value for _ in range(400)} == {5}
+    shadow.close()
+    assert {one.outcome for one in seen} == {"match"} and 80 <= len(seen) <= 120
 
 
 def test_replay_by_three_at_once_does_each_write_once(flips: Flips) -> None:
