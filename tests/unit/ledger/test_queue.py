@@ -23,11 +23,16 @@ def enqueue(ledger: Ledger, key: str, entity: bytes = CUSTOMER) -> Queued:
     return queued
 
 
+def place(ledger: Ledger, stage: str, epoch: int = 1) -> None:
+    with ledger.engine.begin() as connection:
+        where = {"stage": stage, "epoch": epoch}
+        connection.execute(text("UPDATE ledger_route SET stage = :stage, epoch = :epoch WHERE cohort = 'NZ'"), where)
+
+
 @pytest.fixture
 def queueing(ledger: Ledger) -> Ledger:
     ledger.ensure_routes(["NZ", "AU"], "ada")
-    with ledger.engine.begin() as connection:
-        connection.execute(text("UPDATE ledger_route SET stage = 'queue' WHERE cohort = 'NZ'"))
+    place(ledger, "queue")
     return ledger
 
 
@@ -35,6 +40,31 @@ def test_what_is_queued_is_as_it_will_be_read(queueing: Ledger) -> None:
     first, second = (enqueue(queueing, key) for key in ("a", "k" * KEY_BYTES))
     assert queueing.waiting() == queueing.next_queued("NZ") == [first, second]
     assert enqueue(queueing, "a") == queueing.queued("charge", CUSTOMER, "a") == first
+
+
+def test_a_stage_in_which_nothing_waits_takes_nothing(queueing: Ledger) -> None:
+    """It answers where the cohort is; what was accepted before is known for ever."""
+    queued = enqueue(queueing, "a")
+    for stage in ("off", "shadow", "fencing", "live", "complete"):
+        place(queueing, stage)
+        answer = queueing.enqueue("NZ", CUSTOMER, "charge", "b", "digest", PAYLOAD, epoch=1)
+        assert answer == Route(stage=stage, owner="source", epoch=1)
+        assert enqueue(queueing, "a") == queued
+    assert queueing.waiting() == [queued]
+    place(queueing, "replay")
+    assert [queued, enqueue(queueing, "b")] == queueing.waiting()
+
+
+def test_a_ledger_from_before_what_the_router_knows_takes_nothing(queueing: Ledger) -> None:
+    """It was restored; one that has gone on meanwhile takes the write, at the stage that it has now."""
+    for stage in ("queue", "replay"):
+        place(queueing, stage, epoch=3)
+        answer = queueing.enqueue("NZ", CUSTOMER, "charge", "a", "digest", PAYLOAD, epoch=4)
+        assert answer == Route(stage=stage, owner="source", epoch=3)
+    assert queueing.waiting() == []
+    for epoch in (3, 2):
+        accepted = queueing.enqueue("NZ", CUSTOMER, "charge", f"{epoch}", "digest", PAYLOAD, epoch=epoch)
+        assert isinstance(accepted, Queued)
 
 
 def test_a_replayer_from_before_a_restore_settles_no_other_write(queueing: Ledger) -> None:
