@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ import pytest
 
 from billing import invariants, schema, seed
 from billing.database import connect, settle
-from billing.service import charge, delete_customer
+from billing.service import change_price, charge, delete_customer
 from fishladder import tasks
+from fishladder.errors import InputError
 from fishladder.ledger import Attempt, Kind
 from fishladder.plan import Side
 from fishladder.verdict import caught_up
@@ -239,12 +241,30 @@ def left(move: Move) -> list[str]:
     return found
 
 
+def set_price(place: Place, plan: int, monthly: str) -> None:
+    with closing(connect(place.application)) as db:
+        change_price(db, plan_id=plan, monthly=Decimal(monthly), yearly=Decimal(99), at=datetime(2026, 2, 1))
+
+
 def test_at_the_end_nothing_is_left_but_the_rows(move: Move) -> None:
+    """Until then shared tables are flipped last and go back first, with what was written to them on the way."""
+    named = [cohort for cohort in move.desk().ledger.routes() if cohort not in ("*", "shared")]
+
+    def go(kind: Kind, *wave: str) -> None:
+        assert [attempt.outcome for attempt in move.move(kind, *wave)] == ["done"] * len(wave)
+
     with applying(move):
-        named = [cohort for cohort in move.desk().ledger.routes() if cohort not in ("*", "shared")]
-        waves = ["NZ"], ["AU", "IE"], sorted({*named} - {"NZ", "AU", "IE"}), ["shared"]
-        for wave in waves:
-            assert [attempt.outcome for attempt in move.move("flip", *wave)] == ["done"] * len(wave)
+        for wave in ["NZ"], ["AU", "IE"], sorted({*named} - {"NZ", "AU", "IE"}):
+            with pytest.raises(InputError, match=r"shared: .* comes first; it is off"):
+                move.move("flip", "shared")
+            go("flip", *wave)
+        go("flip", "shared")
+        set_price(move.target, 1, "1.11")
+        with pytest.raises(InputError, match="NZ: shared comes first; it is live"):
+            move.move("rollback", "NZ")
+        go("rollback", "shared")
+        set_price(move.source, 2, "2.22")
+        go("flip", "shared")
         assert not tasks.finish(move.desk(), actor="ann") and left(move)
         ends_equal(move)
         for attempt in tasks.ask(move.desk(), "complete", [*named, "shared"], actor="ann", reason="a test"):
@@ -253,6 +273,9 @@ def test_at_the_end_nothing_is_left_but_the_rows(move: Move) -> None:
     assert tasks.finish(move.desk(), actor="ann")
     assert left(move) == []
     assert independent.compare(move.source.admin, move.target.admin) == []
+    with closing(connect(move.target.admin)) as db:
+        prices = db.rows("SELECT monthly_price FROM plan WHERE id < 3 ORDER BY id")
+    assert [str(price) for (price,) in prices] == ["1.11", "2.22"]
 
 
 def ends_equal(move: Move) -> None:
