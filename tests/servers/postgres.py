@@ -13,10 +13,12 @@ import os
 import pwd
 import secrets
 import shutil
+import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sqlalchemy import create_engine, make_url, text
@@ -58,13 +60,41 @@ class PostgresServer:
         return self.dsn
 
     def crash(self) -> None:
-        """End all its processes at once: nothing is finished, and the next start recovers."""
-        self._run("pg_ctl", "-w", "-m", "immediate", "stop")
+        """Kill all its processes at once: nothing is finished, nobody is told, and the next start recovers."""
+        postmaster = self._postmaster()
+        assert postmaster is not None, "it does not run"
+        os.kill(postmaster, signal.SIGSTOP)  # it must not replace who dies before it, nor they hear of its death
+        _until(lambda: _stat(postmaster)[0] == "T", "it to stand still")
+        its = [*(pid for pid in _pids() if _stat(pid)[1] == postmaster), postmaster]
+        for pid in its:
+            os.kill(pid, signal.SIGKILL)
+        _until(lambda: all(_stat(pid)[0] in "ZX" for pid in its), "its processes to end")
+        with suppress(Unavailable):
+            _until(lambda: _stat(postmaster)[0] == "X", "somebody to reap it", seconds=5)
+            return
+        for lock in (self._lock, self.home / ".s.PGSQL.5432.lock"):  # they name a process that seems to live
+            lock.unlink()
 
     def remove(self) -> None:
-        if (self.home / "data" / "postmaster.pid").exists():
-            self.crash()
+        if self._postmaster() is None and self._lock.exists():
+            self.start()  # which frees the shared memory of the one that was killed
+        if self._lock.exists():
+            self._run("pg_ctl", "-w", "-m", "immediate", "stop")
         shutil.rmtree(self.home)
+
+    @property
+    def _lock(self) -> Path:
+        return self.home / "data" / "postmaster.pid"
+
+    def _postmaster(self) -> int | None:
+        """The process that has started the others, if it lives: the id may have gone to a stranger."""
+        if not self._lock.exists():
+            return None
+        pid = int(self._lock.read_text(encoding="utf-8").split()[0])
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if str(self.home / "data").encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                return pid
+        return None
 
     def _run(self, program: str, *arguments: str) -> None:
         # Into a file: a pipe would stay open as long as the server lives.
@@ -80,6 +110,27 @@ class PostgresServer:
             )
         if done.returncode != 0:
             raise Unavailable(f"{program} failed: {(self.home / 'setup.log').read_text()[-2000:]}")
+
+
+def _pids() -> list[int]:
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+
+
+def _stat(pid: int) -> tuple[str, int]:
+    """A process's state and its parent; X once it is gone, Z before who adopted it has noticed."""
+    try:
+        state, parent = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[:2]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X", 0
+    return state, int(parent)
+
+
+def _until(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise Unavailable(f"PostgreSQL: waited {seconds} s for {what}")
+        time.sleep(0.01)
 
 
 @functools.cache
