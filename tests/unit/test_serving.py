@@ -384,6 +384,19 @@ def test_a_write_of_another_customers_rows_is_refused_by_their_fence(flips: Flip
     assert flips.amount(20, "source") == flips.amount(20, "target") == 6
 
 
+def test_a_write_of_another_customers_rows_passes_while_both_are_in_one_store(flips: Flips) -> None:
+    """It is refused while one of them is elsewhere."""
+    router, wrong = flips.router(), {"item": 20, "amount": 1}
+    assert router.write("pay", wrong, key="a", entity=1).state == "done"
+    flips.small.follow()
+    flips.move()
+    with pytest.raises(sqlite3.IntegrityError, match="fishladder:"):
+        router.write("pay", wrong, key="b", entity=1)
+    flips.move(cohort="AU")
+    assert router.write("pay", wrong, key="c", entity=1).state == "done"
+    assert [flips.amount(20, store) for store in ("source", "target")] == [7, 8]
+
+
 def test_whoever_belongs_nowhere_stays_where_they_are(flips: Flips) -> None:
     flips.move()
     assert flips.router().write("pay", {"item": 30, "amount": 1}, key="a", entity=3).state == "done"
