@@ -264,6 +264,7 @@ def accepted(
     told = [each for log in logs for each in _read(log) if not _is_refused(each.said, refused)]
     with closing(_open(url)) as reader:
         problems = _once(reader, told) + _last_changes(reader, told) + _plans_in_order(reader, told)
+        problems += _rows_in_order(reader, told)
     done = [*(each.said for each in told), *(line for log in beside for line in _lines(log))]
     made = Counter(_MAKES[said["operation"]][0] for said in done if said["operation"] in _MAKES)
     made.update(_MAKES_TOO[said["operation"]] for said in done if said["operation"] in _MAKES_TOO)
@@ -363,6 +364,45 @@ def _plans_in_order(reader: Reader, told: Sequence[_Told]) -> list[str]:
             for other in changes
         ):
             problems.append(f"plans of customer {customer}: not in the order in which they were accepted")
+    return problems
+
+
+#: What numbered rows of a customer tell → the operations that make them, where they are, and whose.
+_NUMBERED = {
+    "payments": (("charge", "refund"), "payment t", "t.customer_id"),
+    "gift card entries": (
+        ("redeem",),
+        "gift_card_entry t join gift_card g on g.code = t.gift_card_code",
+        "g.customer_id",
+    ),
+}
+
+
+def _rows_in_order(reader: Reader, told: Sequence[_Told]) -> list[str]:
+    """Each store gives ids that rise, one of them the odd ones and the other the even ones: so of two rows of one
+    customer that the same store has made, the ids tell the order. Of two stores' rows they tell none.
+    """
+    problems = []
+    for what, (operations, where, whose) in _NUMBERED.items():
+        table, known_by, _ = _MAKES[operations[0]]
+        meanings = [reader.shape(table).columns[column] for column in known_by]
+        made = {
+            tuple(map(_normal, name, meanings)): (int(number), customer)
+            for number, customer, *name in reader.rows(
+                f"select t.id, {whose}, {', '.join(f't.{column}' for column in known_by)} from {where}"
+            )
+        }
+        rows: dict[tuple[Any, int], list[tuple[int, _Told]]] = defaultdict(list)
+        for each in (each for each in told if each.said["operation"] in operations):
+            name = tuple(map(_normal, (each.said[word] for word in known_by.values()), meanings))
+            if name in made:
+                number, customer = made[name]
+                rows[customer, number % 2].append((number, each))
+        problems += [
+            f"{what} of customer {customer}: not in the order in which they were accepted"
+            for (customer, _), some in rows.items()
+            if any(one > other and each.precedes(later) for one, each in some for other, later in some)
+        ]
     return problems
 
 

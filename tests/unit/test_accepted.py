@@ -181,11 +181,11 @@ def test_only_what_was_queued_may_be_refused(served: Store) -> None:
     assert cards["queued"]["payload"]["code"] not in problems
 
 
-def last_two(served: Store, operation: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def last_two(served: Store, operation: str, of: str = "customer_id") -> tuple[dict[str, Any], dict[str, Any]]:
     """What was asked in the last two of an operation for one customer, which are not the same."""
-    asked: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    asked: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for line in served.lines(operation):
-        asked[line["payload"]["customer_id"]].append(line["payload"])
+        asked[line["payload"][of]].append(line["payload"])
     pairs = [(each[-2], each[-1]) for each in asked.values() if len(each) > 1]
     return next((before, last) for before, last in pairs if {**before, "at": None} != {**last, "at": None})
 
@@ -200,6 +200,21 @@ def test_plans_in_another_order(served: Store) -> None:
     assert served.problems() == [
         f"plans of customer {asked[0]['customer_id']}: not in the order in which they were accepted"
     ]
+
+
+@pytest.mark.parametrize(
+    ("operation", "of", "what"), [("charge", "customer_id", "payments"), ("redeem", "code", "gift card entries")]
+)
+def test_rows_in_another_order(served: Store, operation: str, of: str, what: str) -> None:
+    """The last one has a lower id than the one before; an even one is the other store's, and tells nothing."""
+    table, where, _ = ROWS[operation]
+    _, last = last_two(served, operation, of)
+    for number, found in ((-2, 0), (-1, 1)):
+        row = where.format(**{**last, "at": last["at"].replace("T", " ")})
+        served.doctor(f"UPDATE {table} SET id = {number} WHERE {row}")
+        problems = [problem for problem in served.problems() if problem.startswith(f"{what} of customer ")]
+        assert len(problems) == found, problems
+        assert all(problem.endswith(": not in the order in which they were accepted") for problem in problems)
 
 
 def test_a_country_that_is_not_the_last(served: Store) -> None:
