@@ -14,6 +14,7 @@ from airflow.models.dagrun import DagRun
 from airflow.sdk import DAG
 from fastapi.testclient import TestClient
 
+from billing import schema
 from billing.database import connect
 from fishladder.ledger import open_ledger
 from fishladder.spec import load
@@ -73,6 +74,25 @@ def test_a_failed_preflight_links_to_its_findings_and_the_next_one_to_others(
     passed = read(web, run, "preflight")
     assert "<span class=passed>passed</span>" in passed and "the target has no column" not in passed
     assert "<span class=passed>passed</span>" in read(web, run, "install")
+
+
+def test_the_log_of_preflight_has_its_table(
+    stores: Stores, dags: dict[str, DAG], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What fails comes first, and each line of that says what to do; nobody has to look at the evidence."""
+    with closing(connect(stores.target)) as db:
+        db.execute("CREATE TABLE plan (id INTEGER PRIMARY KEY, code VARCHAR(5))")
+    dags["billing_prepare"].test()
+    line = r" \[info +\] (pass|warn|fail)  (\S+(?: \S+)*) +(.*) \[airflow\.\S+\.Preflight\] "
+    logged = re.findall(line, capfd.readouterr().out)
+    assert list(dict.fromkeys(level for level, _, _ in logged)) == ["fail", "warn", "pass"]
+    assert {where.partition(".")[0] for _, where, _ in logged} >= set(schema.TABLES)
+    found = {where: (level, message) for level, where, message in logged}
+    here = f"({FILE}:{FILE.read_text().splitlines().index('  plan: shared') + 1})"
+    assert found["plan.name"] == ("fail", f"the target has no column name; use rename: or drop: {here}")
+    narrow = "VARCHAR(20) can hold more than string(5): such values become rejects"
+    assert found["plan.code"] == ("warn", narrow)
+    assert found["plan.id"] == ("pass", "INTEGER → INTEGER as integer(19)")
 
 
 @pytest.fixture(scope="module")
