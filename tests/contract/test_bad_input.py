@@ -59,6 +59,7 @@ class Odd:
     folder: Path
     source: mysql.Database
     target: mysql.Database
+    text: str = SPEC
 
     @property
     def ledger_url(self) -> str:
@@ -71,7 +72,7 @@ class Odd:
         def open_(name: str) -> Store:
             return open_store(*connect_url(known[name]), name=name)
 
-        spec = loads(SPEC, name="odd.yaml", environment={})
+        spec = loads(self.text, name="odd.yaml", environment={})
         return Desk(spec=spec, ledger=open_ledger(self.ledger_url, migration="odd"), open=open_)
 
     def run(self, end: str, *statements: str, mode: str | None = None) -> list[tuple[Any, ...]]:
@@ -83,6 +84,15 @@ class Odd:
                 cursor.execute(statement)
             connection.commit()
             return list(cursor.fetchall())
+
+    def whole(self) -> dict[str, list[tuple[Any, ...]]]:
+        """Everything that is in the two: how it is declared, and rows."""
+        found = {f"triggers of the {end}": self.run(end, "SHOW TRIGGERS") for end in ("source", "target")}
+        for end in ("source", "target"):
+            for (table,) in self.run(end, "SHOW TABLES"):
+                found[f"{end}.{table}"] = self.run(end, f"SHOW CREATE TABLE {table}")
+                found[f"{end}.{table}"] += self.run(end, f"SELECT * FROM {table}")
+        return found
 
     def load(self) -> None:
         desk = self.desk()
@@ -138,6 +148,86 @@ def setting(server: str) -> Iterator[Callable[[str, str], None]]:
 def said(found: list[Finding], where: str) -> tuple[str, str]:
     (one,) = [f for f in found if f.where == where]
     return one.level, one.message
+
+
+# Tables
+
+
+NO_KEY = r"item +has no primary key in the source: rows cannot be told apart; give it one or leave it out"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words", "mended"),
+    [
+        (
+            {"source": ["ALTER TABLE item DROP PRIMARY KEY"]},
+            NO_KEY,
+            {"source": ["ALTER TABLE item ADD PRIMARY KEY (id)"]},
+        ),
+        ({"source": ["ALTER TABLE item DROP PRIMARY KEY"]}, NO_KEY, {"text": ["  item: {entity: customer_id}\n", ""]}),
+        (
+            {"target": [*DDL, "ALTER TABLE item DROP PRIMARY KEY"]},
+            r"item +its primary key is \(id\) in the source, \(\) in the target",
+            {"target": ["ALTER TABLE item ADD PRIMARY KEY (id)"]},
+        ),
+        (
+            {"target": [*DDL, "ALTER TABLE item MODIFY amount DATE NOT NULL"]},
+            r"item.amount +int and date have no values in common; give the type with types: \(odd.yaml:11\)",
+            {"target": ["ALTER TABLE item MODIFY amount INT NOT NULL"]},
+        ),
+        (
+            {"target": [*DDL, "ALTER TABLE customer MODIFY born VARCHAR(20)"]},
+            r"customer.born +date and varchar\(20\) have no values in common; give the type with types: .odd.yaml:10",
+            {"text": ["customer: root", "customer: {role: root, types: {born: date}}"]},
+        ),
+    ],
+    ids=["no key", "left out", "no key in the target", "type", "type in the file"],
+)
+def test_what_does_not_fit_leaves_all_as_it_is_until_it_is_mended(
+    odd: Odd, wrong: dict[str, list[str]], words: str, mended: dict[str, list[str]]
+) -> None:
+    odd.run("source", "UPDATE customer SET born = '2000-02-29' WHERE id < 200")
+    for end, statements in wrong.items():
+        odd.run(end, *statements)
+    held = odd.whole()
+    assert [finding.where for finding in tasks.check(odd.desk()) if finding.level == "fail"] == [words.split(" +")[0]]
+    for _ in range(2):
+        with pytest.raises(InputError, match=words):
+            tasks.prepare(odd.desk(), actor="ada")
+    assert odd.whole() == held
+    tables = TABLES
+    for end, statements in mended.items():
+        if end == "text":
+            odd = replace(odd, text=SPEC.replace(*statements))
+            tables = list(odd.desk().spec.tables)
+        else:
+            odd.run(end, *statements)
+    tasks.prepare(odd.desk(), actor="ada")
+    odd.load()
+    for table in tables:
+        copies = [odd.run(end, f"SELECT * FROM {table} ORDER BY id") for end in ("source", "target")]
+        ours, theirs = ([[str(cell) for cell in row] for row in rows] for rows in copies)
+        assert len(ours) == 250 and ours == theirs
+    assert odd.desk().ledger.open_rejects() == []
+
+
+def test_a_column_that_is_too_small_is_widened(odd: Odd) -> None:
+    """What it cannot hold stays in the source, with its reason, and the rest is there."""
+    odd.run("target", *DDL, "ALTER TABLE item MODIFY amount TINYINT NOT NULL")
+    odd.run("source", "UPDATE item SET amount = 300 WHERE id = 9")
+    desk = odd.desk()
+    level, message = said(tasks.check(desk), "item.amount")
+    assert (level, message) == ("warn", "int can hold more than integer(3): such values become rejects")
+    tasks.prepare(desk, actor="ada")
+    odd.load()
+    (reject,) = desk.ledger.open_rejects()
+    assert (reject.table, reject.key, reject.column) == ("item", b"1:9", "amount")
+    assert odd.run("target", "SELECT count(*), sum(amount) FROM item") == [(249, 249 * 5)]
+    odd.run("target", "ALTER TABLE item MODIFY amount INT NOT NULL")
+    tasks.prepare(desk, actor="ada")  # the table is another now
+    desk.ledger.retry_rejects(actor="ada")
+    odd.follow()
+    assert desk.ledger.open_rejects() == [] and odd.differences() == []
 
 
 # Settings of the server

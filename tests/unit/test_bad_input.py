@@ -5,9 +5,10 @@ Shown by (a test's file alone where several of its tests do; ``contract/`` and `
 unknown or misspelt words, duplicate tables
     test_spec.py: test_a_problem_says_where_and_what; of a form: dags/test_operators.py: test_the_form_…
 unknown tables and columns, a table without a key, types that do not fit
-    test_plan.py: test_what_does_not_fit_is_named
+    test_plan.py: test_what_does_not_fit_is_named; contract/test_bad_input.py: test_what_does_not_fit_leaves_all_…
 types that fit one way only
     test_preflight.py: test_what_does_not_fit_on_the_way_back_is_a_warning
+    contract/test_bad_input.py: test_a_column_that_is_too_small_is_widened
 strict mode off
     contract/test_bad_input.py: test_a_server_that_is_not_strict_changes_nothing
 ``local_infile`` off
