@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import threading
@@ -11,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from fishladder import tasks
+from fishladder.cells import key_text
+from fishladder.ledger import Reject
 from fishladder.operate import Order
 from tests.scenario.migration import DEADLINE, Billing, until
 from tests.scenario.proxy import COMMIT, At, Proxy, in_turn, saying
@@ -29,6 +32,61 @@ def test_the_same_load_twice_at_once(loaded: Billing) -> None:
         for lane in lanes:
             assert lane.wait(DEADLINE) == 0, loaded.worker_log()
         tasks.close_table(loaded.desk(), "payment")
+    loaded.ends_equal()
+
+
+def at_once(billing: Billing, *work: str) -> None:
+    """Two processes begin the same work in the same moment. Both do it, or one says why not, and does it afterwards."""
+    for file in (*billing.folder.glob("here.*"), billing.folder / "begin", billing.folder / "worker.log"):
+        file.unlink(missing_ok=True)
+    both = [billing.worker("together", *work) for _ in range(2)]
+    until(lambda: len(list(billing.folder.glob("here.*"))) == 2, "both")
+    (billing.folder / "begin").touch()
+    codes = sorted(process.wait(DEADLINE) for process in both)
+    assert codes in ([0, 0], [0, 1]), billing.worker_log()
+    if 1 in codes:
+        assert re.search(r"^fishladder\.errors\.\w+Error: \w+", billing.worker_log(), re.M), billing.worker_log()
+        assert billing.worker(*work).wait(DEADLINE) == 0, billing.worker_log()
+
+
+@pytest.mark.slow
+def test_the_first_prepare_twice_at_once(billing: Billing) -> None:
+    """Both would create the target's tables."""
+    with billing.traffic(rate=15) as summary:
+        at_once(billing, "prepare")
+        billing.load()
+    assert not summary.failed and not summary.refused
+    billing.ends_equal()
+
+
+def test_prepare_twice_at_once(loaded: Billing) -> None:
+    """It runs again for a migration under way, with customers at work."""
+    with loaded.traffic(rate=15) as summary:
+        at_once(loaded, "prepare")
+    assert not summary.failed and not summary.refused
+    loaded.ends_equal()
+
+
+@pytest.mark.slow
+def test_every_reconciliation_twice_at_once(loaded: Billing) -> None:
+    """What both find is repaired."""
+    loaded.damage("DELETE FROM payment WHERE id % 7 = 0")
+    loaded.damage("UPDATE customer SET name = 'mad' WHERE id % 7 = 1")
+    with loaded.traffic(rate=15) as summary:
+        at_once(loaded, "reconcile")
+    assert not summary.failed and not summary.refused
+    loaded.ends_equal()
+
+
+@pytest.mark.parametrize("order", [("restart tables", "payment"), ("retry rejects",)], ids=lambda order: order[0])
+def test_an_order_twice_at_once(loaded: Billing, order: tuple[str, ...]) -> None:
+    (key,) = loaded.rows("source", "SELECT min(id) FROM payment")[0]
+    reject = Reject(table="payment", key=key_text([b"%d" % key]), entity=None, cohort="NZ", column=None, error="late")
+    loaded.desk().ledger.record_rejects([reject])
+    with loaded.traffic(rate=15) as summary:
+        at_once(loaded, *order)
+        loaded.load("payment")
+    assert not summary.failed and not summary.refused
     loaded.ends_equal()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from fishladder import apply, tasks
 from fishladder.flip import Cutover
 from fishladder.ledger import Attempt, Ledger, open_ledger
+from fishladder.operate import ACTIONS, Order
 from fishladder.spec import load
 from fishladder.stores import connect_environment, open_application, open_store
 from fishladder.stores.base import Store
@@ -35,7 +37,17 @@ def desk(file: Path, environment: Mapping[str, str] = os.environ) -> tasks.Desk:
 
 def main(file: str, role: str, *arguments: str) -> None:
     at = desk(Path(file))
-    if role == "lane":
+    if role == "together":
+        role, *arguments = arguments
+        _meet(Path(file).parent)
+    if role == "prepare":
+        tasks.prepare(at, actor="worker")
+    elif role == "reconcile":
+        for table in tasks.cut(at):
+            tasks.reconcile_table(at, table)
+    elif role in ACTIONS:
+        tasks.operate(at, Order(action=role, tables=tuple(arguments)), actor="worker")
+    elif role == "lane":
         for table in tasks.cut(at):
             tasks.load_table(at, table, arguments[0])
     elif role == "applier":
@@ -50,6 +62,13 @@ def main(file: str, role: str, *arguments: str) -> None:
         tasks.cut_over(at, int(number))
     else:
         raise SystemExit(f"no such role: {role}")
+
+
+def _meet(folder: Path) -> None:
+    """Say that one is here, and wait for the word to begin."""
+    (folder / f"here.{os.getpid()}").touch()
+    while not (folder / "begin").exists():
+        time.sleep(0.001)
 
 
 def _die(step: str, when: str) -> None:
