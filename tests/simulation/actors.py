@@ -68,7 +68,8 @@ def prepare(company: Company) -> Once:
     source, target, ledger = company.store("source"), company.store("target"), company.watched_ledger()
 
     def once() -> bool:
-        install.install(company.spec, company.plan, source, target, ledger, actor="simulation")
+        with company.seam.work("prepare"):
+            install.install(company.spec, company.plan, source, target, ledger, actor="simulation")
         company.auditor.prepared = True
         return True
 
@@ -128,7 +129,8 @@ def replicate(company: Company) -> Once:
         if not company.auditor.prepared:
             return False
         uncovered = company.auditor.uncovered()
-        done = apply.follow(company.plan, [ends], ledger, company.clock, seconds=1.0, pace=pace.wait)
+        with company.seam.work("replicate"):
+            done = apply.follow(company.plan, [ends], ledger, company.clock, seconds=1.0, pace=pace.wait)
         if uncovered and company.auditor.uncovered() == uncovered and done.applied:
             raise Violation(f"{uncovered}: its trigger was gone, and the applier went on")
         return company.ended
@@ -143,7 +145,8 @@ def reconciler(company: Company) -> Once:
         if not company.auditor.prepared:
             return False
         table = random.choice(company.plan.tables)
-        reconcile.reconcile_table(company.plan, table, ends, ledger, chunk_rows=CHUNK_ROWS)
+        with company.seam.work(f"reconcile {table.name}"):
+            reconcile.reconcile_table(company.plan, table, ends, ledger, chunk_rows=CHUNK_ROWS)
         company.seam.sleep(random.choice((0.1, 0.5, 1.5)))
         return company.ended
 
@@ -193,23 +196,24 @@ def operator(company: Company, orders: list[str]) -> Once:
         if not company.auditor.prepared:
             return False
         seam.say(f"orders: {orders[0]}")
-        match orders[0].split():
-            case ["pause"]:
-                _pause(company, random.choice((0.1, 0.3, 1.0)))
-            case ["throttle", rows]:
-                ledger.set_control(rows_per_second=int(rows), actor="operator")
-            case ["rewrite"]:
-                number = random.randint(1, company.dice.customers)
-                operate.rewrite_entities(company.plan, ends, ledger, [str(number)], actor="operator")
-            case ["mark"]:
-                item = company.dice.item()
-                operate.mark_keys(company.plan, ends, ledger, [f"item,{item}", f"line,{item},1"], actor="operator")
-            case ["retry"]:
-                ledger.retry_rejects(actor="operator")
-            case ["restart", *names]:
-                if any(company.ledger.table_state(name).phase == "new" for name in names):
-                    return False  # nothing to restart yet
-                operate.restart(company.plan, names, ends.destination, ledger, pace, actor="operator")
+        with seam.work(f"order {orders[0]}"):
+            match orders[0].split():
+                case ["pause"]:
+                    _pause(company, random.choice((0.1, 0.3, 1.0)))
+                case ["throttle", rows]:
+                    ledger.set_control(rows_per_second=int(rows), actor="operator")
+                case ["rewrite"]:
+                    number = random.randint(1, company.dice.customers)
+                    operate.rewrite_entities(company.plan, ends, ledger, [str(number)], actor="operator")
+                case ["mark"]:
+                    item = company.dice.item()
+                    operate.mark_keys(company.plan, ends, ledger, [f"item,{item}", f"line,{item},1"], actor="operator")
+                case ["retry"]:
+                    ledger.retry_rejects(actor="operator")
+                case ["restart", *names]:
+                    if any(company.ledger.table_state(name).phase == "new" for name in names):
+                        return False  # nothing to restart yet
+                    operate.restart(company.plan, names, ends.destination, ledger, pace, actor="operator")
         orders.pop(0)
         return False
 

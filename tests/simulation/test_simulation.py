@@ -26,6 +26,14 @@ SEEDS = range(100)
 FOUND_WITHIN = 500
 """So many worlds of a kind in which the bug can show."""
 MORE = 20
+
+
+def twice(work: str) -> str:
+    """Somebody begins this while another is at it."""
+    begins = rf"^\S+ (.+): begins ({work})\n"
+    return rf"(?m){begins}(?:(?!\S+ \1: ends \2\n).*\n)*?\S+ (?!\1:).+: begins \2$"
+
+
 HAPPENINGS = {
     "a process dies": ": killed",
     "a call is lost": ": lost",
@@ -39,6 +47,11 @@ HAPPENINGS = {
     "a pause": "orders: pause",
     "a throttle": "orders: throttle",
     "a load that is triggered twice": "lane 1 again: ",
+    "a prepare twice at once": twice("prepare"),
+    "a replication twice at once": twice("replicate"),
+    "a reconciliation of one table twice at once": twice(r"reconcile (?!fishladder)\w+"),
+    "a restart twice at once": twice("order restart .+"),
+    "another order twice at once": twice("order (?!restart).+"),
     "a trigger is dropped": "DROP TRIGGER",
     "a flip": "flip of NZ: done",
     "a rollback": "rollback of NZ: done",

@@ -8,8 +8,8 @@ seam is a proxy around them, so the code under test knows nothing of it. The sam
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
@@ -77,6 +77,15 @@ class Seam:
     def say(self, what: str) -> None:
         if self.current is not None:
             self.trace.append(f"{self.now:.3f} {self.current.name}: {what}")
+
+    @contextmanager
+    def work(self, what: str) -> Iterator[None]:
+        """Says when it begins and ends, however that is."""
+        self.say(f"begins {what}")
+        try:
+            yield
+        finally:
+            self.say(f"ends {what}")
 
     def sleep(self, seconds: float) -> None:
         actor = self.actor
