@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fishladder.cells import HOMELESS, NO_HOME, OWN_COHORTS, SHARDS, SHARED, LogicalType, cohort_entity, key_text
 from fishladder.coverage import note_changed_coverage, record_coverage
-from fishladder.errors import InputError
+from fishladder.errors import FatalError, InputError, TransientError
 from fishladder.ledger import DirtyKey, Ledger
 from fishladder.names import own_name, settle
 from fishladder.plan import Plan
@@ -40,7 +40,13 @@ def create_target_tables(spec: Migration, source: Store, target: Store) -> list[
             name: {own_name(fk.parent, spec.tables) for fk in ours[name].foreign_keys} - {name} for name in missing
         }
         name = next((name for name in missing if not parents[name] & set(missing)), missing[0])
-        target.create_table(_translated(spec, ours, name))
+        wanted = _translated(spec, ours, name)
+        try:
+            target.create_table(wanted)
+        except FatalError as error:
+            if wanted.name in target.describe():  # by another prepare
+                raise TransientError(f"{name}: somebody has just created it in the target: repeat") from error
+            raise
         missing.remove(name)
         created.append(name)
     return created

@@ -294,7 +294,8 @@ class _Examination:
         if tuple(table.rename.get(column, column) for column in source.key) != target.key:
             self.fail(
                 name,
-                f"its primary key is ({', '.join(source.key)}) in the source, ({', '.join(target.key)}) in the target",
+                f"its primary key is ({', '.join(source.key)}) in the source, ({', '.join(target.key)}) in the target;"
+                " give the target the same one",
             )
             return None
         for side, info in (("source", source), ("target", target)):
