@@ -189,7 +189,7 @@ def open_files() -> set[str]:
 
 def test_a_world_leaves_no_file_open() -> None:
     """Ten thousand of them run in the same few processes."""
-    moving = [seed for seed in range(20) if kind_of(seed).moves]
+    moving = [seed for seed in range(20) if kind_of(seed).moves][:4]
     simulate(moving[0])
     gc.collect()
     before = open_files()

@@ -563,7 +563,7 @@ class TestChinook:
                 chinook.TABLES
             )
 
-    @pytest.mark.parametrize("kind", ["sqlite", *SERVERS])
+    @pytest.mark.parametrize("kind", ["sqlite", SERVERS[0], pytest.param("oracle", marks=pytest.mark.slow)])
     def test_its_traffic_runs_on_a_copy_in_every_kind(
         self, kind: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -455,7 +455,13 @@ case.rehearse()
 """
 
 
-@pytest.mark.parametrize("place", ["asked", "emptied", "nobody's", "marked", "copied", "moved", "half back"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        *(pytest.param(place, marks=pytest.mark.slow) for place in ("asked", "emptied", "copied")),
+        *("nobody's", "marked", "moved", "half back"),
+    ],
+)
 def test_killed_anywhere_the_next_one_is_clean(whole: Case, place: str) -> None:
     if place in ("emptied", "nobody's", "marked"):
         whole.rehearse()  # in stores that are known already
