@@ -26,9 +26,9 @@ from tests.contract.stores import PATIENCE, STORES
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 """What kills a client, or an applier, beside a test fails the test."""
 PAIRS = [
-    *(("sqlite", "sqlite"), ("mysql", "mysql"), ("mariadb", "mariadb"), ("oracle", "mysql")),
+    *(("sqlite", "sqlite"), ("mysql", "mysql"), ("oracle", "mysql")),
     *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (("sqlite", "mysql"), ("mysql", "sqlite"))),
-    pytest.param("mysql", "oracle", marks=pytest.mark.slow),
+    *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (("mariadb", "mariadb"), ("mysql", "oracle"))),
 ]
 
 

@@ -118,7 +118,7 @@ def text_of(key: Sequence[str]) -> bytes:
     return key_text(cell.encode() for cell in key)
 
 
-SOON = {"oracle": ("text", "number, text and bytes", "decimal"), "mariadb": ("text", "text and number", "raw")}
+SOON = {"oracle": ("text", "decimal"), "mariadb": ("text", "raw")}
 """Of a few seconds each; the others are with make scenario."""
 
 
@@ -345,7 +345,7 @@ def random_cell(rng: random.Random, type_: str) -> bytes:
 
 
 # The wire emulator takes seconds for each.
-@pytest.mark.parametrize("seed", [*range(4), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(4, 10))])
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 10))])
 def test_any_cut_covers_every_row_exactly_once(shared_place: Place, shared_store: Any, keyed: Keyed, seed: int) -> None:
     """Also when the rows at the ends have gone meanwhile, and others have come."""
     rng, place, store = random.Random(seed), shared_place, shared_store

@@ -75,9 +75,8 @@ def night(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Night]:
 @pytest.mark.parametrize(
     ("night", "nights"),
     [
-        (("mysql", "mariadb"), 1),
         pytest.param(("sqlite", "sqlite"), 2, marks=pytest.mark.slow),
-        pytest.param(("mysql", "mariadb"), 2, marks=pytest.mark.slow),  # half a minute more
+        pytest.param(("mysql", "mariadb"), 2, marks=pytest.mark.slow),
         pytest.param(("oracle", "mysql"), 2, marks=pytest.mark.slow),
     ],
     indirect=["night"],

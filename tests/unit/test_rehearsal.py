@@ -160,7 +160,7 @@ def test_the_whole_migration_moves_and_comes_back_with_what_the_workload_changed
     assert whole.rows("origin", "SELECT writer FROM fishladder_fence WHERE cohort = 'NZ'") == [("application",)]
 
 
-@pytest.mark.parametrize("source", [{}, {"source": "origin"}])
+@pytest.mark.parametrize("source", [{}, pytest.param({"source": "origin"}, marks=pytest.mark.slow)])
 def test_another_night_begins_from_the_target_again(folder: Path, source: dict[str, str]) -> None:
     case = Case(folder, **source)
     case.rehearse()
@@ -458,8 +458,8 @@ case.rehearse()
 @pytest.mark.parametrize(
     "place",
     [
-        *(pytest.param(place, marks=pytest.mark.slow) for place in ("asked", "emptied", "copied")),
-        *("nobody's", "marked", "moved", "half back"),
+        *(pytest.param(place, marks=pytest.mark.slow) for place in ("asked", "emptied", "marked", "copied", "moved")),
+        *("nobody's", "half back"),
     ],
 )
 def test_killed_anywhere_the_next_one_is_clean(whole: Case, place: str) -> None:
