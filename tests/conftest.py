@@ -17,7 +17,11 @@ pytest.register_assert_rewrite("tests.contract", "tests.dags", "tests.scenario",
 from tests.servers import Unavailable, mysql, oracle  # noqa: E402  (what helpers assert is to tell what it saw, too)
 
 UNTESTED = pytest.StashKey[dict[str, str]]()
-LONG = ("tests/simulation/", "tests/unit/test_rehearsal.py", "tests/unit/test_billing.py", "tests/unit/ledger/")
+LONG = (
+    "tests/simulation/",
+    "tests/unit/ledger/",
+    *(f"tests/unit/test_{name}.py" for name in ("rehearsal", "billing", "serving", "ground", "bad_input", "approvals")),
+)
 """Files of minutes begin first: the last one of a run would have a processor to itself, and the others none."""
 
 

@@ -13,7 +13,7 @@ from tests.contract.matrix.run import lines, run_matrix
 from tests.contract.stores import STORES
 from tests.servers import oracle
 
-SOON = {("oracle", "mysql"), ("mysql", "mysql"), ("sqlite", "sqlite"), ("sqlite", "mysql")}
+SOON = {("oracle", "mysql"), ("mysql", "mysql"), ("sqlite", "sqlite")}
 """The others are with make scenario, and in make types: up to a minute each, more on the wire emulator."""
 PAIRS = [
     pytest.param(origin, destination, marks=[] if (origin, destination) in SOON else [pytest.mark.slow])

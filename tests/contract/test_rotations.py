@@ -271,11 +271,12 @@ def close_department(db: Database) -> None:
     db.execute("DELETE FROM department WHERE id = 3")
 
 
-@pytest.mark.parametrize("limit", [1, 100])
+@pytest.mark.parametrize("limit", [1, pytest.param(100, marks=pytest.mark.slow)])
 def test_rows_that_point_at_each_other(circular: Mover, limit: int) -> None:
     point_at_each_other(circular, limit)
 
 
+@pytest.mark.slow
 @FROM_ORACLE
 def test_rows_that_point_at_each_other_in_an_oracle(mover: Mover) -> None:
     point_at_each_other(mover, 1)

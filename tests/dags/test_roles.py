@@ -415,6 +415,7 @@ def fab(airflow_database: None, rehearsed: Path) -> Iterator[Web]:
         yield Web(client=web.client, tokens={name: log_in(web.client, name, passwords[name]) for name in PEOPLE})
 
 
+@pytest.mark.slow
 def test_the_roles_of_the_fab_auth_manager(fab: Web, rehearsed: Path) -> None:
     check(fab, "# Who may do what", ROLES, rehearsed)
 

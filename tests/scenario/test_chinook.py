@@ -33,7 +33,9 @@ class Chinook:
 
 
 # On the wire emulator it takes minutes: make scenario.
-@pytest.fixture(params=["sqlite-sqlite", "sqlite-mysql", pytest.param("oracle-mysql", marks=pytest.mark.slow)])
+@pytest.fixture(
+    params=["sqlite-mysql", *(pytest.param(pair, marks=pytest.mark.slow) for pair in ("sqlite-sqlite", "oracle-mysql"))]
+)
 def chinook(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Chinook]:
     kinds = request.param.split("-")
     with ExitStack() as stack:

@@ -511,7 +511,7 @@ class Billing:
         return command("billing", self.urls["billing_test"])
 
 
-@pytest.mark.parametrize("source", [False, True])
+@pytest.mark.parametrize("source", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_night_of_the_billing_example(tmp_path: Path, source: bool) -> None:
     billing = Billing(tmp_path, source=source)
     files = [tmp_path / f"{name}.db" for name in ("billing_source", "billing_target")]

@@ -11,7 +11,7 @@ HEAD = """# Types: what goes where
 
 `make types` writes this page: it moves the values at the edges of every type below into every type of every
 store, by the bulk load and by the applier, and compares what plain drivers read at both ends. So does `make scenario`;
-`make test` takes four of the sixteen pairs of stores, Oracle to MySQL among them.
+`make test` takes three of the sixteen pairs of stores, Oracle to MySQL among them.
 
 - **values**: how many of them the source type took. Of those that are too large for a target some are tried, and of
   those that the load refused every fourth is given to the applier, too.
