@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from fishladder.errors import FatalError, TransientError
+from fishladder.install import create_target_tables
 from fishladder.names import own_name
+from fishladder.stores.base import TableInfo
 from tests.unit import small
 from tests.unit.small import SCHEMA, SPEC, close
 
@@ -25,6 +28,20 @@ def test_a_migration_with_names_in_another_case(tmp_path: Path, source: str, tar
     assert moved.rows("target", "SELECT * FROM line") == [(10, 1, "x"), (10, 2, None)]
     assert [table.name for table in moved.plan.tables if not table.internal] == list(moved.spec.tables)
     close([moved])
+
+
+def test_a_table_that_another_prepare_creates_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever comes second is told to repeat, and has nothing to create then."""
+    made = small.make(tmp_path)
+    real, before = made.target.describe, [dict[str, TableInfo]()]
+    monkeypatch.setattr(made.target, "describe", lambda: before.pop() if before else real())
+    with pytest.raises(TransientError, match="price: somebody has just created it in the target: repeat"):
+        create_target_tables(made.spec, made.source, made.target)
+    assert create_target_tables(made.spec, made.source, made.target) == []
+    monkeypatch.setattr(made.target, "describe", dict)
+    with pytest.raises(FatalError, match="already exists"):  # whatever else it is stays what it is
+        create_target_tables(made.spec, made.source, made.target)
+    close([made])
 
 
 def test_a_table_that_is_created_keeps_its_parents(tmp_path: Path) -> None:
