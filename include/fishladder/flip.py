@@ -46,10 +46,13 @@ Replay = Callable[[str], object]
 def wave_needs(spec: Migration, cohort: str, kind: str, cohorts: Collection[str]) -> dict[str, tuple[str, ...]]:
     """The stages that other cohorts must have reached before this one may go.
 
-    Waves go in their order; shared tables are flipped last and rolled back first.
+    Waves go in their order; shared tables are flipped last and rolled back first. They are completed last, too: once
+    they are, nobody can go back.
     """
     moved = ("live", "complete")
     others = [other for other in sorted(cohorts) if other not in (cohort, NO_HOME)]
+    if kind == "complete" and cohort == SHARED:
+        return dict.fromkeys(others, ("complete",))
     if kind == "flip" and cohort == SHARED:
         return dict.fromkeys(others, moved)
     if kind == "flip":

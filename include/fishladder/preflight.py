@@ -71,6 +71,12 @@ def preflight(
     findings += settings
     findings += _rights(spec, target, ledger, accounts)
     findings += _midway(spec, ledger)
+    if spec.application.operations is None:
+        message = (
+            "is missing: what routers queue during a flip could not be replayed after its switch; say where the"
+            f" application's operations are ({spec.where('application')})"
+        )
+        findings.append(Finding(level="warn", where="application.operations", message=message))
     readable = not any(f.level == "fail" and f.where.endswith("privilege SELECT") for f in settings)
     if plan is not None and readable:
         findings += _contents(spec, plan, source, target, ledger, theirs, missing)

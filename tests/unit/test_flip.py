@@ -489,6 +489,8 @@ def test_waves_and_shared_tables_keep_their_order(flips: Flips) -> None:
     assert wave_needs(spec, "AU", "flip", cohorts) == {"NZ": ("live", "complete")}
     assert wave_needs(spec, "shared", "flip", cohorts) == dict.fromkeys(["AU", "NZ"], ("live", "complete"))
     assert wave_needs(spec, "NZ", "rollback", cohorts) == {"shared": ("off", "shadow")}
+    assert wave_needs(spec, "NZ", "complete", cohorts) == {}
+    assert wave_needs(spec, "shared", "complete", cohorts) == dict.fromkeys(["AU", "NZ"], ("complete",))
     needs = wave_needs(spec, "AU", "flip", cohorts)
     with pytest.raises(InputError, match="AU: NZ comes first; it is off and has to be complete or live"):
         flips.small.ledger.begin_attempt("AU", "flip", actor="t", reason="", deadline=1, needs=needs)

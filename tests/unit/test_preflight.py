@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from fishladder import load, tasks
 from fishladder.capacity import bytes_text, duration
 from fishladder.clock import Clock, SystemClock
 from fishladder.errors import TransientError
+from fishladder.spec import loads
 from fishladder.stores.base import Finding, Store
 from fishladder.stores.mysql_schema import privileges
 from fishladder.stores.sqlite import SqliteStore, connect
@@ -191,6 +192,14 @@ def test_ids_that_both_stores_generate(
     monkeypatch.setattr(SqliteStore, "ids_follow_rows", follow)
     small = make_small(spec=f"{SPEC}{ids}\n")
     assert words in said(findings(small), "price", level)
+
+
+def test_a_file_without_operations_is_warned_of(make_small: Callable[..., Small]) -> None:
+    """A flip would go past its switch, and what customers wrote meanwhile would wait there."""
+    small, where = make_small(), "application.operations"
+    assert "could not be replayed after its switch" in said(findings(small), where, "warn")
+    text = SPEC.replace("target: target_app}", "target: target_app, operations: 'billing.operations:operations'}")
+    assert said(findings(replace(small, spec=loads(text, name="small.yaml", environment={}))), where) == ""
 
 
 def test_a_full_disk_fails(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
