@@ -51,8 +51,7 @@ class Airflow:
             **environment,
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
             "AIRFLOW_HOME": str(home),
-            # One writer at a time: on a busy machine the others wait longer for their turn than the usual 5 s.
-            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db?timeout=60",
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db",
             "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
             "AIRFLOW__CORE__PLUGINS_FOLDER": str(dags.parent / "plugins"),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
@@ -115,6 +114,9 @@ class Airflow:
     def call(self, method: str, path: str, body: object = None, *, user: str = "admin") -> Any:
         """One call of the REST API; what only asks is asked again when the answer is late.
 
+        Two requests at once may keep each other from SQLite until one gives up, after 5 s, and is answered 500: nothing
+        was done, and it is asked again.
+
         Raises ``urllib.error.HTTPError`` and its kin, and DemoError without an answer.
         """
         headers = {"Content-Type": "application/json"}
@@ -122,11 +124,17 @@ class Airflow:
             headers["Authorization"] = f"Bearer {self._tokens[user]}"
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data=data, headers=headers, method=method)
-        for _ in range(TRIES if method == "GET" else 1):
+        for tried in range(1, TRIES + 1):
             try:
                 with urllib.request.urlopen(request, timeout=30) as answer:
                     content = answer.read()
+            except urllib.error.HTTPError as error:
+                if error.code != 500 or tried == TRIES:
+                    raise
+                continue
             except TimeoutError:
+                if method != "GET":
+                    break
                 continue
             return json.loads(content) if content else None
         raise DemoError(f"Airflow does not answer {method} {self.url}{path}; its log is in {self.home}")

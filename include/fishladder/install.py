@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from fishladder.cells import HOMELESS, NO_HOME, OWN_COHORTS, SHARDS, SHARED, LogicalType, cohort_entity, key_text
@@ -127,8 +127,13 @@ def install(spec: Migration, plan: Plan, source: Store, target: Store, ledger: L
     and the first pass after this finds whatever was missed, for it believes no journal.
     """
     assert isinstance(source, Fenced) and isinstance(target, Fenced)
-    for store in (source, target):
+    for side, store in (("source", source), ("target", target)):
         store.install_tables()
+        if (first := store.install_name(spec.migration)) != spec.migration:
+            raise InputError(
+                f"the {side} is installed for {first}: two migrations would take each other's changes from its journal."
+                f" End that one with {first}_finish, or by uninstalling it, then repeat"
+            )
     found = source.cohorts(plan.root.source)
     named = {cohort for wave in spec.cohort.waves for cohort in wave if cohort != OTHERS}
     cohorts = sorted({cohort for cohort in found if cohort is not None} | named)
@@ -154,10 +159,7 @@ def install(spec: Migration, plan: Plan, source: Store, target: Store, ledger: L
     note_changed_coverage(plan, source, "source", ledger)
     source.install_triggers(plan.triggers("source"))
     record_coverage(plan.relations("source"), source, "source", ledger)  # at once: what changes from here on shows
-    # A home is written by the trigger from here on; the backfill gives one to everybody who was there before.
-    after = source.backfill_homes(plan.root.source, None, BACKFILL_ROWS)
-    while after is not None:
-        after = source.backfill_homes(plan.root.source, after, BACKFILL_ROWS)
+    _backfill(plan, source, target, ledger)
     _install_cohort_homes(plan, source, target, ledger, everyone)
     if spec.ids is not None and spec.ids.target_from is not None:
         for table in plan.tables:
@@ -171,6 +173,25 @@ def install(spec: Migration, plan: Plan, source: Store, target: Store, ledger: L
         target.install_triggers([found for found in plan.triggers("target") if found.relation.table in names])
         record_coverage([table.target for table in loaded], target, "target", ledger)
     return Installed(cohorts=tuple(cohorts), homeless=found.get(None, 0))
+
+
+def _backfill(plan: Plan, source: Fenced, target: Store, ledger: Ledger) -> None:
+    """A home is written by the trigger from here on; everybody who was there before gets one now.
+
+    Once cohorts have begun to move, who has none in the source may have been born in the target, which knows where: its
+    home is then on its way, and the column may say otherwise by now.
+    """
+
+    def born_there(entities: Collection[bytes]) -> Collection[bytes]:
+        with target.read() as there:
+            return there.homes(entities).keys()
+
+    after: bytes | None = None
+    while True:
+        elsewhere = born_there if ledger.attempts(limit=1) else None
+        after = source.backfill_homes(plan.root.source, after, BACKFILL_ROWS, elsewhere=elsewhere)
+        if after is None:
+            return
 
 
 def _install_cohort_homes(plan: Plan, source: Store, target: Store, ledger: Ledger, cohorts: Iterable[str]) -> None:

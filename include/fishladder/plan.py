@@ -539,6 +539,7 @@ def _field(column: Column, type_: LogicalType, blank_is_null: bool) -> Field:
         bytewise=column.bytewise,
         blank_is_null=blank_is_null,
         canonical=column.canonical,
+        characters=column.characters,
     )
 
 

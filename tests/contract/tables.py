@@ -26,6 +26,7 @@ def field(column: Column, type_: LogicalType | None = None) -> Field:
         checked=not column.enforced,
         bytewise=column.bytewise,
         canonical=column.canonical,
+        characters=column.characters,
     )
 
 

@@ -243,16 +243,27 @@ def test_time_zones_and_character_sets_of_the_server_are_told(place: Place) -> N
     assert changed.level == "warn" and "is latin1" in changed.message
 
 
+def set_to(place: Place, name: bytes, setting: bytes) -> Finding:
+    """Not on the server, where other tests are at work."""
+    real = place.open().run
+
+    def run(sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
+        rows = real(sql, parameters)
+        return [*(row for row in rows if row[0] != name), (name, setting)] if sql == "SHOW VARIABLES" else rows
+
+    return {finding.where: finding for finding in inspect(run)}[name.decode()]
+
+
+def test_servers_where_several_may_write_are_told(place: Place) -> None:
+    """Their locks, and so the fences, hold within one of them."""
+    group, galera = b"group_replication_single_primary_mode", b"wsrep_on"
+    assert [f.level for f in place.open().inspect() if f.where.encode() in (group, galera)] == ["pass", "pass"]
+    assert (set_to(place, group, b"OFF").level, set_to(place, galera, b"ON").level) == ("fail", "warn")
+
+
 def test_a_server_whose_commits_a_crash_takes_back_is_told(place: Place) -> None:
-    """Not set on the server, where other tests are at work."""
-    real, name = place.open().run, b"innodb_flush_log_at_trx_commit"
-
     def told(setting: bytes) -> Finding:
-        def run(sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
-            rows = real(sql, parameters)
-            return [(name, setting) if row[0] == name else row for row in rows] if sql == "SHOW VARIABLES" else rows
-
-        return {finding.where: finding for finding in inspect(run)}[name.decode()]
+        return set_to(place, b"innodb_flush_log_at_trx_commit", setting)
 
     assert told(b"0").level == "fail" and "is 0: a crash of the server takes back copies" in told(b"0").message
     assert told(b"2").level == "warn" and "is 2: a crash of the machine takes back copies" in told(b"2").message

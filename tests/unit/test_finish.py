@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
 
 from fishladder import install, tasks
 from fishladder.errors import InputError
+from fishladder.ledger import open_ledger
+from fishladder.spec import Migration
 from tests.unit.flips import Flips
 from tests.unit.test_approvals import desk_of
 
@@ -123,3 +126,23 @@ def test_a_source_that_was_made_anew_stays_closed_to_who_has_left_it(flips: Flip
     install.install(small.spec, small.plan, small.source, small.target, small.ledger, actor="test")
     fences = small.source.fences()
     assert [fences[cohort].writer for cohort in ("NZ", "AU", "?", "shared")] == [*["nobody"] * 3, "application"]
+
+
+def test_a_store_is_installed_for_one_migration_at_a_time(flips: Flips) -> None:
+    """Each would take changes out of the journal that the other has not seen."""
+    small, other = flips.small, flips.small.spec.model_copy(update={"migration": "other"})
+    url = f"sqlite:///{small.folder / 'ledger.db'}"
+
+    def prepare(migration: Migration) -> None:
+        with closing(open_ledger(url, migration=migration.migration)) as ledger:
+            install.install(migration, small.plan, small.source, small.target, ledger, actor="test")
+
+    for name, store in (("source", small.source), ("target", small.target)):
+        before = things(flips, name), small.rows(name, "SELECT * FROM fishladder_fence")
+        with pytest.raises(InputError, match=f"the {name} is installed for small: .*small_finish"):
+            prepare(other)
+        assert (things(flips, name), small.rows(name, "SELECT * FROM fishladder_fence")) == before
+        store.uninstall()
+    prepare(other)
+    with pytest.raises(InputError, match="the source is installed for other"):
+        prepare(small.spec)

@@ -164,3 +164,22 @@ def test_a_fence_that_does_not_close_aborts_the_flip_before_anything_is_fenced(l
     ended = loose.cutover.run(number)
     assert ended.outcome == "aborted" and "still says application" in str(ended.error)
     assert loose.fences() == [("application", 3), ("copier", 3)]
+
+
+# Who was born in the target, and prepare ------------------------------------------------------------------------------
+
+
+def test_prepare_gives_nobody_a_home_who_has_one_in_the_target(loose: Flips) -> None:
+    """The root row came first, as it may where another worker copies the homes; its country has changed since."""
+    loose.move()
+    small, homes = loose.small, "SELECT cohort FROM fishladder_home WHERE entity = '2:80'"
+    small.application("INSERT INTO customer VALUES (80, 'NZ', 'y')", store="target")
+    small.application("UPDATE customer SET country = 'AU' WHERE id = 80", store="target")
+    mark, unmark = "INSERT INTO fishladder_copying VALUES (1)", "DELETE FROM fishladder_copying"
+    small.application(mark, "INSERT INTO customer VALUES (80, 'AU', 'y')", unmark)
+    small.application(mark, "INSERT INTO customer VALUES (81, 'AU', 'z')", unmark)  # of a time without triggers
+    install.install(small.spec, small.plan, small.source, small.target, small.ledger, actor="test")
+    assert small.rows("source", homes) == [] and small.rows("target", homes) == [("NZ",)]
+    assert small.rows("source", homes.replace("80", "81")) == [("AU",)]
+    small.follow()
+    assert small.rows("source", homes) == [("NZ",)] and small.ledger.count_dirty() == 0

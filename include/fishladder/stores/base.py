@@ -5,7 +5,7 @@ A store contributes SQL, never the order of events. One instance serves one thre
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -14,6 +14,8 @@ from fishladder.cells import LogicalType, Row
 
 Connect = Callable[[], Any]
 """Opens a new DB-API connection; called again whenever one was lost."""
+Elsewhere = Callable[[Collection[bytes]], Collection[bytes]]
+"""Which of these entities have a home in the other store."""
 
 Writer = Literal["application", "copier", "nobody", "free"]
 """Who may write a cohort's rows in a store. ``free``: the application, unrecorded."""
@@ -91,7 +93,7 @@ class Field:
 
     ``native`` is the type this store declares; ``checked``: the store can hold more than the field.
     ``blank_is_null``: one of the two stores cannot tell ``''`` from NULL, so here both are read as NULL.
-    ``canonical``: as the column's.
+    ``canonical`` and ``characters``: as the column's.
     """
 
     column: str
@@ -101,6 +103,7 @@ class Field:
     bytewise: bool = True
     blank_is_null: bool = False
     canonical: bool = False
+    characters: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -429,6 +432,10 @@ class Fenced(Protocol):
         """Create fishladder's tables; those that exist stay as they are."""
         ...
 
+    def install_name(self, migration: str) -> str:
+        """Note whose installation this is. Returns whose it is: another's, if that one came first."""
+        ...
+
     def install_fences(self, cohorts: Iterable[str], writer: Writer) -> None: ...
 
     def install_load(self, tables: Iterable[str], *, open: bool) -> None:
@@ -439,8 +446,13 @@ class Fenced(Protocol):
         """Replace the triggers of these tables; nobody queues behind it for longer than a second."""
         ...
 
-    def backfill_homes(self, root: Relation, after: bytes | None, limit: int) -> bytes | None:
-        """Give the next ``limit`` roots above ``after`` a home. Returns the last key, or None at the end."""
+    def backfill_homes(
+        self, root: Relation, after: bytes | None, limit: int, *, elsewhere: Elsewhere | None = None
+    ) -> bytes | None:
+        """Give the next ``limit`` roots above ``after`` a home, but for those that have one ``elsewhere``.
+
+        Returns the last key, or None at the end.
+        """
         ...
 
     def cohorts(self, root: Relation) -> dict[str | None, int]:

@@ -25,6 +25,7 @@ from fishladder.silence import CONNECT_SECONDS, SILENT_SECONDS, end_soon, keep_a
 from fishladder.stores.application import Application
 from fishladder.stores.base import (
     Connect,
+    Elsewhere,
     Finding,
     Relation,
     TableInfo,
@@ -80,6 +81,7 @@ TABLES = (
     f"fishladder_load (table_name {NAME} PRIMARY KEY, generation BIGINT NOT NULL, is_open TINYINT NOT NULL)",
     f"fishladder_chunk (table_name {NAME}, no BIGINT, generation BIGINT NOT NULL, token BIGINT NOT NULL,"
     " done TINYINT NOT NULL DEFAULT 0, row_count BIGINT NOT NULL DEFAULT 0, PRIMARY KEY (table_name, no))",
+    f"fishladder_migration (one INT PRIMARY KEY, name {NAME} NOT NULL)",
     "fishladder_ledger (one INT PRIMARY KEY, no BIGINT NOT NULL, word VARCHAR(64) NOT NULL)",
     "fishladder_shard (no INT PRIMARY KEY)",
     f"fishladder_touched (table_name {NAME}, row_key {KEY}, cohort {NAME} NOT NULL, attempt {NAME},"
@@ -395,6 +397,10 @@ class MySqlStore(WholeTables):
         self.run("INSERT IGNORE INTO fishladder_ledger VALUES (1, 0, '-')")
         self.run(f"INSERT IGNORE INTO fishladder_shard VALUES {', '.join(f'({no})' for no in range(cells.SHARDS))}")
 
+    def install_name(self, migration: str) -> str:
+        self.run("INSERT IGNORE INTO fishladder_migration VALUES (1, ?)", [migration])
+        return self._checks().installed_for()
+
     def install_fences(self, cohorts: Iterable[str], writer: Writer) -> None:
         for cohort in cohorts:
             self.run("INSERT IGNORE INTO fishladder_fence VALUES (?, ?, 1, NULL)", [cohort, writer])
@@ -454,8 +460,10 @@ class MySqlStore(WholeTables):
         who = " and ".join(blockers(self.run, table) for table in tables)
         raise TransientError(f"{tables[0]}: its triggers cannot be changed while {who}: {last}") from last
 
-    def backfill_homes(self, root: Relation, after: bytes | None, limit: int) -> bytes | None:
-        return self._checks().backfill_homes(root, after, limit)
+    def backfill_homes(
+        self, root: Relation, after: bytes | None, limit: int, *, elsewhere: Elsewhere | None = None
+    ) -> bytes | None:
+        return self._checks().backfill_homes(root, after, limit, elsewhere=elsewhere)
 
     def cohorts(self, root: Relation) -> dict[str | None, int]:
         # Grouped by bytes: under a folding collation 'nz' and 'NZ' would be one.

@@ -93,7 +93,10 @@ def _lacking(collation: str | None) -> str:
 
 
 def shapes(run: Run, names: Sequence[str]) -> dict[str, list[str]]:
-    """The columns of these tables, their types and their foreign keys both ways, for coverage."""
+    """The columns of these tables, their types, their unique keys and their foreign keys both ways, for coverage.
+
+    A unique key says how copiers of the table divide its rows among them.
+    """
     sql = (
         "SELECT table_name, column_name, column_type, is_nullable FROM information_schema.columns"
         f" WHERE table_schema = DATABASE() AND table_name IN ({', '.join('?' * len(names))})"
@@ -102,6 +105,9 @@ def shapes(run: Run, names: Sequence[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for table, *column in run(sql, names):
         found.setdefault(table.decode(), []).append(repr(column))
+    uniques = _indexes(run)[1]
+    for table in found.keys() & uniques.keys():
+        found[table].append(f"unique {sorted(uniques[table])}")
     sql = (
         "SELECT table_name, referenced_table_name, constraint_name, delete_rule, update_rule"
         " FROM information_schema.referential_constraints WHERE constraint_schema = DATABASE() ORDER BY 1, 2, 3"
@@ -222,6 +228,21 @@ def inspect(run: Run) -> list[Finding]:
             f"is {flush}: a crash of the {'server' if flush == '0' else 'machine'} takes back copies, fences and"
             " changes that the other side has acted on; set it to 1 in its configuration",
             "fail" if flush == "0" else "warn",
+        ),
+        expect(
+            "group_replication_single_primary_mode",
+            variables.get("group_replication_single_primary_mode", "ON") == "ON",
+            "one member at most takes writes",
+            "is OFF: a lock that one member holds is none in the others, and so is a fence; SELECT"
+            " group_replication_switch_to_single_primary_mode()",
+        ),
+        expect(
+            "wsrep_on",
+            variables.get("wsrep_on", "OFF") == "OFF",
+            "off: no node of a Galera cluster",
+            "is ON: a lock that one node holds is none in the others, and so is a fence; let the copier and the"
+            " application write through the same node, always",
+            "warn",
         ),
         expect(
             "sql_mode",

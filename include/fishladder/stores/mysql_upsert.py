@@ -27,7 +27,8 @@ _BY_KEY = "FORCE INDEX (PRIMARY)"
 _NUMBER = re.compile(rb"-?[0-9]+(?:\.[0-9]+)?")
 _HEX = re.compile(rb"(?:[0-9a-f]{2})*")
 _JOINED = {"integer", "string", "uuid", "bytes"}
-"""Kinds of keys that are joined by their index, and compared as they are."""
+"""Kinds of keys that are joined by their index, and compared as they are: in a character set that has all of Unicode,
+for MariaDB compares a column in another one with single values, not with those of a table."""
 
 
 class MySqlSession(Session):
@@ -135,7 +136,7 @@ class MySqlSession(Session):
             return
         after, before = (list(zip(*side, strict=True)) for side in zip(*pairs, strict=True))
         changed = [at for at, (new, old) in enumerate(zip(after, before, strict=True)) if new != old]
-        if any(relation.fields[at].type.kind not in _JOINED for at in relation.key):
+        if any(f.type.kind not in _JOINED or f.characters for f in (relation.fields[at] for at in relation.key)):
             self.update(
                 relation, [row for row, _ in pairs], sorted({*changed, *_timestamps(relation)} if changed else ())
             )

@@ -27,6 +27,7 @@ from fishladder.stores.application import Application
 from fishladder.stores.application import Session as ApplicationSession
 from fishladder.stores.base import (
     Connect,
+    Elsewhere,
     Fence,
     Finding,
     ForeignKey,
@@ -91,6 +92,7 @@ TABLES = {
     "fishladder_load": f"table_name {NAME} PRIMARY KEY, generation NUMBER(19) NOT NULL, is_open NUMBER(1) NOT NULL",
     "fishladder_chunk": f"table_name {NAME}, no NUMBER(19), generation NUMBER(19) NOT NULL, token NUMBER(19) NOT NULL,"
     " done NUMBER(1) DEFAULT 0 NOT NULL, row_count NUMBER(19) DEFAULT 0 NOT NULL, PRIMARY KEY (table_name, no)",
+    "fishladder_migration": f"one NUMBER(1) PRIMARY KEY, name {NAME} NOT NULL",
     "fishladder_ledger": f"one NUMBER(1) PRIMARY KEY, no NUMBER(19) NOT NULL, word {NAME} NOT NULL",
     "fishladder_shard": "no NUMBER(5) PRIMARY KEY",
     "fishladder_touched": f"table_name {NAME}, row_key {KEY}, cohort {NAME} NOT NULL, attempt {NAME},"
@@ -495,6 +497,10 @@ class OracleStore(WholeTables):
             if no not in known:
                 self._insert_new("fishladder_shard (no)", [no])
 
+    def install_name(self, migration: str) -> str:
+        self._insert_new("fishladder_migration (one, name)", [1, migration])
+        return self._checks().installed_for()
+
     def _insert_new(self, into: str, values: Sequence[Any]) -> None:
         """Insert a row, unless there is one of this key already."""
         try:
@@ -563,10 +569,12 @@ class OracleStore(WholeTables):
         who = blockers(self.run, table)
         raise TransientError(f"{table}: its triggers cannot be changed while {who}: {last}") from last
 
-    def backfill_homes(self, root: Relation, after: bytes | None, limit: int) -> bytes | None:
+    def backfill_homes(
+        self, root: Relation, after: bytes | None, limit: int, *, elsewhere: Elsewhere | None = None
+    ) -> bytes | None:
         for _ in range(BACKFILL_TRIES):
             try:
-                return self._checks().backfill_homes(root, after, limit)
+                return self._checks().backfill_homes(root, after, limit, elsewhere=elsewhere)
             except RowError as error:
                 if not error.unique:
                     raise

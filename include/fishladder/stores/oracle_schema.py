@@ -478,7 +478,10 @@ def identities(run: Run, names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def shapes(run: Run, names: Sequence[str]) -> dict[str, list[str]]:
-    """The columns of these tables, their types and their foreign keys both ways, for coverage."""
+    """The columns of these tables, their types, their unique keys and their foreign keys both ways, for coverage.
+
+    A unique key says how copiers of the table divide its rows among them.
+    """
     marks, wanted = ", ".join("?" * len(names)), [dictionary_name(name) for name in names]
     found: dict[str, list[str]] = {}
     for line in run(
@@ -489,6 +492,10 @@ def shapes(run: Run, names: Sequence[str]) -> dict[str, list[str]]:
         table, *column = _texts(line)
         found.setdefault(plain_name(table or ""), []).append(repr(column))
     constraints = _constraints(run)
+    uniques = {(one.table, one.columns) for one in constraints if one.kind == "U"} | {*_unique_indexes(run)}
+    for table, columns in sorted(uniques):
+        if (plain := plain_name(table)) in found:
+            found[plain].append(f"unique {columns}")
     for constraint in constraints:
         for key in _foreign_keys([constraint], constraints):
             for table in {plain_name(constraint.table), key.parent} & found.keys():

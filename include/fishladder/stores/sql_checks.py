@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fishladder.cells import HOMELESS, NO_HOME, SHARED, key_text
-from fishladder.stores.base import Fence, ForeignKey, LoadState, Orphan, Relation
-from fishladder.stores.sql import Session, load_state, range_parameters, read_fences
+from fishladder.stores.base import Elsewhere, Fence, ForeignKey, LoadState, Orphan, Relation
+from fishladder.stores.sql import KEYS_PER_STATEMENT, Session, load_state, range_parameters, read_fences, slices
 
 WORDS = "fishladder_rehearsal"
 """The table in which a rehearsal leaves words, by which it knows a store again."""
@@ -37,6 +37,10 @@ class Checks:
     def load_states(self) -> dict[str, LoadState]:
         found = self.session.run("SELECT table_name, generation, is_open FROM fishladder_load", [])
         return {table.decode(): load_state(generation, is_open) for table, generation, is_open in found}
+
+    def installed_for(self) -> str:
+        ((name,),) = self.session.run("SELECT name FROM fishladder_migration", [])
+        return str(name.decode())
 
     def heard(self) -> tuple[int, str]:
         ((number, word),) = self.session.run("SELECT no, word FROM fishladder_ledger", [])
@@ -86,7 +90,9 @@ class Checks:
                 return key_text(found[0])
         return None
 
-    def backfill_homes(self, root: Relation, after: bytes | None, limit: int) -> bytes | None:
+    def backfill_homes(
+        self, root: Relation, after: bytes | None, limit: int, *, elsewhere: Elsewhere | None = None
+    ) -> bytes | None:
         """Homes for a slice of roots. Its end is read first: a root that goes meanwhile must not shift the next."""
         assert root.entity is not None and root.root_cohort is not None
         dialect, session = self.dialect, self.session
@@ -104,9 +110,23 @@ class Checks:
         entity = dialect.entity_sql(root.entity, "t")
         cohort = dialect.known_cohort(f"t.{dialect.quote(root.root_cohort)}")
         root_key = dialect.plain_text(column, root.fields[root.key[0]])
-        source = f"FROM {table} WHERE {above} AND {dialect.up_to([column])}"
-        sql = dialect.insert_homes(entity, cohort, root_key, source)
-        session.run(sql, [*parameters, *session.key_parameters(root, last)])
+        within = f"{above} AND {dialect.up_to([column])}"
+        parameters = [*parameters, *session.key_parameters(root, last)]
+        if elsewhere is None:
+            sql = dialect.insert_homes(entity, cohort, root_key, f"FROM {table} WHERE {within}")
+            session.run(sql, parameters)
+            return last
+        sql = (
+            f"SELECT {entity} FROM {table} LEFT JOIN fishladder_home h ON h.entity = {entity}"
+            f" WHERE {within} AND h.entity IS NULL"
+        )
+        homeless = [found for (found,) in session.run(sql, parameters)]
+        known = elsewhere(homeless)
+        # Those alone that were asked for: another may have come with a home that is not copied yet.
+        for some in slices([found for found in homeless if found not in known], KEYS_PER_STATEMENT):
+            where = f"{within} AND {entity} IN ({', '.join('?' * len(some))})"
+            sql = dialect.insert_homes(entity, cohort, root_key, f"FROM {table} WHERE {where}")
+            session.run(sql, [*parameters, *map(session.key, some)])
         return last
 
     def is_empty(self, relation: Relation) -> bool:

@@ -22,6 +22,7 @@ from fishladder.stores.application import Application
 from fishladder.stores.base import (
     Column,
     Connect,
+    Elsewhere,
     Finding,
     ForeignKey,
     Relation,
@@ -48,6 +49,7 @@ TABLES = (
     "fishladder_load (table_name TEXT PRIMARY KEY, generation INTEGER NOT NULL, is_open INTEGER NOT NULL)",
     "fishladder_chunk (table_name TEXT, no INTEGER, generation INTEGER NOT NULL, token INTEGER NOT NULL,"
     " done INTEGER NOT NULL DEFAULT 0, row_count INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (table_name, no))",
+    "fishladder_migration (one INTEGER PRIMARY KEY, name TEXT NOT NULL)",
     "fishladder_ledger (one INTEGER PRIMARY KEY, no INTEGER NOT NULL, word TEXT NOT NULL)",
     "fishladder_shard (no INTEGER PRIMARY KEY)",
     "fishladder_touched (table_name TEXT, row_key TEXT, cohort TEXT NOT NULL, attempt TEXT,"
@@ -399,6 +401,11 @@ class SqliteStore(WholeTables):
             for number in range(cells.SHARDS):
                 self.run("INSERT OR IGNORE INTO fishladder_shard VALUES (?)", [number])
 
+    def install_name(self, migration: str) -> str:
+        with self._changing():
+            self.run("INSERT OR IGNORE INTO fishladder_migration VALUES (1, ?)", [migration])
+        return self._checks().installed_for()
+
     def install_fences(self, cohorts: Iterable[str], writer: Writer) -> None:
         with self._changing():
             for cohort in cohorts:
@@ -426,9 +433,11 @@ class SqliteStore(WholeTables):
                     self.run(f"DROP TRIGGER IF EXISTS {self.dialect.quote(name)}")
                     self.run(f"CREATE TRIGGER {self.dialect.quote(name)} {body}")
 
-    def backfill_homes(self, root: Relation, after: bytes | None, limit: int) -> bytes | None:
+    def backfill_homes(
+        self, root: Relation, after: bytes | None, limit: int, *, elsewhere: Elsewhere | None = None
+    ) -> bytes | None:
         with self._changing():
-            return self._checks().backfill_homes(root, after, limit)
+            return self._checks().backfill_homes(root, after, limit, elsewhere=elsewhere)
 
     def cohorts(self, root: Relation) -> dict[str | None, int]:
         column = self.dialect.quote(root.root_cohort or "")
