@@ -857,6 +857,15 @@ ELSEWHERE = {
     "truncating or exchanging a table changes its coverage": (
         "contract/test_tables.py::test_coverage_changes_when_changes_could_go_unseen"
     ),
+    "a unique key that comes or goes changes its table's coverage": (
+        "contract/test_tables.py::test_coverage_changes_when_changes_could_go_unseen"
+    ),
+    "a store is installed for one migration": (
+        "unit/test_finish.py::test_a_store_is_installed_for_one_migration_at_a_time"
+    ),
+    "prepare guesses no home that the other store knows": (
+        "unit/test_homeless.py::test_prepare_gives_nobody_a_home_who_has_one_in_the_target"
+    ),
     "a claim takes the token of its chunk": (
         "contract/test_tables.py::test_a_chunk_is_done_once_and_only_by_the_latest_claim"
     ),

@@ -302,7 +302,8 @@ _APPROVALS, _COMPLETED = "unit/test_approvals.py::test_", "unit/test_completed.p
 ELSEWHERE: dict[str, str] = {
     "one open attempt for each cohort": _FLIP + "two_attempts_for_one_cohort",
     "a flip starts from off or shadow, a rollback from live": _FLIP + "who_cannot_go",
-    "waves in their order, shared tables last and first back": _FLIP + "waves_and_shared_tables_keep_their_order",
+    "waves in their order, shared tables last, first back and completed last": _FLIP
+    + "waves_and_shared_tables_keep_their_order",
     "who must come first must not be moving": _ATTACKS + "who_must_come_first_must_not_be_moving",
     "each step compares where its caller believed the attempt": (
         _FLIP + "every_step_may_be_repeated_by_another_at_any_time"
