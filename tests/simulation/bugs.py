@@ -216,7 +216,7 @@ def homes_backfilled_before_the_triggers() -> AbstractContextManager[Any]:
         if not done:  # the next one, by somebody else, would make it good
             source.backfill_homes(plan.root.source, None, 1000)
             done.append(True)
-        return real(spec, plan, Instead(source, backfill_homes=lambda *_: None), target, ledger, actor=actor)
+        return real(spec, plan, Instead(source, backfill_homes=lambda *_, **__: None), target, ledger, actor=actor)
 
     return patch.object(install, "install", broken)
 
