@@ -120,6 +120,18 @@ def _new_type(
     return GENERATED if column.generated and info.key == (name,) and not fits else own
 
 
+def check_installed(migration: str, source: Store, target: Store) -> None:
+    """Raises InputError where a store is installed for another migration: they would take each other's changes."""
+    for side, store in (("source", source), ("target", target)):
+        assert isinstance(store, Fenced)
+        other = store.installed_for()
+        if other not in (None, migration):
+            raise InputError(
+                f"the {side} is installed for {other}: two migrations would take each other's changes from its journal;"
+                f" end that one with {other}_finish, or give {migration} another {side}"
+            )
+
+
 def install(spec: Migration, plan: Plan, source: Store, target: Store, ledger: Ledger, *, actor: str) -> Installed:
     """Install everything but the target's triggers (the load comes first). Repeatable; changes nothing that stands.
 
@@ -127,13 +139,17 @@ def install(spec: Migration, plan: Plan, source: Store, target: Store, ledger: L
     and the first pass after this finds whatever was missed, for it believes no journal.
     """
     assert isinstance(source, Fenced) and isinstance(target, Fenced)
+    check_installed(spec.migration, source, target)
     for side, store in (("source", source), ("target", target)):
+        new = store.installed_for() is None
         store.install_tables()
-        if (first := store.install_name(spec.migration)) != spec.migration:
+        if new and store.fences() and ledger.spec() is None:
             raise InputError(
-                f"the {side} is installed for {first}: two migrations would take each other's changes from its journal."
-                f" End that one with {first}_finish, or by uninstalling it, then repeat"
+                f"the {side} has fences of fishladder, and this ledger knows of no {spec.migration} that has set them:"
+                " look whose they are; if it is nobody's any more, drop its triggers and tables fishladder_…"
             )
+        store.install_name(spec.migration)
+    check_installed(spec.migration, source, target)
     found = source.cohorts(plan.root.source)
     named = {cohort for wave in spec.cohort.waves for cohort in wave if cohort != OTHERS}
     cohorts = sorted({cohort for cohort in found if cohort is not None} | named)
@@ -143,8 +159,8 @@ def install(spec: Migration, plan: Plan, source: Store, target: Store, ledger: L
             f"{plan.root.name}.{spec.cohort.column}: {sorted(odd)[0]!r} is fishladder's own word for rows without a"
             f" {spec.cohort.label}; it cannot be one"
         )
-    everyone = [*cohorts, NO_HOME, SHARED]
-    routes = ledger.routes()
+    routes = ledger.routes()  # who has a home in a cohort keeps it, though no row may be of that cohort any more
+    everyone = [*sorted({*cohorts, *routes} - {NO_HOME, SHARED}), NO_HOME, SHARED]
     moved = [cohort for cohort, route in routes.items() if route.owner == "target"]
     complete = {cohort for cohort, route in routes.items() if route.stage == "complete"}
     source.install_fences(moved, "nobody")  # of a store that was made anew; those that are there stay as they are
@@ -178,17 +194,17 @@ def install(spec: Migration, plan: Plan, source: Store, target: Store, ledger: L
 def _backfill(plan: Plan, source: Fenced, target: Store, ledger: Ledger) -> None:
     """A home is written by the trigger from here on; everybody who was there before gets one now.
 
-    Once cohorts have begun to move, who has none in the source may have been born in the target, which knows where: its
-    home is then on its way, and the column may say otherwise by now.
+    Once cohorts have begun to move, the target is asked first: who was born there, or had a home in a source that has
+    been made anew since, keeps it, and the column may say otherwise by now.
     """
 
-    def born_there(entities: Collection[bytes]) -> Collection[bytes]:
+    def known(entities: Collection[bytes]) -> Mapping[bytes, str]:
         with target.read() as there:
-            return there.homes(entities).keys()
+            return there.homes(entities)
 
     after: bytes | None = None
     while True:
-        elsewhere = born_there if ledger.attempts(limit=1) else None
+        elsewhere = known if ledger.attempts(limit=1) else None
         after = source.backfill_homes(plan.root.source, after, BACKFILL_ROWS, elsewhere=elsewhere)
         if after is None:
             return

@@ -277,8 +277,17 @@ def _midway(spec: Migration, ledger: Ledger) -> list[Finding]:
     record = ledger.spec()
     if record is None:
         return []
-    found = changes(Migration.from_json(record.spec), spec)
-    findings = [Finding(level="fail", where="migration file", message=message) for message in found.refused]
+    before = Migration.from_json(record.spec)
+    found = changes(before, spec)
+    moved = {cohort for cohort, route in ledger.routes().items() if route.stage != "off"}
+    moved |= {attempt.cohort for attempt in ledger.attempts(only_open=True)}
+    message = (
+        f"cannot be added while {', '.join(sorted(moved))} has moved or is about to: it could not be loaded, and nobody"
+        " could go back; take it out again, and add it when all are back, or to a migration of its own"
+    )
+    late = sorted(spec.tables.keys() - before.tables.keys()) if moved else []
+    findings = [Finding(level="fail", where=name, message=message) for name in late]
+    findings += [Finding(level="fail", where="migration file", message=message) for message in found.refused]
     findings += [
         Finding(
             level="fail", where=table, message="its part of the migration file changed since it was prepared: undo that"

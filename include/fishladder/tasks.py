@@ -126,6 +126,7 @@ class Desk:
                 workers.append(apply.Ends(owner="source", origin=pair[0], destination=pair[1]))
             if checked:
                 self.check_spec()
+                install.check_installed(self.spec.migration, workers[0].origin, workers[0].destination)
                 check_ledger(workers[0].destination, self.ledger)
             plan = resolve(self.spec, workers[0].origin.describe(), workers[0].destination.describe())
             with _rarely_collecting():
@@ -288,10 +289,16 @@ def prepare(desk: Desk, *, actor: str, accounts: dict[str, str] | None = None) -
     """
     if desk.ledger.finished():  # its fences would be as in the beginning, and its customers refused
         raise InputError(f"{desk.spec.migration} is finished, and its target is no copy any more: nothing to prepare")
+    if desk.ledger.routes() and not _incomplete(desk.ledger):  # nor can it be told how far the end has come
+        raise InputError(f"every cohort is complete: nothing to prepare; run {desk.spec.migration}_finish to the end")
     findings = check(desk, accounts)
     if _failed(findings):
         raise InputError(f"preflight fails:\n{findings_table([f for f in findings if f.level == 'fail'])}")
     with desk.stores() as (source, target):
+        install.check_installed(desk.spec.migration, source, target)
+        assert isinstance(target, Fenced)
+        target.install_tables()
+        check_ledger(target, desk.ledger)  # or what is told below would hide that one of them was restored
         created = install.create_target_tables(desk.spec, source, target)
         if created:
             desk.say(f"created in the target: {', '.join(created)}")
@@ -665,6 +672,8 @@ def finish(desk: Desk, *, actor: str) -> bool:
 
     The ledger stays, for whoever audits it.
     """
+    if desk.ledger.finished():  # what is in the stores by now is another migration's
+        return True
     desk.check_spec()
     if open_ := _incomplete(desk.ledger):
         desk.say(f"not complete yet: {', '.join(open_)}; both stores stay as they are")
@@ -672,7 +681,8 @@ def finish(desk: Desk, *, actor: str) -> bool:
     with desk.stores() as pair:
         for store in pair:
             assert isinstance(store, Fenced)
-            store.uninstall()
+            if store.installed_for() in (None, desk.spec.migration):  # else it is another's since an earlier try
+                store.uninstall()
     desk.ledger.finish(actor)
     return True
 

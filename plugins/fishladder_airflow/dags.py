@@ -54,6 +54,8 @@ PATIENCE = 12
 """Retries of what runs for hours: a store may be away for one of them."""
 OBSERVE_EVERY = timedelta(seconds=30)
 REPLICATE_SECONDS = 1800
+FROM_NOW = timedelta()
+"""How old a missed run may be that is made up for when a DAG is switched on; for Airflow, False is a tenth of a day."""
 FAILED_RUNS = 3
 """Failed runs in a row after which Airflow pauses a continuous DAG, rather than starting one every two seconds."""
 
@@ -142,20 +144,20 @@ class _Factory:
     def reconcile(self) -> DAG:
         # An hour after midnight: the day that the reports ask for is over, and followed. Switching the DAG on starts no
         # run for the last night.
-        schedule = CronTriggerTimetable("0 1 * * *", timezone="UTC", run_immediately=False)
+        schedule = CronTriggerTimetable("0 1 * * *", timezone="UTC", run_immediately=FROM_NOW)
         with self._dag("reconcile", texts.RECONCILE, schedule=schedule) as dag:
             self._check(totals=True)
         return dag
 
     def monitor(self) -> DAG:
-        schedule = CronTriggerTimetable("*/5 * * * *", timezone="UTC", run_immediately=False)
+        schedule = CronTriggerTimetable("*/5 * * * *", timezone="UTC", run_immediately=FROM_NOW)
         with self._dag("monitor", texts.MONITOR, schedule=schedule) as dag:
             Monitor(**self._alone("monitor"))
         return dag
 
     def rehearse(self) -> DAG:
         # After the nightly reconciliation, which reads the same target.
-        schedule = CronTriggerTimetable("0 3 * * *", timezone="UTC", run_immediately=False)
+        schedule = CronTriggerTimetable("0 3 * * *", timezone="UTC", run_immediately=FROM_NOW)
         with self._dag("rehearse", texts.REHEARSE, schedule=schedule) as dag:
             Rehearse(**self._alone("rehearse"))
         return dag

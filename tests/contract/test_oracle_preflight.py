@@ -17,7 +17,7 @@ import pytest
 from billing.demo import ORACLE_COPIER
 from fishladder.errors import RowError
 from fishladder.stores import connect_url, open_store
-from fishladder.stores.base import Finding
+from fishladder.stores.base import Fence, Finding
 from fishladder.stores.oracle import OracleStore
 from fishladder.stores.oracle_triggers import fenced_text
 from tests.contract.stores import STORES, Place
@@ -200,3 +200,22 @@ def test_the_page_grants_what_the_account_of_the_tests_has() -> None:
     (granted,) = re.findall(r"GRANT ([A-Z ,\n]+?) TO copier;", page)
     assert {right.strip() for right in granted.split(",")} == {right.strip() for right in COPIER.split(",")}
     assert {right.strip() for right in ORACLE_COPIER.split(",")} == {right.strip() for right in COPIER.split(",")}
+
+
+def test_two_prepares_at_once_tell_of_every_fence(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The function that locks fences has their names; the one that stood still would leave out the other's."""
+    first, late = place.open(), place.open()
+    first.install_tables()
+    fences, asked = late.fences, list[bool]()
+
+    def from_before() -> dict[str, Fence]:
+        if not asked:
+            asked.append(True)
+            first.install_fences(["AU", "FR", "NZ"], "application")
+            return {}
+        return fences()
+
+    monkeypatch.setattr(late, "fences", from_before)
+    late.install_fences(["NZ"], "application")
+    told = [late.run("SELECT fishladder_fenced(?) FROM dual", [cohort]) for cohort in ("AU", "FR", "NZ")]
+    assert told == [[(b"application",)]] * 3

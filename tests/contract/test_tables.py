@@ -151,23 +151,23 @@ def test_homes_are_backfilled_in_slices_and_only_once(shop: Shop) -> None:
     assert shop.store.cohorts(root) == {"AU": 54}
 
 
-def test_who_has_a_home_in_the_other_store_is_given_none(shop: Shop) -> None:
+def test_who_has_a_home_in_the_other_store_is_given_that_one(shop: Shop) -> None:
     root, asked = shop.plan.root.source, list[bytes]()
     with shop.user.transaction():
         for number in range(10, 15):
             add_customer(shop.user, number, "NZ")
     shop.place.administrator().execute("DELETE FROM fishladder_home WHERE entity <> '2:10'")
 
-    def elsewhere(entities: Collection[bytes]) -> Collection[bytes]:
+    def elsewhere(entities: Collection[bytes]) -> dict[bytes, str]:
         asked.extend(entities)
         if shop.place.kind != "sqlite":  # where nobody comes meanwhile
             add_customer(shop.user, 9, "AU")
             shop.place.administrator().execute("DELETE FROM fishladder_home WHERE entity = '1:9'")
-        return {key(12), key(14)}
+        return {key(12): "AU", key(14): "*"}
 
     assert shop.store.backfill_homes(root, key(7), 1000, elsewhere=elsewhere) == key(14)
     assert sorted(asked) == [key(number) for number in (11, 12, 13, 14)]
-    assert shop.homes(*range(8, 20)) == dict.fromkeys((10, 11, 13), "NZ")
+    assert shop.homes(*range(8, 20)) == dict.fromkeys((10, 11, 13), "NZ") | {12: "AU", 14: "*"}
     assert shop.store.backfill_homes(root, key(14), 1000, elsewhere=elsewhere) is None
 
 

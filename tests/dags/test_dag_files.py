@@ -7,12 +7,16 @@ import os
 import re
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 from airflow.sdk import DAG, CronTriggerTimetable
+from airflow.serialization.serialized_objects import DagSerialization
+from airflow.timetables import trigger
+from airflow.timetables.base import TimeRestriction
 
 from fishladder.errors import SpecError
 from fishladder.spec import load
@@ -133,8 +137,21 @@ def test_replicate_runs_all_the_time_but_not_after_failures(dags: dict[str, DAG]
 def test_reconcile_runs_at_night_and_outcome_waits_for_everything(dags: dict[str, DAG]) -> None:
     dag = dags["reconcile"]
     assert isinstance(dag.timetable, CronTriggerTimetable)
-    assert (dag.timetable.expression, dag.timetable.run_immediately) == ("0 1 * * *", False)
+    assert (dag.timetable.expression, dag.timetable.run_immediately) == ("0 1 * * *", timedelta())
     assert dag.task_dict["outcome"].upstream_task_ids == {"report", "totals"}
+
+
+@pytest.mark.parametrize(("name", "first"), [("reconcile", "25 01:00"), ("monitor", "24 01:05")])
+def test_to_switch_a_dag_on_starts_no_run(
+    dags: dict[str, DAG], monkeypatch: pytest.MonkeyPatch, name: str, first: str
+) -> None:
+    """As the scheduler reads it: who switches reconcile on late at night would have it run beside their own."""
+    timetable = DagSerialization.from_dict(DagSerialization.to_dict(dags[name])).timetable
+    monkeypatch.setattr(trigger, "utcnow", lambda: datetime(2026, 11, 24, 1, 1, tzinfo=UTC))
+    info = timetable.next_dagrun_info(
+        last_automated_data_interval=None, restriction=TimeRestriction(earliest=None, latest=None, catchup=False)
+    )
+    assert info is not None and f"{info.run_after:%d %H:%M}" == first
 
 
 def test_only_a_file_that_asks_for_it_is_rehearsed_and_then_every_night(
@@ -142,7 +159,7 @@ def test_only_a_file_that_asks_for_it_is_rehearsed_and_then_every_night(
 ) -> None:
     dag = rehearsing["rehearse"]
     assert isinstance(dag.timetable, CronTriggerTimetable)
-    assert (dag.timetable.expression, dag.timetable.run_immediately) == ("0 3 * * *", False)
+    assert (dag.timetable.expression, dag.timetable.run_immediately) == ("0 3 * * *", timedelta())
     assert dag.task_ids == ["rehearse"] and dag.task_dict["rehearse"].pool == "default_pool"
     assert rehearsing.keys() - {"rehearse"} == dags.keys()
     test_everything_is_explained(rehearsing)

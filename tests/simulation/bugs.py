@@ -864,7 +864,7 @@ ELSEWHERE = {
         "unit/test_finish.py::test_a_store_is_installed_for_one_migration_at_a_time"
     ),
     "prepare guesses no home that the other store knows": (
-        "unit/test_homeless.py::test_prepare_gives_nobody_a_home_who_has_one_in_the_target"
+        "unit/test_homeless.py::test_prepare_gives_who_has_a_home_in_the_target_no_other"
     ),
     "a claim takes the token of its chunk": (
         "contract/test_tables.py::test_a_chunk_is_done_once_and_only_by_the_latest_claim"

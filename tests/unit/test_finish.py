@@ -90,6 +90,31 @@ def test_who_died_between_the_stores_goes_on(flips: Flips, desk: tasks.Desk) -> 
     assert left(flips) == []
 
 
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_store_that_is_another_migrations_by_now_is_left_alone(flips: Flips, desk: tasks.Desk, ended: bool) -> None:
+    """A red task is cleared late, or one that had ended; meanwhile the next migration begins where this one was."""
+    complete(flips, "NZ", "AU", "shared")
+    small = flips.small
+    if ended:
+        assert tasks.finish(desk, actor="ann")
+    else:
+        small.source.uninstall()
+    small.source.install_tables()
+    small.source.install_name("next")
+    small.source.install_fences(["NZ"], "application")
+    before = things(flips, "source")
+    assert tasks.finish(desk, actor="ann")
+    assert things(flips, "source") == before
+    assert [thing for thing in things(flips, "target") if "fishladder" in thing.lower()] == []
+
+
+def test_nothing_is_prepared_once_all_are_complete(flips: Flips, desk: tasks.Desk) -> None:
+    """Half of it may be uninstalled already, and what prepare finds missing it would make as in the beginning."""
+    complete(flips, "NZ", "AU", "shared")
+    with pytest.raises(InputError, match="every cohort is complete: nothing to prepare; run small_finish"):
+        tasks.prepare(desk, actor="ann")
+
+
 def test_another_file_than_the_one_that_was_prepared_finishes_nothing(flips: Flips, desk: tasks.Desk) -> None:
     complete(flips, "NZ", "AU", "shared")
     flips.small.ledger.record_spec(flips.small.spec.to_json().replace('"line"', '"lines"'), "another", "", "test")
@@ -128,7 +153,7 @@ def test_a_source_that_was_made_anew_stays_closed_to_who_has_left_it(flips: Flip
     assert [fences[cohort].writer for cohort in ("NZ", "AU", "?", "shared")] == [*["nobody"] * 3, "application"]
 
 
-def test_a_store_is_installed_for_one_migration_at_a_time(flips: Flips) -> None:
+def test_a_store_is_installed_for_one_migration_at_a_time(flips: Flips, desk: tasks.Desk) -> None:
     """Each would take changes out of the journal that the other has not seen."""
     small, other = flips.small, flips.small.spec.model_copy(update={"migration": "other"})
     url = f"sqlite:///{small.folder / 'ledger.db'}"
@@ -138,11 +163,28 @@ def test_a_store_is_installed_for_one_migration_at_a_time(flips: Flips) -> None:
             install.install(migration, small.plan, small.source, small.target, ledger, actor="test")
 
     for name, store in (("source", small.source), ("target", small.target)):
-        before = things(flips, name), small.rows(name, "SELECT * FROM fishladder_fence")
+        before = things(flips, "source"), things(flips, "target")
         with pytest.raises(InputError, match=f"the {name} is installed for small: .*small_finish"):
             prepare(other)
-        assert (things(flips, name), small.rows(name, "SELECT * FROM fishladder_fence")) == before
+        assert (things(flips, "source"), things(flips, "target")) == before
         store.uninstall()
     prepare(other)
-    with pytest.raises(InputError, match="the source is installed for other"):
-        prepare(small.spec)
+    for task in (lambda: prepare(small.spec), lambda: tasks.cut(desk), lambda: tasks.replicate(desk, seconds=1)):
+        with pytest.raises(InputError, match="the source is installed for other"):
+            task()
+
+
+def test_whose_installation_a_store_of_the_version_before_holds_is_the_ledgers_to_say(flips: Flips) -> None:
+    small = flips.small
+    for store in STORES:
+        small.application("DROP TABLE fishladder_migration", store=store)
+
+    def prepare() -> None:
+        install.install(small.spec, small.plan, small.source, small.target, small.ledger, actor="test")
+
+    with pytest.raises(InputError, match="the source has fences of fishladder, and this ledger knows of no small that"):
+        prepare()
+    assert small.source.installed_for() is None
+    small.ledger.record_spec(small.spec.to_json(), "", "", "test")
+    prepare()
+    assert small.source.installed_for() == small.target.installed_for() == "small"

@@ -169,7 +169,7 @@ def test_a_fence_that_does_not_close_aborts_the_flip_before_anything_is_fenced(l
 # Who was born in the target, and prepare ------------------------------------------------------------------------------
 
 
-def test_prepare_gives_nobody_a_home_who_has_one_in_the_target(loose: Flips) -> None:
+def test_prepare_gives_who_has_a_home_in_the_target_no_other(loose: Flips) -> None:
     """The root row came first, as it may where another worker copies the homes; its country has changed since."""
     loose.move()
     small, homes = loose.small, "SELECT cohort FROM fishladder_home WHERE entity = '2:80'"
@@ -179,7 +179,19 @@ def test_prepare_gives_nobody_a_home_who_has_one_in_the_target(loose: Flips) -> 
     small.application(mark, "INSERT INTO customer VALUES (80, 'AU', 'y')", unmark)
     small.application(mark, "INSERT INTO customer VALUES (81, 'AU', 'z')", unmark)  # of a time without triggers
     install.install(small.spec, small.plan, small.source, small.target, small.ledger, actor="test")
-    assert small.rows("source", homes) == [] and small.rows("target", homes) == [("NZ",)]
+    assert small.rows("source", homes) == small.rows("target", homes) == [("NZ",)]
     assert small.rows("source", homes.replace("80", "81")) == [("AU",)]
     small.follow()
     assert small.rows("source", homes) == [("NZ",)] and small.ledger.count_dirty() == 0
+
+
+def test_a_source_that_was_made_anew_has_the_homes_that_the_target_knows(loose: Flips) -> None:
+    loose.move()
+    small, homes = loose.small, "SELECT entity, cohort FROM fishladder_home ORDER BY 1"
+    small.application("UPDATE customer SET country = 'NZ' WHERE country = 'AU'")
+    small.follow()
+    before = small.rows("source", homes)
+    small.source.uninstall()
+    install.install(small.spec, small.plan, small.source, small.target, small.ledger, actor="test")
+    assert small.rows("source", homes) == before == small.rows("target", homes)
+    small.application("UPDATE item SET amount = 9 WHERE id = 20")

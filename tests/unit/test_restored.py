@@ -221,15 +221,29 @@ def test_a_ledger_that_nobody_restored_is_never_frozen(small: Small, desk: tasks
 def test_whoever_tells_first_hides_nothing(
     small: Small, desk: tasks.Desk, backup: Callable[[], Callable[[], None]]
 ) -> None:
-    """Prepare asks nothing, and may well be what an operator runs first."""
+    """Prepare may well be what an operator runs first."""
     load_all(small, desk)
     restore = backup()
     replicate(desk)
     restore()
-    with pytest.raises(LedgerError, match="Have it adopted"):
+    with pytest.raises(LedgerError, match="restored from a backup"):
         tasks.prepare(desk, actor="ada")
     with pytest.raises(LedgerError, match="restored from a backup"):
         replicate(desk)
+
+
+def test_prepare_does_not_hide_that_the_target_was_restored(small: Small, desk: tasks.Desk) -> None:
+    """It would be told of the ledger as it is now, and nobody would save what the source alone still has."""
+    load_all(small, desk)
+    replicate(desk)
+    with closing(sqlite3.connect(small.folder / "target.db")) as now, closing(sqlite3.connect(":memory:")) as kept:
+        now.backup(kept)
+        for _ in range(3):
+            replicate(desk)
+        kept.backup(now)
+    for task in (lambda: tasks.prepare(desk, actor="ada"), lambda: replicate(desk)):
+        with pytest.raises(LedgerError, match="does not know what it told the target last"):
+            task()
 
 
 def test_news_between_the_two_questions_freeze_nothing(

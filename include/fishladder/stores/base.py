@@ -14,8 +14,8 @@ from fishladder.cells import LogicalType, Row
 
 Connect = Callable[[], Any]
 """Opens a new DB-API connection; called again whenever one was lost."""
-Elsewhere = Callable[[Collection[bytes]], Collection[bytes]]
-"""Which of these entities have a home in the other store."""
+Elsewhere = Callable[[Collection[bytes]], Mapping[bytes, str]]
+"""The homes that these entities have in the other store; one without is absent."""
 
 Writer = Literal["application", "copier", "nobody", "free"]
 """Who may write a cohort's rows in a store. ``free``: the application, unrecorded."""
@@ -432,8 +432,12 @@ class Fenced(Protocol):
         """Create fishladder's tables; those that exist stay as they are."""
         ...
 
-    def install_name(self, migration: str) -> str:
-        """Note whose installation this is. Returns whose it is: another's, if that one came first."""
+    def installed_for(self) -> str | None:
+        """The migration that this store is installed for. None: none, or one of a version that did not say so."""
+        ...
+
+    def install_name(self, migration: str) -> None:
+        """Note whose installation this is, unless it is somebody's already."""
         ...
 
     def install_fences(self, cohorts: Iterable[str], writer: Writer) -> None: ...
@@ -449,7 +453,7 @@ class Fenced(Protocol):
     def backfill_homes(
         self, root: Relation, after: bytes | None, limit: int, *, elsewhere: Elsewhere | None = None
     ) -> bytes | None:
-        """Give the next ``limit`` roots above ``after`` a home, but for those that have one ``elsewhere``.
+        """Give the next ``limit`` roots above ``after`` a home: theirs ``elsewhere``, or their column's.
 
         Returns the last key, or None at the end.
         """

@@ -53,7 +53,7 @@ from fishladder.stores.mysql_triggers import KEY, NAME, trigger_texts
 from fishladder.stores.mysql_types import Binary, MariaDbDialect, MySqlDialect
 from fishladder.stores.mysql_upsert import MySqlSession
 from fishladder.stores.sql import FIRST_ROWS, Guard, Session, named, percent_marks, rows_at_once
-from fishladder.stores.sql_checks import Checks, WholeTables, words_last
+from fishladder.stores.sql_checks import MIGRATION, Checks, WholeTables, words_last
 
 CHUNK_ROWS = 50_000
 METADATA_WAIT = 60
@@ -397,9 +397,11 @@ class MySqlStore(WholeTables):
         self.run("INSERT IGNORE INTO fishladder_ledger VALUES (1, 0, '-')")
         self.run(f"INSERT IGNORE INTO fishladder_shard VALUES {', '.join(f'({no})' for no in range(cells.SHARDS))}")
 
-    def install_name(self, migration: str) -> str:
+    def installed_for(self) -> str | None:
+        return self._checks().migration() if MIGRATION in self.own_tables() else None
+
+    def install_name(self, migration: str) -> None:
         self.run("INSERT IGNORE INTO fishladder_migration VALUES (1, ?)", [migration])
-        return self._checks().installed_for()
 
     def install_fences(self, cohorts: Iterable[str], writer: Writer) -> None:
         for cohort in cohorts:

@@ -70,7 +70,7 @@ from fishladder.stores.sql import (
     slices,
     statements,
 )
-from fishladder.stores.sql_checks import Checks, WholeTables, words_last
+from fishladder.stores.sql_checks import MIGRATION, Checks, WholeTables, words_last
 
 CHUNK_ROWS = 50_000
 ROWS_PER_CALL = 500
@@ -497,9 +497,11 @@ class OracleStore(WholeTables):
             if no not in known:
                 self._insert_new("fishladder_shard (no)", [no])
 
-    def install_name(self, migration: str) -> str:
+    def installed_for(self) -> str | None:
+        return self._checks().migration() if MIGRATION in self._there() else None
+
+    def install_name(self, migration: str) -> None:
         self._insert_new("fishladder_migration (one, name)", [1, migration])
-        return self._checks().installed_for()
 
     def _insert_new(self, into: str, values: Sequence[Any]) -> None:
         """Insert a row, unless there is one of this key already."""
@@ -519,12 +521,16 @@ class OracleStore(WholeTables):
     def install_fences(self, cohorts: Iterable[str], writer: Writer) -> None:
         wanted = list(cohorts)
         self._install_locks("fence", wanted)
-        known = set(self.fences())
-        if FENCED not in self._there() or not known.issuperset(wanted):
+        known, told = set(self.fences()), set[str]()
+        if FENCED in self._there() and known.issuperset(wanted):
+            told = known
+        while not told.issuperset(known | set(wanted)):  # another prepare may have told of others meanwhile
+            told = known | set(wanted)
             # Before the fences themselves: one that can be read but not locked would hold nobody back.
-            self.run(fenced_text(sorted(known | set(wanted))))
-        for cohort in wanted:
-            self._insert_new("fishladder_fence (cohort, writer, epoch)", [cohort, writer, 1])
+            self.run(fenced_text(sorted(told)))
+            for cohort in wanted:
+                self._insert_new("fishladder_fence (cohort, writer, epoch)", [cohort, writer, 1])
+            known = set(self.fences())
 
     def install_load(self, tables: Iterable[str], *, open: bool) -> None:
         wanted = list(tables)

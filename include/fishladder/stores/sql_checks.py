@@ -13,11 +13,13 @@ from fishladder.stores.sql import KEYS_PER_STATEMENT, Session, load_state, range
 
 WORDS = "fishladder_rehearsal"
 """The table in which a rehearsal leaves words, by which it knows a store again."""
+MIGRATION = "fishladder_migration"
+"""The table that says whose installation a store holds."""
 
 
 def words_last(names: Iterable[str]) -> list[str]:
     """In the order in which tables are dropped: whoever dies on the way is still known for what it is."""
-    return sorted(names, key=lambda name: (name.casefold() == WORDS, name))
+    return sorted(names, key=lambda name: (name.casefold() == WORDS, name.casefold() == MIGRATION, name))
 
 
 class Checks:
@@ -38,9 +40,9 @@ class Checks:
         found = self.session.run("SELECT table_name, generation, is_open FROM fishladder_load", [])
         return {table.decode(): load_state(generation, is_open) for table, generation, is_open in found}
 
-    def installed_for(self) -> str:
-        ((name,),) = self.session.run("SELECT name FROM fishladder_migration", [])
-        return str(name.decode())
+    def migration(self) -> str | None:
+        found = self.session.run(f"SELECT name FROM {MIGRATION}", [])
+        return found[0][0].decode() if found else None
 
     def heard(self) -> tuple[int, str]:
         ((number, word),) = self.session.run("SELECT no, word FROM fishladder_ledger", [])
@@ -121,12 +123,18 @@ class Checks:
             f" WHERE {within} AND h.entity IS NULL"
         )
         homeless = [found for (found,) in session.run(sql, parameters)]
-        known = elsewhere(homeless)
-        # Those alone that were asked for: another may have come with a home that is not copied yet.
-        for some in slices([found for found in homeless if found not in known], KEYS_PER_STATEMENT):
-            where = f"{within} AND {entity} IN ({', '.join('?' * len(some))})"
-            sql = dialect.insert_homes(entity, cohort, root_key, f"FROM {table} WHERE {where}")
-            session.run(sql, [*parameters, *map(session.key, some)])
+        known, by_home = elsewhere(homeless), dict[str | None, list[bytes]]()
+        for found in homeless:
+            by_home.setdefault(known.get(found), []).append(found)
+        for home, wanted in by_home.items():
+            # Those alone that were asked for: another may have come with a home that is not copied yet.
+            for some in slices(wanted, KEYS_PER_STATEMENT):
+                where = f"{within} AND {entity} IN ({', '.join('?' * len(some))})"
+                sql = dialect.insert_homes(
+                    entity, cohort if home is None else "?", root_key, f"FROM {table} WHERE {where}"
+                )
+                first = [] if home is None else [home]
+                session.run(sql, [*first, *parameters, *map(session.key, some)])
         return last
 
     def is_empty(self, relation: Relation) -> bool:

@@ -31,7 +31,7 @@ from fishladder.stores.base import (
     Writer,
 )
 from fishladder.stores.sql import FIRST_ROWS, Guard, Session, named, rows_at_once
-from fishladder.stores.sql_checks import Checks, WholeTables, words_last
+from fishladder.stores.sql_checks import MIGRATION, Checks, WholeTables, words_last
 from fishladder.stores.sqlite_triggers import trigger_texts
 from fishladder.stores.sqlite_types import FUNCTIONS, SqliteDialect, can_be_key, declared_type, guard, logical_type
 
@@ -401,10 +401,12 @@ class SqliteStore(WholeTables):
             for number in range(cells.SHARDS):
                 self.run("INSERT OR IGNORE INTO fishladder_shard VALUES (?)", [number])
 
-    def install_name(self, migration: str) -> str:
+    def installed_for(self) -> str | None:
+        return self._checks().migration() if MIGRATION in self.own_tables() else None
+
+    def install_name(self, migration: str) -> None:
         with self._changing():
             self.run("INSERT OR IGNORE INTO fishladder_migration VALUES (1, ?)", [migration])
-        return self._checks().installed_for()
 
     def install_fences(self, cohorts: Iterable[str], writer: Writer) -> None:
         with self._changing():
