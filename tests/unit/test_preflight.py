@@ -19,6 +19,7 @@ from fishladder.spec import loads
 from fishladder.stores.base import Finding, Store
 from fishladder.stores.mysql_schema import privileges
 from fishladder.stores.sqlite import SqliteStore, connect
+from tests.unit.flips import Flips
 from tests.unit.small import SCHEMA, SPEC, Small
 
 
@@ -192,6 +193,20 @@ def test_ids_that_both_stores_generate(
     monkeypatch.setattr(SqliteStore, "ids_follow_rows", follow)
     small = make_small(spec=f"{SPEC}{ids}\n")
     assert words in said(findings(small), "price", level)
+
+
+def test_no_table_is_added_while_a_cohort_has_moved(flips: Flips) -> None:
+    """It could not be loaded, and nobody goes back while a table is not."""
+    small = flips.small
+    kept = {name: table for name, table in small.spec.tables.items() if name != "line"}
+    small.ledger.record_spec(small.spec.model_copy(update={"tables": kept}).to_json(), "", "", "test")
+    assert said(findings(small), "line", "fail") == ""
+    flips.move()
+    assert "cannot be added while NZ has moved or is about to" in said(findings(small), "line", "fail")
+    flips.move("rollback")
+    assert said(findings(small), "line", "fail") == ""
+    flips.ask()
+    assert "cannot be added while NZ has moved or is about to" in said(findings(small), "line", "fail")
 
 
 def test_a_file_without_operations_is_warned_of(make_small: Callable[..., Small]) -> None:
