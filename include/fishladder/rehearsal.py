@@ -287,7 +287,8 @@ class _Day:
         with open_ledger(url, migration=spec.migration, clock=self.desk.clock.now) as ledger:
             stage = _Stage(spec=spec, ledger=ledger, open=self.open, clock=self.desk.clock, say=self.desk.say)
             with self.step("prepare"):
-                self._install_cohorts(stage)
+                # Also those that homes name, and no row of the root any more: prepare knows the root's column alone.
+                stage.ledger.ensure_routes(self.desk.ledger.routes().keys(), ACTOR)
                 tasks.prepare(stage, actor=ACTOR)
             with self.step("load") as found:
                 for table in tasks.cut(stage):
@@ -307,15 +308,6 @@ class _Day:
                     found[cohort] = self._move(stage, "rollback", cohort)
             with self.step("compare again") as found:
                 self._compare(stage, found)
-
-    def _install_cohorts(self, stage: Desk) -> None:
-        """Also those that homes name, and no row of the root any more: prepare knows the root's column alone."""
-        cohorts = self.desk.ledger.routes().keys()
-        stage.ledger.ensure_routes(cohorts, ACTOR)
-        with stage.stores() as (source, target):
-            assert isinstance(source, Fenced) and isinstance(target, Fenced)
-            source.install_fences(cohorts, "application")
-            target.install_fences(cohorts, "copier")
 
     def _replicate(self, stage: Desk) -> None:
         tasks.replicate(stage, seconds=FOLLOW_SECONDS, until_idle=True)
