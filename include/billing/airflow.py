@@ -114,8 +114,8 @@ class Airflow:
     def call(self, method: str, path: str, body: object = None, *, user: str = "admin") -> Any:
         """One call of the REST API; what only asks is asked again when the answer is late.
 
-        Two requests at once may keep each other from SQLite until one gives up, after 5 s, and is answered 500: nothing
-        was done, and it is asked again.
+        Two requests at once may keep each other from SQLite until one gives up, after 5 s, and is answered 500: it is
+        asked again. If it had been done all the same, a run would follow on its like, which harms nothing.
 
         Raises ``urllib.error.HTTPError`` and its kin, and DemoError without an answer.
         """

@@ -91,6 +91,18 @@ def test_fences(store: Any) -> None:
     assert store.anchors() == {"AU": HEAD, "NZ": HEAD[1:]}
 
 
+def test_a_store_says_whose_installation_it_holds_until_it_holds_none(store: Any) -> None:
+    """Whoever dies while it is taken away leaves the name to the last, or another migration would begin in the rest."""
+    assert store.installed_for() is None
+    store.install_tables()
+    assert store.installed_for() is None
+    store.install_name("first")
+    store.install_name("second")
+    assert store.installed_for() == "first" and store.own_tables()[-1] == "fishladder_migration"
+    store.uninstall()
+    assert (store.installed_for(), store.own_tables()) == (None, [])
+
+
 def test_touched_keys_are_noted_once(store: Any) -> None:
     store.install_tables()
     for _ in range(2):
