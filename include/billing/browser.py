@@ -9,7 +9,7 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
-from billing.airflow import Airflow, DemoError
+from billing.airflow import TRIES, Airflow, DemoError
 
 WIDTH = 1500
 """Airflow's pages need this."""
@@ -57,13 +57,22 @@ class Person:
             self.page.get_by_text(text).first.wait_for()
 
     def switch_on(self, dag: str) -> None:
+        """Of a DAG's page; clicked again where Airflow fails it. Raises DemoError when it fails every time."""
         self.look(f"/dags/{dag}", dag)
-        with self.page.expect_response(lambda answer: answer.request.method == "PATCH"):
-            self.page.locator('[data-scope="switch"][data-part="control"]').first.click()
+        switch = self.page.locator('[data-scope="switch"][data-part="control"]').first
+        switch.wait_for()
+        for _ in range(TRIES):
+            if switch.get_attribute("data-state") == "checked":
+                return
+            with self.page.expect_response(lambda answer: answer.request.method == "PATCH") as sent:
+                switch.click()
+            if sent.value.ok:
+                return
+        raise DemoError(f"Airflow does not switch {dag} on; its log is in {self.airflow.home}")
 
     def form(self, dag: str) -> Locator:
-        """Open the form that starts a run."""
-        self.look(f"/dags/{dag}", dag)
+        """Switch the DAG on and open the form that starts a run."""
+        self.switch_on(dag)
         self.page.get_by_role("button", name="Trigger").first.click()
         form = self.page.get_by_role("dialog")
         form.get_by_role("button", name="Trigger", exact=True).wait_for()

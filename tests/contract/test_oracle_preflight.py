@@ -157,6 +157,14 @@ def test_policies_that_keep_something_from_the_copier_are_refused(
     assert said() == []
 
 
+def test_rows_that_were_archived_would_not_be_copied(place: Place) -> None:
+    archival = "ROW ARCHIVAL" if oracle.is_real() else ""
+    column = "" if oracle.is_real() else ", ora_archive_state VARCHAR2(9)"  # an Oracle adds it by itself, unseen
+    place.administrator().execute(f"CREATE TABLE note (id NUMBER(19) PRIMARY KEY{column}) {archival}")
+    (found,) = (finding for finding in place.open().inspect() if "ARCHIVAL" in finding.message)
+    assert (found.level, found.where) == ("fail", "note") and "ALTER TABLE NOTE NO ROW ARCHIVAL" in found.message
+
+
 def test_columns_that_a_star_does_not_show_are_columns(place: Place) -> None:
     place.administrator().execute("CREATE TABLE t (id NUMBER(19) PRIMARY KEY, a VARCHAR2(9), b VARCHAR2(9) INVISIBLE)")
     assert [column.name for column in place.open().describe()["t"].columns] == ["id", "a", "b"]

@@ -279,6 +279,7 @@ tables:
   invoice: {entity: customer_id}
   invoice_line: {via: invoice}
 """
+PADDED = FOLLOWING.partition("  invoice:")[0]
 
 
 def test_rows_that_follow_a_changed_key_to_another_entity_are_journaled_for_both(place: Place) -> None:
@@ -318,6 +319,22 @@ def test_rows_that_follow_a_changed_key_to_another_entity_are_journaled_for_both
         entry("invoice_line", 7, 1, "NZ"),
         entry("invoice_line", 7, 2, "AU"),
     ]
+
+
+def test_the_padding_of_a_column_is_no_part_of_a_cohort(place: Place) -> None:
+    user = place.administrator()
+    user.execute("CREATE TABLE customer (id BIGINT NOT NULL PRIMARY KEY, country_code CHAR(4))")
+    user.execute("INSERT INTO customer VALUES (1, 'NZ')")
+    store = place.open()
+    described = store.describe()
+    file = PADDED.replace("KIND", store.kind)
+    plan = resolve(loads(file, name="padded.yaml", environment={}), described, described)
+    root = plan.table("customer").source
+    assert store.cohorts(root) == {"NZ": 1}
+    install(store, plan)  # which gives customer 1 her home
+    shop = Shop(place=place, store=store, plan=plan, user=place.user())
+    shop.user.execute("INSERT INTO customer VALUES (2, 'AU')")
+    assert shop.homes(1, 2) == {1: "NZ", 2: "AU"}
 
 
 def test_a_plan_that_is_in_use_stays(shop: Shop) -> None:

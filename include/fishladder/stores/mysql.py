@@ -469,7 +469,7 @@ class MySqlStore(WholeTables):
 
     def cohorts(self, root: Relation) -> dict[str | None, int]:
         # Grouped by bytes: under a folding collation 'nz' and 'NZ' would be one.
-        text = self.dialect.cohort_text(self.dialect.quote(root.root_cohort or ""))
+        text = self.dialect.cohort_text(root, "")
         found = self.run(f"SELECT {text}, count(*) FROM {self.dialect.quote(root.name)} GROUP BY 1")
         return {None if cohort is None else cohort.decode(): int(count) for cohort, count in found}
 

@@ -27,7 +27,7 @@ def trigger_texts(dialect: MySqlDialect, table: Triggers, user: str) -> Iterator
     insert = _Body(dialect, relation, user)
     insert.entity("new", "NEW")
     if relation.root_cohort is not None:
-        insert.birth(relation.root_cohort)
+        insert.birth()
     insert.home("new")
     insert.refuse("new")
     insert.journal("new", new_key)
@@ -58,7 +58,7 @@ def trigger_texts(dialect: MySqlDialect, table: Triggers, user: str) -> Iterator
         update.home("new")
         update.lines.append("SET c_old = c_new, w_old = w_new; ELSE")
         if relation.root_cohort is not None:
-            update.birth(relation.root_cohort)  # another key is another entity
+            update.birth()  # another key is another entity
         update.both_homes()
         update.lines.append("END IF;")
         update.refuse("old")
@@ -103,7 +103,7 @@ class _Body:
         else:
             self.lines.append(f"SET e_{which} = {text};")
 
-    def birth(self, column: str) -> None:
+    def birth(self) -> None:
         """A new root gets its home, once: a root that is deleted and created again keeps the one it had.
 
         The home is inserted before it is read: reading a home that is not there would lock the gap, and two new
@@ -111,7 +111,7 @@ class _Body:
         """
         root = self.relation
         plain = self.dialect.plain_text(f"NEW.{self.dialect.quote(root.key_columns[0])}", root.fields[root.key[0]])
-        cohort = self.dialect.cohort_text(f"NEW.{self.dialect.quote(column)}")
+        cohort = self.dialect.cohort_text(root, "NEW.")
         self.lines += [
             f"SELECT cohort INTO c_new FROM fishladder_fence WHERE cohort = {cohort}"
             f" AND {NOT_OWN}{self.dialect.share};",

@@ -11,7 +11,7 @@ from typing import Any
 
 from fishladder import cells
 from fishladder.cells import Cell, LogicalType
-from fishladder.stores.base import Field
+from fishladder.stores.base import Field, Relation
 from fishladder.stores.sql import Dialect, Guard
 
 
@@ -125,8 +125,8 @@ class MySqlDialect(Dialect):
     def blank_null(self, text: str) -> str:
         return f"IF(LENGTH({text}) = 0, NULL, {text})"  # equality would take blanks for '' under some collations
 
-    def cohort_text(self, column: str) -> str:
-        return f"CAST(CONVERT({column} USING utf8mb4) AS BINARY)"
+    def cohort_text(self, root: Relation, prefix: str) -> str:
+        return f"CAST(CONVERT({super().cohort_text(root, prefix)} USING utf8mb4) AS BINARY)"
 
     def concat(self, pieces: Sequence[str]) -> str:
         return f"CONCAT({', '.join(pieces)})"

@@ -588,7 +588,7 @@ class OracleStore(WholeTables):
         raise TransientError(f"{root.name}: homes change as fast as they are given: {last}") from last
 
     def cohorts(self, root: Relation) -> dict[str | None, int]:
-        column = self.dialect.cohort_text(self.dialect.quote(root.root_cohort or ""))
+        column = self.dialect.cohort_text(root, "")
         found = self.run(f"SELECT {column}, count(*) FROM {self.dialect.quote(root.name)} GROUP BY {column}")
         return {None if cohort is None else cohort.decode(): int(count) for cohort, count in found}
 

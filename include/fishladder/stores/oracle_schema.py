@@ -401,6 +401,13 @@ def _hidden(run: Run, granted: Collection[str]) -> Iterator[Finding]:
             if exempt not in granted:
                 message = f"a policy {what} from who lacks {exempt}, the owner too: GRANT {exempt} to the copier"
                 yield Finding(level="fail", where=plain_name(table or ""), message=message)
+    archived = f"SELECT table_name FROM all_tab_cols WHERE owner = {SCHEMA} AND column_name = 'ORA_ARCHIVE_STATE'"
+    for (table,) in map(_texts, run(archived)):
+        message = (
+            "ROW ARCHIVAL hides rows that were archived, and no copy of them would be made: move those elsewhere, then"
+            f" ALTER TABLE {_spelled(table or '')} NO ROW ARCHIVAL"
+        )
+        yield Finding(level="fail", where=plain_name(table or ""), message=message)
 
 
 def _unseen(run: Run) -> Iterator[Finding]:

@@ -73,7 +73,7 @@ def trigger_texts(dialect: OracleDialect, table: Triggers, user: str) -> Iterato
     insert = _Body(dialect, relation, user)
     insert.entity("new")
     if relation.root_cohort is not None:
-        insert.birth(relation.root_cohort)
+        insert.birth()
     insert.home("new")
     insert.refuse("new")
     insert.journal("new", new_key)
@@ -119,7 +119,7 @@ def trigger_texts(dialect: OracleDialect, table: Triggers, user: str) -> Iterato
         update.home("new")
         update.lines.append("c_old := c_new; w_old := w_new; ELSE")
         if relation.root_cohort is not None:
-            update.birth(relation.root_cohort)  # another key is another entity
+            update.birth()  # another key is another entity
         update.both_homes()
         update.lines.append("END IF;")
         update.refuse("old")
@@ -192,11 +192,11 @@ class _Body:
         ]
         return pieces[0] if len(pieces) == 1 else self.dialect.concat(pieces)
 
-    def birth(self, column: str) -> None:
+    def birth(self) -> None:
         """A new root gets its home, once: a root that is deleted and created again keeps the one it had."""
         root = self.relation
         plain = self.dialect.plain_text(f":new.{self.dialect.quote(root.key_columns[0])}", root.fields[root.key[0]])
-        cohort = self.dialect.cohort_text(f":new.{self.dialect.quote(column)}")
+        cohort = self.dialect.cohort_text(root, ":new.")
         own = ", ".join(map(string, OWN_COHORTS))
         self.lines.append(
             f"SELECT CASE WHEN LENGTHB({cohort}) <= 255 THEN {cohort} END INTO c_new FROM dual;"

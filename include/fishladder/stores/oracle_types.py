@@ -17,7 +17,7 @@ from typing import Any
 
 from fishladder import cells
 from fishladder.cells import Cell, LogicalType
-from fishladder.stores.base import Field
+from fishladder.stores.base import Field, Relation
 from fishladder.stores.sql import Dialect, Guard
 
 SETTINGS = {
@@ -89,6 +89,11 @@ class OracleDialect(Dialect):
             # but blanks keeps one of them, for without any it would be NULL.
             column = f"CASE WHEN {column} = ' ' THEN ' ' ELSE RTRIM({column}) END"
         return f"LOWER({column})" if type_.kind == "uuid" else column
+
+    def cohort_text(self, root: Relation, prefix: str) -> str:
+        column = super().cohort_text(root, prefix)
+        padded = any(field.column == root.root_cohort and not field.bytewise for field in root.fields)
+        return f"RTRIM({column})" if padded else column
 
     def plain_text(self, column: str, field: Field) -> str:
         if field.native.kind == "decimal" and field.native.scale is None:

@@ -104,9 +104,9 @@ class Dialect:
         one = f"({', '.join('?' * len(columns))})"
         return f"({', '.join(columns)}) IN ({', '.join([one] * count)})"
 
-    def cohort_text(self, column: str) -> str:
-        """SQL for a cohort column's text, to be compared byte for byte."""
-        return column
+    def cohort_text(self, root: Relation, prefix: str) -> str:
+        """SQL for a root's cohort, to be compared byte for byte; ``prefix``: ``NEW.``, a table's alias or nothing."""
+        return f"{prefix}{self.quote(root.root_cohort or '')}"
 
     def insert_homes(self, entity: str, cohort: str, root_key: str, source: str) -> str:
         """SQL that gives the rows of ``source`` a home, of those that have none."""
@@ -115,9 +115,10 @@ class Dialect:
 
     # Built from the above
 
-    def known_cohort(self, column: str) -> str:
-        """SQL for the cohort of a new entity: the column's, if it has a fence; otherwise nobody's."""
-        found = f"SELECT f.cohort FROM fishladder_fence f WHERE f.cohort = {self.cohort_text(column)} AND {NOT_OWN}"
+    def known_cohort(self, root: Relation, prefix: str) -> str:
+        """SQL for the cohort of a new entity: its column's, if that has a fence; otherwise nobody's."""
+        cohort = self.cohort_text(root, prefix)
+        found = f"SELECT f.cohort FROM fishladder_fence f WHERE f.cohort = {cohort} AND {NOT_OWN}"
         return f"coalesce(({found}), '{NO_HOME}')"
 
     def key_sql(self, relation: Relation, alias: str) -> str:

@@ -110,7 +110,7 @@ class Checks:
             return None
         last: bytes = found[0][0]
         entity = dialect.entity_sql(root.entity, "t")
-        cohort = dialect.known_cohort(f"t.{dialect.quote(root.root_cohort)}")
+        cohort = dialect.known_cohort(root, "t.")
         root_key = dialect.plain_text(column, root.fields[root.key[0]])
         within = f"{above} AND {dialect.up_to([column])}"
         parameters = [*parameters, *session.key_parameters(root, last)]

@@ -442,7 +442,7 @@ class SqliteStore(WholeTables):
             return self._checks().backfill_homes(root, after, limit, elsewhere=elsewhere)
 
     def cohorts(self, root: Relation) -> dict[str | None, int]:
-        column = self.dialect.quote(root.root_cohort or "")
+        column = self.dialect.cohort_text(root, "")
         found = self.run(f"SELECT CAST({column} AS TEXT), count(*) FROM {self.dialect.quote(root.name)} GROUP BY 1")
         return {None if cohort is None else cohort.decode(): count for cohort, count in found}
 

@@ -128,7 +128,7 @@ def _birth(dialect: SqliteDialect, root: Relation) -> Iterator[str]:
     assert root.entity is not None and root.root_cohort is not None
     entity = dialect.entity_sql(root.entity, "NEW")
     plain = dialect.plain_text(f"NEW.{dialect.quote(root.key_columns[0])}", root.fields[root.key[0]])
-    cohort = dialect.known_cohort(f"NEW.{dialect.quote(root.root_cohort)}")
+    cohort = dialect.known_cohort(root, "NEW.")
     unborn = f"WHERE NOT EXISTS (SELECT 1 FROM fishladder_home h WHERE h.entity = {entity})"
     yield (
         f"INSERT INTO fishladder_journal (table_name, row_key, entity, cohort)"
