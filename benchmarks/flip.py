@@ -8,6 +8,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -50,6 +51,10 @@ BEFORE_SECONDS = 2.0
 """How long reads are timed before each move, while nothing compares or moves."""
 REST_SECONDS = 0.5
 """What a move has held up is answered in this time, and counts for nothing that comes later."""
+NICE = 10
+"""The priority of what copies and cuts over, below the customers' and the server's: in use, Airflow's workers have
+machines of their own, and here they would take the processors that answer customers.
+"""
 START_SECONDS = 120.0
 CALLS = 300
 COHORT = "NZ"
@@ -134,14 +139,21 @@ class Calls:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Moves:
-    """``windows``: seconds from fence to switch; ``queued``: seconds in the queue; when what was done in each move."""
+class Turns:
+    """``windows``: seconds from fence to switch; the others: when what was done in each move."""
 
     windows: list[float]
-    queued: list[float]
     before: list[Span]
     verifying: list[Span]
     during: list[Span]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moves:
+    """``queued``: seconds in the queue of each write that was there."""
+
+    turns: Turns
+    queued: list[float]
     writes: Calls
     reads: Calls
 
@@ -152,13 +164,14 @@ def flip(ground: Ground) -> Iterator[Result]:
     for rows in dict.fromkeys((min(SMALL, ground.rows), ground.rows)):
         with billing(ground, rows) as made:
             moves = _moves(made)
+            windows = moves.turns.windows
         name = f"mysql→mysql, {rows_text(rows)}"
-        medians[rows] = median(moves.windows)
-        late = sum(window > WINDOW for window in moves.windows)
+        medians[rows] = median(windows)
+        late = sum(window > WINDOW for window in windows)
         case = f"{name}, fence to switch, median / {WINDOW:g} s"
         yield result("flip", case, "s", [(medians[rows], WINDOW)], goal=1.0)
         case = f"{name}, longer than {WINDOW:g} s / flips"
-        yield result("flip", case, "flips", [(late, len(moves.windows))], goal=1 / 30)
+        yield result("flip", case, "flips", [(late, len(windows))], goal=1 / 30)
         case = f"p99 until replayed / {REPLAYED:g} s"
         if moves.queued:
             case = f"{name}, {len(moves.queued)} writes queued, {case}"
@@ -177,8 +190,8 @@ def flip(ground: Ground) -> Iterator[Result]:
 
 def _reads_meanwhile(name: str, moves: Moves) -> Iterator[Result]:
     """The pass before a flip is no part of it: what it costs is told beside, without a goal."""
-    before = moves.reads.p99_of_runs(moves.before)
-    for what, spans, goal in (("the pass before it", moves.verifying, None), ("a flip", moves.during, 1.5)):
+    before = moves.reads.p99_of_runs(moves.turns.before)
+    for what, spans, goal in (("the pass before it", moves.turns.verifying, None), ("a flip", moves.turns.during, 1.5)):
         case = f"{name}, reads, p99 during {what} / before"
         if moves.reads.rate < PACE * READ_RATE:
             yield not_available("flip", case, f"there were only {moves.reads.rate:.0f} reads/s", goal=goal)
@@ -188,8 +201,6 @@ def _reads_meanwhile(name: str, moves: Moves) -> Iterator[Result]:
 
 
 def _moves(made: Billing) -> Moves:
-    windows: list[float] = []
-    before, verifying, during = list[Span](), list[Span](), list[Span]()
     spawn = multiprocessing.get_context("spawn")
     applier = spawn.Process(target=_apply, args=(made,))
     pipes, processes = [], [applier]
@@ -202,25 +213,8 @@ def _moves(made: Billing) -> Moves:
     try:
         for pipe in pipes:
             pipe.recv()  # it is ready
-        with made.desk() as desk:
-            end = time.monotonic() + START_SECONDS
-            while not caught_up(desk.ledger, desk.clock.now(), timedelta(seconds=1)):
-                if time.monotonic() > end:
-                    raise RuntimeError(f"the applier has not caught up within {START_SECONDS:g} s")
-                time.sleep(0.1)
-            for kind, _ in zip(itertools.cycle(("flip", "rollback")), range(FLIPS), strict=False):
-                time.sleep(REST_SECONDS)
-                with _span(before):
-                    time.sleep(BEFORE_SECONDS)  # customers and the applier alone
-                with _span(verifying):
-                    (asked,) = tasks.ask(desk, kind, [COHORT], actor="benchmark", reason="")  # type: ignore[arg-type]
-                    approve(desk, asked)
-                    tasks.verify_cohort(desk, asked.id)
-                with _span(during):
-                    ended = tasks.cut_over(desk, asked.id)
-                if ended.outcome != "done" or ended.fenced_at is None or ended.switched_at is None:
-                    raise RuntimeError(f"{kind}: {ended.outcome}: {ended.error}")
-                windows.append((ended.switched_at - ended.fenced_at).total_seconds())
+        with ProcessPoolExecutor(1, mp_context=spawn) as mover:
+            turns = mover.submit(_turns, made).result()
         for pipe in pipes:
             pipe.send("end")
         writes, reads = (pipe.recv() for pipe in pipes)
@@ -232,15 +226,33 @@ def _moves(made: Billing) -> Moves:
         lines = db.rows(
             "SELECT (julianday(finished_at) - julianday(at)) * 86400 FROM ledger_queue WHERE state = 'done'"
         )
-    return Moves(
-        windows=windows,
-        queued=[float(seconds) for (seconds,) in lines],
-        before=before,
-        verifying=verifying,
-        during=during,
-        writes=writes,
-        reads=reads,
-    )
+    return Moves(turns=turns, queued=[float(seconds) for (seconds,) in lines], writes=writes, reads=reads)
+
+
+def _turns(made: Billing) -> Turns:
+    """Flip and roll back in turn, once the applier has caught up."""
+    os.nice(NICE)
+    turns = Turns(windows=[], before=[], verifying=[], during=[])
+    with made.desk() as desk:
+        end = time.monotonic() + START_SECONDS
+        while not caught_up(desk.ledger, desk.clock.now(), timedelta(seconds=1)):
+            if time.monotonic() > end:
+                raise RuntimeError(f"the applier has not caught up within {START_SECONDS:g} s")
+            time.sleep(0.1)
+        for kind, _ in zip(itertools.cycle(("flip", "rollback")), range(FLIPS), strict=False):
+            time.sleep(REST_SECONDS)
+            with _span(turns.before):
+                time.sleep(BEFORE_SECONDS)  # customers and the applier alone
+            with _span(turns.verifying):
+                (asked,) = tasks.ask(desk, kind, [COHORT], actor="benchmark", reason="")  # type: ignore[arg-type]
+                approve(desk, asked)
+                tasks.verify_cohort(desk, asked.id)
+            with _span(turns.during):
+                ended = tasks.cut_over(desk, asked.id)
+            if ended.outcome != "done" or ended.fenced_at is None or ended.switched_at is None:
+                raise RuntimeError(f"{kind}: {ended.outcome}: {ended.error}")
+            turns.windows.append((ended.switched_at - ended.fenced_at).total_seconds())
+    return turns
 
 
 @contextmanager
@@ -251,6 +263,7 @@ def _span(spans: list[Span]) -> Iterator[None]:
 
 
 def _apply(made: Billing) -> None:
+    os.nice(NICE)
     with made.desk() as desk:
         tasks.replicate(desk, seconds=3600)
 
