@@ -6,6 +6,7 @@ import itertools
 import multiprocessing
 import os
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -57,6 +58,7 @@ machines of their own, and here they would take the processors that answer custo
 """
 START_SECONDS = 120.0
 CALLS = 300
+PARTS = (0, 10, 50, 90, 99, 100)
 COHORT = "NZ"
 
 Span: TypeAlias = tuple[float, float]
@@ -166,6 +168,7 @@ def flip(ground: Ground) -> Iterator[Result]:
             moves = _moves(made)
             windows = moves.turns.windows
         name = f"mysql→mysql, {rows_text(rows)}"
+        _tell_distributions(name, moves)
         medians[rows] = median(windows)
         late = sum(window > WINDOW for window in windows)
         case = f"{name}, fence to switch, median / {WINDOW:g} s"
@@ -186,6 +189,20 @@ def flip(ground: Ground) -> Iterator[Result]:
     if len(medians) > 1:
         small, large = medians.values()
         yield result("flip", "mysql→mysql, fence to switch, large / small", "s", [(large, small)], goal=1.2)
+
+
+def _tell_distributions(name: str, moves: Moves) -> None:
+    """Beside the results, which are medians and percentiles of these."""
+    during = [seconds for due, seconds in moves.reads.answered if any(a <= due < b for a, b in moves.turns.during)]
+    for what, found in (
+        ("from fence to switch", moves.turns.windows),
+        ("in the queue", moves.queued),
+        ("of all reads", [seconds for _, seconds in moves.reads.answered]),
+        ("of reads during a flip", during),
+        ("of all writes", [seconds for _, seconds in moves.writes.answered]),
+    ):
+        parts = [f"{part} {sorted(found)[int((len(found) - 1) * part / 100)]:.3f}" for part in PARTS if found]
+        print(f"{name}: seconds {what} ({len(found)}), percentiles: {', '.join(parts)}", file=sys.stderr)
 
 
 def _reads_meanwhile(name: str, moves: Moves) -> Iterator[Result]:
