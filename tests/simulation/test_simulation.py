@@ -17,6 +17,7 @@ import pytest
 
 from fishladder import apply
 from fishladder.stores import sql
+from tests.simulation import run
 from tests.simulation.bugs import Bug, Plant
 from tests.simulation.run import kind_of, simulate
 from tests.simulation.search import BUGS, ELSEWHERE, FOUND_AT, attempt, workers
@@ -125,6 +126,12 @@ def test_whatever_can_go_wrong_does(worlds: list[tuple[str | None, set[str]]], p
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_planted_bug_is_found(bug: str, searches: dict[str, Future[int | None]]) -> None:
     assert searches[bug].result() is not None, f"not within {FOUND_WITHIN} worlds: {BUGS[bug].rule}"
+
+
+def test_routers_that_believe_for_a_minute_do_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the bug ``epochs_not_compared`` has them believe: it alone is what is found there."""
+    monkeypatch.setattr(run, "ROUTE_SECONDS", 60.0)
+    assert attempt(FOUND_AT["epochs_not_compared"])[2] is None
 
 
 @pytest.mark.parametrize("test", ELSEWHERE.values(), ids=ELSEWHERE)

@@ -153,6 +153,22 @@ def test_the_switch_itself_asks_for_proofs(flips: Flips) -> None:
         flips.small.ledger.switch(at, {})
 
 
+def test_the_switch_asks_for_proofs_of_its_own_attempt(flips: Flips) -> None:
+    """Those of one that was given up just before its switch say nothing of what was written since, nor of others."""
+    ledger, cutover = flips.small.ledger, flips.cutover
+    given_up = flips.until(flips.verified(), "compare")
+    cutover._compare(given_up)
+    ledger.abort(given_up, "not today")
+    assert cutover.run(given_up.id).outcome == "aborted"
+
+    for cohort, epoch in (("NZ", 4), ("AU", given_up.epoch)):
+        at = flips.until(flips.verified(cohort=cohort), "compare")
+        assert at.epoch == epoch
+        with pytest.raises(LedgerError, match=f"{cohort}: no switch without proof: compared"):
+            ledger.switch(at, cutover.runs)
+        assert (ledger.attempt(at.id), ledger.route(cohort).owner) == (at, "source")
+
+
 @pytest.mark.parametrize("doubt", ["dirty keys", "open rejects", "mismatches"])
 def test_the_switch_itself_asks_for_doubts_of_the_cohort(flips: Flips, doubt: str) -> None:
     """Such as come after the rows were compared."""
@@ -333,6 +349,30 @@ def test_a_poison_write_parks_its_entity_only(flips: Flips) -> None:
         router.write("pay", {"item": 10, "amount": 666}, key="poison", entity=1)
 
 
+@pytest.mark.usefixtures("no_rest")
+def test_a_queued_write_of_another_cohorts_rows_is_parked_until_somebody_gives_it_up(flips: Flips) -> None:
+    """Whose rows it writes is seen when it is replayed, in a store where those are a copy."""
+    number = flips.verified()
+    flips.until(number, "drain")
+    router = flips.router()
+    assert router.write("pay", {"item": 20, "amount": 1}, key="wrong", entity=1).state == "queued"
+    router.write("pay", {"item": 10, "amount": 3}, key="after", entity=1)
+    for _ in range(20):
+        flips.cutover.advance(number)
+    assert flips.small.ledger.attempt(number).step == "replay"
+    parked, waiting = flips.small.ledger.waiting()
+    assert (parked.key, parked.state, waiting.key, waiting.state) == ("wrong", "parked", "after", "pending")
+    assert "fishladder: item is not open to the application here" in (parked.reason or "")
+    flips.small.ledger.drop_queued(parked.id, "not theirs", actor="ann")
+    assert flips.cutover.run(number).outcome == "done"
+    assert flips.small.ledger.route("NZ").stage == "live"
+    assert flips.small.ledger.count_queue() == {"done": 1, "refused": 1}
+    assert flips.promised == ["wrong", "after", "wrong:undo"]
+    assert (flips.amount(20, "source"), flips.amount(20, "target"), flips.amount(10, "target")) == (6, 6, 8)
+    with pytest.raises(Refused, match="not theirs"):
+        router.write("pay", {"item": 20, "amount": 1}, key="wrong", entity=1)
+
+
 def test_a_write_that_took_effect_before_it_was_given_up_is_done(flips: Flips) -> None:
     number = flips.verified()
     flips.until(number, "drain")
@@ -509,6 +549,30 @@ def test_a_stale_router_is_refused_by_the_fence(flips: Flips) -> None:
     assert router.read("amount", {"item": 10}, entity=1).value == 7
     router.write("pay", {"item": 10, "amount": 1}, key="c", entity=1)
     assert flips.amount(10, "source") == 8
+
+
+def test_a_stale_router_overtakes_no_write_that_waits_where_it_may_write_again(
+    flips: Flips, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It slept through a flip that was aborted: its source is open to the application, as it was, in a newer epoch."""
+
+    def change(connection: Any, payload: Any) -> None:
+        connection.execute("UPDATE item SET amount = ? WHERE id = 10", (payload["amount"],))
+
+    monkeypatch.setattr("fishladder.serving.router.ROUTE_SECONDS", 60)
+    flips.operations.add("set", change)
+    old = flips.router()
+    assert old.read("amount", {"item": 10}, entity=1).value == 5
+    number = flips.verified()
+    flips.until(number, "drain")
+    assert flips.router().write("set", {"amount": 1}, key="a", entity=1).state == "queued"
+    flips.small.ledger.abort(flips.small.ledger.attempt(number), "not today")
+    flips.until(number, "replay")
+    assert flips.fences() == [("application", 3), ("copier", 3)]
+    assert old.write("set", {"amount": 2}, key="b", entity=1).state == "queued"
+    assert [queued.key for queued in flips.small.ledger.waiting()] == ["a", "b"]
+    assert flips.cutover.run(number).outcome == "aborted"
+    assert flips.amount(10, "source") == 2
 
 
 def test_a_key_that_was_used_in_one_store_is_known_in_the_other(flips: Flips) -> None:

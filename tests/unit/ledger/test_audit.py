@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,9 +13,10 @@ from typing import Any
 import pytest
 from sqlalchemy import Row, delete, insert, select, text, update
 
-from fishladder.errors import FatalError, InputError, LedgerError
+from fishladder.errors import FatalError, InputError, LedgerError, StaleError, TransientError
 from fishladder.ledger import (
     MACHINE,
+    Attempt,
     CheckResult,
     Control,
     Ledger,
@@ -206,6 +208,46 @@ def test_of_eight_runs_at_once_one_opens_an_attempt(ledger: Ledger) -> None:
     assert said.count(None) == 1 and all("is still open" in why for why in said if why is not None)
     (attempt,) = ledger.attempts()
     assert [event.actor for event in ledger.events() if event.event == "flip asked for"] == [attempt.actor]
+
+
+def test_of_eight_who_take_a_step_at_once_one_does(ledger: Ledger, url: str) -> None:
+    """Each with a ledger of its own, and what all have read before."""
+    ledger.ensure_routes(["NZ"], "ada")
+    at = ledger.begin_attempt("NZ", "flip", actor="ada", reason="", deadline=600)
+    ledger.prove(at, "verified", {})
+    ready = threading.Barrier(8)
+
+    def take(step: Callable[[Ledger, Attempt], Attempt | None]) -> Attempt | None:
+        with open_ledger(url, migration="billing", clock=ledger.now) as mine:
+            read = mine.attempt(at.id)
+            ready.wait(60)
+            while True:
+                try:
+                    return step(mine, read)
+                except StaleError:
+                    return None
+                except TransientError:
+                    continue
+
+    steps: list[tuple[Callable[[Ledger, Attempt], Attempt | None], str, str, int]] = [
+        (lambda mine, read: mine.fence_attempt(read, {}), "fence", "fencing", 2),
+        (Ledger.queue_attempt, "drain", "queue", 2),
+        (Ledger.drained, "compare", "queue", 2),
+        (lambda mine, read: mine.switch(read, {}), "open", "replay", 3),
+        (lambda mine, read: mine.advance(read, "close"), "close", "replay", 3),
+        (lambda mine, read: mine.advance(read, "replay"), "replay", "replay", 3),
+        (Ledger.end_replay, "done", "live", 3),
+    ]
+    with ThreadPoolExecutor(8) as pool:
+        for step, reached, stage, epoch in steps:
+            if reached == "open":
+                ledger.prove(at, "compared", {})
+            (at,) = [taken for taken in pool.map(take, [step] * 8) if taken is not None]
+            route = ledger.route("NZ")
+            assert (at.step, at.epoch, route.stage, route.epoch) == (reached, epoch, stage, epoch)
+    told = ["fencing", "queueing", "switched", "flip done"]
+    assert [event.event for event in reversed(ledger.events()) if event.body.get("attempt") == at.id][1:] == told
+    assert verify(ledger.engine) == []
 
 
 def test_what_eight_threads_do_at_once_happens_once(ledger: Ledger) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from datetime import timedelta
 
@@ -9,12 +10,13 @@ import pytest
 from sqlalchemy import text
 
 from fishladder.errors import InputError
-from fishladder.ledger import Ledger, Queued, Route, Waiting
+from fishladder.ledger import Attempt, Ledger, Queued, Route, Waiting, attempts, open_ledger, queue
 from fishladder.serving.router import KEY_BYTES
 from tests.unit.ledger.conftest import Clock
 
 CUSTOMER = b"1:\xc5\x8d\x00"
 PAYLOAD = '{"note": "%s :where \u014d"}'
+WRITE = ("NZ", CUSTOMER, "charge", "a", "digest", PAYLOAD)
 
 
 def enqueue(ledger: Ledger, key: str, entity: bytes = CUSTOMER) -> Queued:
@@ -155,3 +157,52 @@ def test_a_router_goes_on_with_a_ledger_of_the_version_before(queueing: Ledger) 
     assert enqueue(queueing, "a") == queueing.queued("charge", CUSTOMER, "a") == queued
     assert queueing.standing("NZ", CUSTOMER)[1] == [Waiting(operation="charge", key="a", payload=PAYLOAD)]
     queueing.note_optimistic(queued, "done")
+
+
+# Two at once -------------------------------------------------------------------------------------------------------
+
+
+def replaying(ledger: Ledger) -> Attempt:
+    """A flip of NZ, in epoch 3, whose queue is about to be seen empty."""
+    ledger.ensure_routes(["NZ"], "ada")
+    at = ledger.begin_attempt("NZ", "flip", actor="ada", reason="", deadline=600)
+    ledger.prove(at, "verified", {})
+    at = ledger.drained(ledger.queue_attempt(ledger.fence_attempt(at, {})))
+    ledger.prove(at, "compared", {})
+    return ledger.advance(ledger.advance(ledger.switch(at, {}), "close"), "replay")
+
+
+def test_the_end_of_a_replay_sees_the_write_that_is_being_accepted(ledger: Ledger, url: str) -> None:
+    """Nobody would replay it; the customer was told that it is accepted."""
+    at = replaying(ledger)
+    with open_ledger(url, migration="billing") as other, ThreadPoolExecutor(1) as pool:
+        with ledger._write() as tx:
+            accepted = queue.enqueue(tx, *WRITE, optimistic=False, epoch=3)
+            ending = pool.submit(other.end_replay, at)
+            wait([ending], timeout=1)  # too short only weakens the test
+        assert ending.result(60) is None
+    assert ledger.waiting() == [accepted]
+    assert (ledger.attempt(at.id), ledger.route("NZ").stage) == (at, "replay")
+
+
+def test_a_write_that_comes_while_a_replay_ends_is_not_queued(ledger: Ledger, url: str) -> None:
+    at, live = replaying(ledger), Route(stage="live", owner="target", epoch=3)
+    with open_ledger(url, migration="billing") as other, ThreadPoolExecutor(1) as pool:
+        with ledger._write() as tx:
+            assert attempts.end_replay(tx, at).outcome == "done"
+            writing = pool.submit(other.enqueue, *WRITE, epoch=3)
+            wait([writing], timeout=1)  # too short only weakens the test
+        assert writing.result(60) == ledger.route("NZ") == live
+    assert ledger.waiting() == []
+
+
+def test_two_writes_at_once_have_numbers_in_the_order_in_which_they_are_accepted(queueing: Ledger, url: str) -> None:
+    """Else the second one is there to be replayed before the first."""
+    with open_ledger(url, migration="billing") as other, ThreadPoolExecutor(1) as pool:
+        with queueing._write() as tx:
+            first = queue.enqueue(tx, *WRITE, optimistic=True, epoch=1)
+            accepting = pool.submit(enqueue, other, "b")
+            wait([accepting], timeout=1)  # too short only weakens the test
+            assert other.waiting() == []
+        second = accepting.result(60)
+    assert queueing.waiting() == queueing.next_queued("NZ") == [first, second]
