@@ -295,6 +295,18 @@ def test_a_right_that_is_taken_away_in_mid_load(odd: Odd) -> None:
     assert odd.differences() == []
 
 
+def test_a_right_without_which_coverage_cannot_be_told(odd: Odd) -> None:
+    tasks.prepare(odd.desk(), actor="ada")
+    odd.run("source", "REVOKE PROCESS ON *.* FROM copier@'%'")
+    found = tasks.check(odd.desk())
+    level, message = said(found, "source: coverage")
+    assert level == "fail" and message.startswith("cannot be told: ")
+    _, message = said(found, "source: privilege PROCESS")
+    odd.run("source", message[message.index("GRANT") :])
+    level, message = said(tasks.check(odd.desk()), "source: coverage")
+    assert (level, message) == ("pass", "tables and triggers are as they were installed")
+
+
 def test_copier_and_application_by_the_same_account(odd: Odd) -> None:
     both = {"source": "copier", "target": "application"}
     with pytest.raises(InputError, match="both log in as copier; fences cannot tell them apart: give the copier its"):
@@ -475,3 +487,35 @@ def test_a_time_with_a_zone_and_one_without(odd: Odd) -> None:
     seen = odd.run("target", "SET time_zone = '+00:00'", "SELECT seen FROM item WHERE id = 3")
     assert [str(value) for (value,) in seen] == ["2026-01-31 00:00:00.500000"]
     assert odd.differences() == []
+
+
+def test_a_source_whose_own_zone_is_another(
+    odd: Odd, setting: Callable[[str, str], None], mysql_database: mysql.Database
+) -> None:
+    """Than the target's. A moment is the same one in both; what has no zone is copied as it was written."""
+    setting("time_zone", "+12:00")
+    odd = replace(odd, target=mysql_database)
+    odd.run(
+        "source",
+        "ALTER TABLE item ADD seen TIMESTAMP(6) NULL, ADD noted DATETIME(6) NULL",
+        "UPDATE item SET seen = '2026-01-31 12:00:00.5', noted = seen WHERE id < 200",
+    )
+    level, message = said(tasks.check(odd.desk()), "source: time_zone")
+    assert level == "pass" and message.startswith("+12:00 (the system's is ")
+    tasks.prepare(odd.desk(), actor="ada")
+    odd.load()
+    odd.run(
+        "source",
+        "UPDATE item SET seen = seen + INTERVAL 1 DAY, noted = noted + INTERVAL 1 DAY WHERE id = 3",
+        "INSERT INTO item VALUES (251, 1, 5, '2026-03-29 02:30:00', '2026-03-29 02:30:00')",
+        "DELETE FROM item WHERE id = 4",
+    )
+    odd.follow()
+    times = "SELECT id, CAST(seen AS CHAR), CAST(noted AS CHAR) FROM item WHERE id IN (2, 3, 4, 250, 251) ORDER BY id"
+    assert odd.run("target", "SET time_zone = '+00:00'", times) == [
+        (2, "2026-01-31 00:00:00.500000", "2026-01-31 12:00:00.500000"),
+        (3, "2026-02-01 00:00:00.500000", "2026-02-01 12:00:00.500000"),
+        (250, None, None),
+        (251, "2026-03-28 14:30:00.000000", "2026-03-29 02:30:00.000000"),
+    ]
+    assert odd.desk().ledger.open_rejects() == [] and odd.differences() == []

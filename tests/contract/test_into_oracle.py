@@ -1,4 +1,4 @@
-"""What only an Oracle does to those who write into it: foreign keys that are always checked, '' that is NULL, names.
+"""What only an Oracle does: foreign keys that are always checked, '' that is NULL, names, triggers that can be off.
 
 On the Oracle wire emulator, unless ``ORACLE_DSN`` names an Oracle.
 """
@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from billing.database import Database
+from fishladder import install
 from fishladder.apply import Ends, apply_batch, read_dirty
 from fishladder.clock import SystemClock
+from fishladder.errors import CoverageError
 from fishladder.fence import set_fence
 from fishladder.ledger import DirtyKey
 from fishladder.load import cut
@@ -257,3 +259,31 @@ def test_the_triggers_of_a_table_in_mixed_case_are_known_again(request: pytest.F
         assert {name for name in before if before[name] != changed[name]} == {"Item"}
         move.source.uninstall()
         admin.execute('INSERT INTO "Item" ("Id", "Owner") VALUES (3, 1)')
+
+
+# Triggers that can be off ------------------------------------------------------------------------------------------
+
+
+def test_a_trigger_that_is_disabled_is_missed(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """What is written then is in no journal: nothing goes on in silence, and the first pass after prepare finds it."""
+    with moving(request, tmp_path, "oracle", "sqlite") as mover:
+        move = mover({"item": "{entity: customer_id}"}, [ITEM])
+        move.install(lambda db: item(db, 1))
+        move.load()
+        move.application(lambda db: item(db, 2))
+        move.follow()
+        move.reconcile("item")
+        assert move.ledger.clean_passes("item") == 1
+        move.ours.administrator().execute("ALTER TRIGGER fishladder_item_insert DISABLE")
+        move.application(lambda db: item(db, 3))
+        for attempt in (move.follow, lambda: move.reconcile("item")):
+            with pytest.raises(CoverageError, match=r"^item: the source's table or its fishladder triggers are not"):
+                attempt()
+        assert (move.there("item"), move.ledger.clean_passes("item")) == ([row(1, 2, None), row(2, 3, None)], 0)
+        install.install(move.migration, move.plan, move.source, move.target, move.ledger, actor="test")
+        found = move.reconcile("item")
+        assert (found.missing, found.extra, found.differs) == (1, 0, 0)
+        move.application(lambda db: item(db, 4))
+        move.follow()
+        assert move.there("item") == [row(1, 2, None), row(2, 3, None), row(3, 1, None), row(4, 2, None)]
+        assert move.problems() == []

@@ -6,6 +6,7 @@ import re
 import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -229,6 +230,25 @@ def test_rights_that_the_copier_cannot_see_are_left_to_a_person(ends: tuple[Plac
     assert "the copier does not see the rights of application" in rights.message
 
 
+def test_an_application_that_may_write_before_the_load_has_ended_is_told(
+    newcomer: tuple[Place, str], ends: tuple[Place, Place], tmp_path: Path
+) -> None:
+    """To a copier that sees the rights of others."""
+    place, url = newcomer
+    target, admin = replace(place, copier=url), place.administrator()
+    admin.execute(f"GRANT SELECT ON mysql.* TO '{urlsplit(url).username}'@'%'")
+
+    def rights(ours: str = "") -> tuple[str, str]:
+        found = told((ends[1], target), tmp_path, ours, "", source="application", target="application")
+        (one,) = [f for f in found if f.where == "target: application"]
+        return one.level, one.message
+
+    words = "application may write here, and nothing refuses it before the load has ended: revoke that until then"
+    assert rights(TABLE.format("utf8mb4", "")) == ("warn", words)
+    admin.execute(f"REVOKE INSERT, UPDATE, DELETE ON `{urlsplit(url).path[1:]}`.* FROM application@'%'")
+    assert rights() == ("pass", "application may not write here before the load has ended")
+
+
 def test_time_zones_and_character_sets_of_the_server_are_told(place: Place) -> None:
     store: Store = place.open()
     assert isinstance(store, MySqlStore)
@@ -243,15 +263,42 @@ def test_time_zones_and_character_sets_of_the_server_are_told(place: Place) -> N
     assert changed.level == "warn" and "is latin1" in changed.message
 
 
-def set_to(place: Place, name: bytes, setting: bytes) -> Finding:
-    """Not on the server, where other tests are at work."""
+def set_to(place: Place, name: bytes, setting: bytes, **others: bytes) -> Finding:
+    """Not on the server, where other tests are at work. ``others``: settings that matter to the same finding."""
     real = place.open().run
 
     def run(sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
         rows = real(sql, parameters)
-        return [*(row for row in rows if row[0] != name), (name, setting)] if sql == "SHOW VARIABLES" else rows
+        changed = {other.encode(): value for other, value in others.items()} | {name: setting}
+        return list((dict(rows) | changed).items()) if sql == "SHOW VARIABLES" else rows
 
     return {finding.where: finding for finding in inspect(run)}[name.decode()]
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "words"),
+    [
+        (b"innodb_native_foreign_keys", b"ON", "must be OFF: it has not been shown that cascades are journaled"),
+        (b"explicit_defaults_for_timestamp", b"OFF", "must be ON: a NULL would become the current time"),
+        (b"character_set_connection", b"latin1", "is latin1: texts would be changed on their way; let init_connect"),
+    ],
+)
+def test_settings_that_change_or_hide_what_is_written_fail(
+    place: Place, name: bytes, setting: bytes, words: str
+) -> None:
+    assert [f.level for f in place.open().inspect() if f.where.encode() == name] == ["pass"]
+    found = set_to(place, name, setting)
+    assert found.level == "fail" and found.message.startswith(words)
+
+
+def test_a_binary_log_without_trust_is_told_to_who_has_no_right_to_all(place: Place) -> None:
+    def told(trust: bytes, *, log: bytes = b"ON", account: str = place.copier) -> Finding:
+        return set_to(replace(place, copier=account), b"log_bin_trust_function_creators", trust, log_bin=log)
+
+    assert told(b"OFF").level == "fail"
+    assert "SET GLOBAL log_bin_trust_function_creators = ON" in told(b"OFF").message
+    assert (told(b"ON").level, told(b"OFF", log=b"OFF").level) == ("pass", "pass")
+    assert told(b"OFF", account=place.admin).level == "pass"  # who has SUPER
 
 
 def test_servers_where_several_may_write_are_told(place: Place) -> None:

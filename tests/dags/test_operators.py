@@ -12,6 +12,7 @@ from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -19,6 +20,7 @@ import pytest
 from airflow.sdk import BaseOperator, BaseSensorOperator
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, ParamValidationError
 
+from billing import schema
 from fishladder import silence, tasks
 from fishladder.errors import AmbiguousError, FatalError, InputError, TransientError
 from fishladder.ledger import CheckResult, Ledger, open_ledger, upgrade
@@ -276,6 +278,41 @@ def test_the_ledger_may_be_a_connection(monkeypatch: pytest.MonkeyPatch, connect
 def test_the_applications_accounts_are_those_that_airflow_knows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_BILLING_TARGET_APP", "mysql://billing:pw@host/billing")
     assert accounts(load(FILE)) == {"target": "billing"}
+
+
+@pytest.mark.mysql
+def test_copier_and_application_by_the_same_account(
+    url: str, monkeypatch: pytest.MonkeyPatch, mysql_database: mysql.Database, tmp_path: Path
+) -> None:
+    """By the application's connection, if Airflow has one; prepare asks again what preflight asked."""
+    schema.create(mysql_database.admin)
+    monkeypatch.setenv("BILLING_SOURCE_KIND", "mysql")
+    monkeypatch.setenv("AIRFLOW_CONN_BILLING_SOURCE", mysql_database.copier)
+    monkeypatch.setenv("AIRFLOW_CONN_BILLING_TARGET", f"sqlite:///{tmp_path}/target.db")
+    preflight = operators.Preflight(task_id="preflight", migration_file=str(FILE))
+    install = operators.Install(task_id="install", migration_file=str(FILE))
+    who: Any = {"dag_run": SimpleNamespace(triggering_user_name="ada")}
+
+    def said() -> list[tuple[str, str]]:
+        with open_ledger(url, migration="billing") as ledger:
+            evidence = ledger.latest_evidence("preflight", "billing")
+        assert evidence is not None
+        return [(f["level"], f["message"]) for f in evidence.body["findings"] if f["where"] == "source: account"]
+
+    monkeypatch.setenv("AIRFLOW_CONN_BILLING_SOURCE_APP", mysql_database.copier)
+    both = "the copier and the application both log in as copier; fences cannot tell them apart"
+    for task in (preflight, install):
+        with pytest.raises(AirflowFailException, match=f"source: account +{both}: give the copier its own"):
+            task.execute(who)
+    assert [level for level, _ in said()] == ["fail"]
+    monkeypatch.delenv("AIRFLOW_CONN_BILLING_SOURCE_APP")
+    preflight.execute({})
+    unknown = "the application's login is not known here: not checked that it differs from the copier's"
+    assert said() == [("warn", unknown)]
+    monkeypatch.setenv("AIRFLOW_CONN_BILLING_SOURCE_APP", mysql_database.application)
+    preflight.execute({})
+    assert said() == []
+    install.execute(who)
 
 
 # The form of _operate

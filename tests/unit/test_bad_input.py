@@ -14,9 +14,9 @@ strict mode off
 ``local_infile`` off
     contract/test_bad_input.py: test_local_infile_that_is_switched_off_while_a_lane_loads
 missing privileges
-    contract/test_preflight.py; contract/test_bad_input.py: test_a_right_that_is_taken_away_in_mid_load
+    contract/test_preflight.py; contract/test_bad_input.py: test_a_right_…
 a wrong zone
-    contract/test_bad_input.py: test_a_time_with_a_zone_and_one_without
+    contract/test_bad_input.py: test_a_time_with_a_zone_and_one_without, test_a_source_whose_own_zone_is_another
 a wrong character set
     contract/test_bad_input.py: test_a_character_that_the_target_s_column_has_not
 target not empty
@@ -24,7 +24,7 @@ target not empty
 source and target the same database
     here, for files; contract/test_bad_input.py: test_source_and_target_are_one_database_by_two_names
 copier and application the same account
-    contract/test_bad_input.py: test_copier_and_application_by_the_same_account
+    contract/test_bad_input.py, dags/test_operators.py: test_copier_and_application_by_the_same_account
 a megabyte of garbage
     here: test_hard_files_…; test_spec.py: test_a_broken_file_is_nothing_but_a_spec_error
 a connection that does not exist

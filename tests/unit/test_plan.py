@@ -20,6 +20,9 @@ from fishladder.stores.sqlite import SqliteStore, connect
 from tests.unit.small import SCHEMA, SPEC
 
 DDL = SCHEMA.partition("INSERT INTO")[0]
+TWO_KEYS = DDL.replace("id INTEGER PRIMARY KEY, country VARCHAR(2),", "id INTEGER, country VARCHAR(2),").replace(
+    "UNIQUE);", "UNIQUE, PRIMARY KEY (id, country));"
+)
 
 
 def look(folder: Path, *, spec: str = SPEC, source: str = DDL, target: str = DDL) -> tuple[list[Finding], Plan | None]:
@@ -211,6 +214,10 @@ def test_two_tables_are_never_one_in_the_target(tmp_path: Path) -> None:
             {"spec": SPEC.replace("price: shared", "price: {role: shared, types: {id: 'decimal(10,0)'}}")},
             ["price.id", "taken as decimal(10,0) cannot be a key"],
         ),
+        (
+            {"source": TWO_KEYS, "target": TWO_KEYS},
+            ["customer: the root's primary key must be one column", "small.yaml:7"],
+        ),
     ],
     ids=[
         "table",
@@ -227,6 +234,7 @@ def test_two_tables_are_never_one_in_the_target(tmp_path: Path) -> None:
         "outside cascade",
         "update action",
         "key type",
+        "root",
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path: Path, change: dict[str, str], words: list[str]) -> None:
@@ -243,6 +251,36 @@ def test_narrower_targets_are_warned_of(tmp_path: Path) -> None:
     assert [f.where for f in findings if f.level == "warn"] == ["price.amount"]
     amount = next(f for f in plan.table("price").target.fields if f.column == "amount")
     assert str(amount.type) == "decimal(8,2)"
+
+
+@pytest.mark.parametrize(
+    ("changes", "where", "words"),
+    [
+        (
+            {"target": ("text VARCHAR(20)", "text VARCHAR(20) NOT NULL")},
+            "line.text",
+            "can be NULL in the source but not in the target: such rows become rejects",
+        ),
+        (
+            {"target": ("text VARCHAR(20)", "text VARCHAR(20), note VARCHAR(9) NOT NULL")},
+            "line.note",
+            "is NOT NULL in the target and not in the source: it needs a default",
+        ),
+        (
+            dict.fromkeys(("source", "target"), ("price (id INTEGER", "price (id VARCHAR(501)")),
+            "price",
+            "keys can be longer than 2000 bytes: the application could not write such a row",
+        ),
+        (dict.fromkeys(("source", "target"), ("price (id INTEGER", "price (id VARCHAR(500)")), "", ""),
+    ],
+    ids=["NULL", "NOT NULL", "long key", "key"],
+)
+def test_what_some_rows_might_not_do_is_warned_of(
+    tmp_path: Path, changes: dict[str, tuple[str, str]], where: str, words: str
+) -> None:
+    findings, plan = look(tmp_path, **{end: DDL.replace(*change) for end, change in changes.items()})
+    assert plan is not None
+    assert [(f.where, f.message) for f in findings if f.level == "warn"] == ([(where, words)] if words else [])
 
 
 def test_renamed_tables_and_columns_are_followed(tmp_path: Path) -> None:

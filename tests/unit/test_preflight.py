@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -14,9 +15,10 @@ import pytest
 from fishladder import load, tasks
 from fishladder.capacity import bytes_text, duration
 from fishladder.clock import Clock, SystemClock
-from fishladder.errors import TransientError
+from fishladder.errors import FatalError, TransientError
 from fishladder.spec import loads
-from fishladder.stores.base import Finding, Store
+from fishladder.stores import oracle_schema
+from fishladder.stores.base import Finding, Store, TableInfo
 from fishladder.stores.mysql_schema import privileges
 from fishladder.stores.sqlite import SqliteStore, connect
 from tests.unit.flips import Flips
@@ -110,6 +112,14 @@ def test_a_lost_trigger_shows_and_prepare_may_still_run(small: Small) -> None:
     assert not any(f.level == "fail" for f in found)
 
 
+def test_a_cohort_that_no_fence_can_be_named_after_fails(small: Small) -> None:
+    small.application(f"UPDATE customer SET country = '{64 * 'x'}' WHERE id = 1")
+    assert said(findings(small), "customer.country", "fail") == ""
+    small.application(f"UPDATE customer SET country = '{65 * 'x'}' WHERE id = 1")
+    words = "a country of 65 characters is longer than the 64 that a fence's name can have"
+    assert said(findings(small), "customer.country", "fail") == words
+
+
 # Capacity
 
 
@@ -176,6 +186,51 @@ def test_a_disk_that_is_full_within_a_year_is_warned_of(small: Small, monkeypatc
     assert found == "3.0 MB are free, too little for a year: 1.2 MB now and 3.6 MB more in a year"
 
 
+@pytest.fixture
+def heavy(small: Small, monkeypatch: pytest.MonkeyPatch) -> Small:
+    """A store that knows the bytes of its tables, as a server does: a megabyte in each row."""
+    real = SqliteStore.describe
+
+    def describe(store: SqliteStore) -> dict[str, TableInfo]:
+        return {name: replace(info, bytes=info.rows * 1_000_000) for name, info in real(store).items()}
+
+    monkeypatch.setattr(SqliteStore, "describe", describe)
+    return small
+
+
+def test_bytes_and_their_growth_are_told_of_each_table(heavy: Small) -> None:
+    calendar = Calendar()
+    first = said(findings(heavy, clock=calendar), "item", "pass")
+    assert "3 rows, 3.0 MB in the source; its growth is known from a preflight" in first
+    heavy.application("INSERT INTO item VALUES (40, 1, 8)", "DELETE FROM line WHERE item_id = 10")
+    calendar.sleep(10 * 86_400)
+    found = findings(heavy, clock=calendar)
+    more = "4 rows, 4.0 MB in the source; 36 rows, 36.5 MB more in a year, as it grew in 10 days"
+    assert more in said(found, "item", "pass").splitlines()
+    assert "1 rows, 1.0 MB in the source; 0 rows, 0 B more in a year" in said(found, "line")
+
+
+@pytest.mark.parametrize(
+    ("free", "level", "words"),
+    [
+        (60_000_000, "pass", "60.0 MB are free, enough for 10.0 MB now and 36.5 MB more in a year"),
+        (46_000_000, "warn", "46.0 MB are free, too little for a year: 10.0 MB now and 36.5 MB more in a year"),
+        (9_000_000, "fail", "9.0 MB are free, too little for 10.0 MB now and 36.5 MB more in a year: make room"),
+        (None, "warn", "the target does not tell how much is free: see that there is room for 10.0 MB now and 36.5 MB"),
+    ],
+)
+def test_space_is_needed_for_the_bytes_of_all_tables_and_what_grows(
+    heavy: Small, monkeypatch: pytest.MonkeyPatch, free: int | None, level: str, words: str
+) -> None:
+    """What shrinks makes no room for what grows."""
+    monkeypatch.setattr(SqliteStore, "disk", lambda store: None if free is None else (77_000_000, free))
+    calendar = Calendar()
+    assert "11.0 MB now, and growth that is not known yet" in said(findings(heavy, clock=calendar), "target: space")
+    heavy.application("INSERT INTO item VALUES (40, 1, 8)", "DELETE FROM line WHERE item_id = 10")
+    calendar.sleep(10 * 86_400)
+    assert said(findings(heavy, clock=calendar), "target: space", level).startswith(words)
+
+
 @pytest.mark.parametrize(
     ("ids", "follow", "level", "words"),
     [
@@ -238,6 +293,35 @@ def test_replicas_are_asked(make_small: Callable[..., Small]) -> None:
     assert "cannot be asked: nobody listens there" in said(found, "replica lost", "fail")
 
 
+def test_a_replica_that_follows_tells_how_far_behind_it_is(
+    make_small: Callable[..., Small], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = SPEC.replace("connection: target}", "connection: target, replicas: [copy]}")
+    monkeypatch.setattr(SqliteStore, "replica_lag", lambda store: 7.0)
+    assert said(findings(make_small(spec=spec)), "replica copy", "pass") == "is 7 s behind the target"
+
+
+# Stores
+
+
+def test_a_file_whose_readers_would_block_fails(small: Small) -> None:
+    """The store asks for WAL by itself: somebody took it back."""
+    (words,) = small.source.run("PRAGMA journal_mode = DELETE")
+    assert words == (b"delete",)
+    found = {f.where: (f.level, f.message) for f in small.source.inspect()}
+    assert found["journal_mode"] == ("fail", "is delete; readers would block: PRAGMA journal_mode = WAL")
+
+
+@pytest.mark.parametrize("place", ["source.db", ""], ids=["file", "folder"])
+def test_a_file_that_the_copier_may_not_write_fails(small: Small, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """As the system answers any account but root's."""
+    kept, real = small.folder / place, os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK if path == kept else real(path, mode))
+    words = "the copier may not write source.db or its folder: chmod u+w both"
+    assert said(findings(small), "source: privilege write", "fail").startswith(words)
+    assert bool(said(findings(small), "target: privilege write")) == (place == "")
+
+
 def test_a_file_knows_its_size(tmp_path: Path) -> None:
     path = tmp_path / "store.db"
     with closing(sqlite3.connect(path)) as connection:
@@ -273,3 +357,45 @@ def test_grants_are_read_with_patterns_single_tables_and_partial_revokes() -> No
     assert everywhere == {"SELECT", "PROCESS", "BINLOG_ADMIN"}
     assert here == {"TRIGGER", "LOCK TABLES", "CREATE"}
     assert single == {"SELECT", "UPDATE"}
+
+
+# Of an Oracle's dictionary
+
+
+Dictionary = dict[str, list[tuple[bytes, ...]] | None]
+
+
+def asked(dictionary: Dictionary) -> oracle_schema.Run:
+    """Answers what is asked of each view; of None, that it is not the copier's to read."""
+
+    def run(sql: str, _: Sequence[object] = ()) -> list[tuple[bytes, ...]]:
+        found = next((rows for words, rows in dictionary.items() if words in sql), [])
+        if found is None:
+            raise FatalError("ORA-00942: table or view does not exist")
+        return found
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("dictionary", "level", "words"),
+    [
+        ({"dba_sys_privs": [(b"1",)]}, "pass", "unlimited in every tablespace"),
+        ({"dba_users": [(b"USERS", b"70", b"-1")]}, "pass", "unlimited in USERS"),
+        ({"dba_users": [(b"USERS", b"70", b"1000")]}, "pass", "930 bytes are left of 1,000 in USERS"),
+        ({"dba_users": [(b"USERS", b"1000", b"1000")]}, "fail", "SHOP may use no more of USERS: ALTER USER SHOP QUOTA"),
+        ({"dba_users": [(b"USERS", b"0", b"0")]}, "fail", "QUOTA UNLIMITED ON USERS"),
+        ({"dba_sys_privs": None}, "warn", "cannot be seen: see that SHOP may grow, or GRANT SELECT ANY DICTIONARY"),
+        ({"dba_users": None}, "warn", "cannot be seen: see that SHOP may grow"),
+    ],
+)
+def test_a_schema_that_cannot_grow_is_told(dictionary: Dictionary, level: str, words: str) -> None:
+    found = oracle_schema._quota(asked(dictionary), "SHOP")
+    assert (found.where, found.level) == ("tablespace quota", level) and words in found.message
+
+
+def test_a_table_whose_truncation_nobody_would_notice_is_told() -> None:
+    (found,) = oracle_schema._unseen(asked({"iot_type = 'IOT'": [(b"CODES",)]}))
+    assert found == Finding(
+        level="warn", where="codes", message="is index-organized: a TRUNCATE of it would not be noticed"
+    )
