@@ -252,8 +252,7 @@ def _queue(options: argparse.Namespace) -> int:
 
 def _abort(options: argparse.Namespace) -> int:
     spec = load(options.file)
-    with _ledger(spec.migration) as ledger:
-        attempt = ledger.abort(ledger.attempt(options.attempt), options.reason, actor=getpass.getuser())
+    attempt = tasks.abort_by_hand(_desk(spec), options.attempt, options.reason, actor=getpass.getuser())
     if options.json:
         print(json.dumps({"attempt": attempt.id, "step": attempt.step, "outcome": attempt.outcome}))
     elif attempt.outcome is None:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fishladder.errors import CoverageError
+from fishladder.errors import CoverageError, TransientError
 from fishladder.ledger import Ledger
 from fishladder.plan import Plan, Side
 from fishladder.spec import digest
-from fishladder.stores.base import Fenced, Relation, Store
+from fishladder.stores.base import Fenced, Relation, Store, Triggers
 
 GONE = "gone"
 """Recorded instead of a digest."""
@@ -36,7 +36,7 @@ def void_changed_coverage(plan: Plan, store: Store, side: Side, ledger: Ledger) 
 def note_changed_coverage(plan: Plan, store: Store, side: Side, ledger: Ledger) -> None:
     """Before triggers are installed again, which then look as if they had never been gone: remember which were.
 
-    So ``record_coverage`` finds these tables changed, and voids the passes that begin in between, too; after a prepare
+    So ``install_triggers`` finds these tables changed, and voids the passes that begin in between, too; after a prepare
     that is cut short here, the next one's does.
     """
     changed = void_changed_coverage(plan, store, side, ledger)
@@ -44,13 +44,19 @@ def note_changed_coverage(plan: Plan, store: Store, side: Side, ledger: Ledger) 
         ledger.record_coverage(side, dict.fromkeys(changed, GONE))
 
 
-def record_coverage(relations: Sequence[Relation], store: Store, side: Side, ledger: Ledger) -> None:
-    """Take the coverage as it is now, right after the triggers were installed, for what it must stay.
+def install_triggers(
+    triggers: Sequence[Triggers], relations: Sequence[Relation], store: Store, side: Side, ledger: Ledger
+) -> None:
+    """Install them, and take the coverage of these tables as it is right afterwards for what it must stay.
 
     Where it is not what was recorded before, changes may have gone unrecorded: clean passes do not count any more.
+    Raises TransientError when a trigger is gone again: taken for what must be, nobody would ever miss it.
     """
     assert isinstance(store, Fenced)
+    store.install_triggers(triggers)
     known, found = ledger.coverage(side), store.coverage(relations)
+    if not store.has_triggers(triggers):
+        raise TransientError(f"fishladder's triggers in the {side} are dropped or changed while they are installed")
     moved = sorted(table for table, digest_ in found.items() if known.get(table, digest_) != digest_)
     ledger.void_checks(moved, f"{side}: installed again after its triggers or its table had changed")
     ledger.record_coverage(side, found)

@@ -9,6 +9,7 @@ same path to where it came from.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from fishladder import apply, reconcile
@@ -94,6 +95,20 @@ def check_loads(plan: Plan, target: Store) -> None:
         raise InputError(
             f"nothing can move while {', '.join(loading)} is being loaded: see that the load ends, then ask again"
         )
+
+
+def check_newest(stores: Mapping[Side, Store], attempt: Attempt) -> None:
+    """Raises LedgerError where a store knows a newer epoch of the cohort than this ledger, which was restored then.
+
+    Before an abort: its epoch would be the one that the stores have, and nothing would look restored any more. A store
+    that does not answer is not asked: it must not keep customers waiting at the other one.
+    """
+    for side, store in stores.items():
+        assert isinstance(store, Fenced)
+        with suppress(TransientError, AmbiguousError):
+            found = store.fences().get(attempt.cohort)
+            if found is not None and found.epoch > attempt.epoch:
+                raise _frozen(attempt, side, found)
 
 
 def _wave(spec: Migration, cohort: str) -> int:
@@ -222,6 +237,7 @@ class Cutover:
         return (self.clock.now() - attempt.fenced_at).total_seconds() > attempt.deadline
 
     def _abort(self, attempt: Attempt, why: str) -> Attempt:
+        check_newest(self.stores, attempt)
         self.say(f"{attempt.cohort}: aborted: {why}")
         try:
             return self.ledger.abort(attempt, why)
@@ -286,11 +302,7 @@ class Cutover:
             return
         if self.ledger.attempt(attempt.id) != attempt:
             raise StaleError(f"{attempt.cohort}: somebody else has taken attempt no. {attempt.id} further")
-        raise _Frozen(
-            f"{attempt.cohort}: the {side}'s fence says {found.writer} in epoch {found.epoch}, the ledger is in epoch"
-            f" {attempt.epoch}: the ledger was restored from a backup, or another ledger moves this cohort. It stays"
-            " as it is until somebody has looked"
-        )
+        raise _frozen(attempt, side, found)
 
     def _check_fenced(self, attempt: Attempt) -> None:
         """Whether the fence is still as it was raised. Raises LedgerError."""
@@ -494,3 +506,11 @@ def _cells(found: Mapping[bytes, Found], key: bytes) -> Row | None:
 
 class _Frozen(LedgerError):
     """Neither forward nor back: what the stores say and what the ledger says cannot both be true."""
+
+
+def _frozen(attempt: Attempt, side: Side, found: Fence) -> _Frozen:
+    return _Frozen(
+        f"{attempt.cohort}: the {side}'s fence says {found.writer} in epoch {found.epoch}, the ledger is in epoch"
+        f" {attempt.epoch}: the ledger was restored from a backup, or another ledger moves this cohort. It stays as it"
+        " is until somebody has looked"
+    )

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from fishladder.cells import HOMELESS, NO_HOME, OWN_COHORTS, SHARDS, SHARED, LogicalType, cohort_entity, key_text
-from fishladder.coverage import note_changed_coverage, record_coverage
+from fishladder.coverage import install_triggers, note_changed_coverage
 from fishladder.errors import FatalError, InputError, TransientError
 from fishladder.ledger import DirtyKey, Ledger
 from fishladder.names import own_name, settle
@@ -173,8 +173,7 @@ def install(spec: Migration, plan: Plan, source: Store, target: Store, ledger: L
     source.install_load(names, open=False)
     target.install_load(names, open=True)
     note_changed_coverage(plan, source, "source", ledger)
-    source.install_triggers(plan.triggers("source"))
-    record_coverage(plan.relations("source"), source, "source", ledger)  # at once: what changes from here on shows
+    install_triggers(plan.triggers("source"), plan.relations("source"), source, "source", ledger)
     _backfill(plan, source, target, ledger)
     _install_cohort_homes(plan, source, target, ledger, everyone)
     if spec.ids is not None and spec.ids.target_from is not None:
@@ -186,8 +185,8 @@ def install(spec: Migration, plan: Plan, source: Store, target: Store, ledger: L
     if loaded:
         names = [table.name for table in loaded]
         note_changed_coverage(plan, target, "target", ledger)
-        target.install_triggers([found for found in plan.triggers("target") if found.relation.table in names])
-        record_coverage([table.target for table in loaded], target, "target", ledger)
+        triggers = [found for found in plan.triggers("target") if found.relation.table in names]
+        install_triggers(triggers, [table.target for table in loaded], target, "target", ledger)
     return Installed(cohorts=tuple(cohorts), homeless=found.get(None, 0))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from fishladder.cells import Cell, Row, misfit, row_key
-from fishladder.coverage import record_coverage
+from fishladder.coverage import install_triggers
 from fishladder.errors import FatalError, FenceError, InputError, RowError, StaleError
 from fishladder.ledger import Chunk, DirtyKey, Ledger, Reject
 from fishladder.plan import Plan, PlanTable
@@ -237,9 +237,9 @@ def close_load(plan: Plan, table: PlanTable, target: Store, ledger: Ledger) -> N
         raise InputError(
             f"{table.name}: {unfinished} chunks are not loaded yet; let its lanes finish, then run this again"
         )
-    target.install_triggers([found for found in plan.triggers("target") if found.relation.table == table.name])
     # Before the applier may have the table: if it plans with another one, it is to see that first.
-    record_coverage([table.target], target, "target", ledger)
+    triggers = [found for found in plan.triggers("target") if found.relation.table == table.name]
+    install_triggers(triggers, [table.target], target, "target", ledger)
     with target.begin() as copy:
         state = copy.lock_load(table.name, exclusive=True)
         if state is not None and state.generation > generation:

@@ -12,13 +12,13 @@ from fishladder.cells import HOMELESS, key_cells, key_text, misfit
 from fishladder.clock import Clock
 from fishladder.errors import FatalError, FenceError, InputError, StaleError
 from fishladder.fence import set_fence
-from fishladder.ledger import DirtyKey, Ledger
+from fishladder.ledger import DirtyKey, Ledger, Route
 from fishladder.pace import Pace
-from fishladder.plan import SIDES, Plan, PlanTable
+from fishladder.plan import SIDES, Plan, PlanTable, Side
 from fishladder.reconcile import mark_entities
 from fishladder.restored import heard_by, was_restored
 from fishladder.spec import nearest
-from fishladder.stores.base import Fenced, LoadState, Relation, Store
+from fishladder.stores.base import Fence, Fenced, LoadState, Relation, Store
 from fishladder.witness import forgotten
 
 Action = Literal[
@@ -199,7 +199,7 @@ def adopt(
     routes = ledger.routes()
     for side, store in zip(SIDES, (source, target), strict=True):
         fences = {cohort: fence for cohort, fence in store.fences().items() if cohort != HOMELESS}  # it has no route
-        ahead = sorted(c for c, fence in fences.items() if c not in routes or fence.epoch > routes[c].epoch)
+        ahead = sorted(c for c, fence in fences.items() if c not in routes or _is_ahead(side, fence, routes[c]))
         if ahead:
             raise FatalError(
                 f"the {side}'s fences of {', '.join(ahead)} are ahead of the ledger: they were flipped or installed"
@@ -228,6 +228,12 @@ def adopt(
         store = source if side == "source" else target
         set_fence(store, clock, cohort, writer, epoch, head=f"{end.sequence} {end.digest}")
     return [table.name for table in again]
+
+
+def _is_ahead(side: Side, fence: Fence, route: Route) -> bool:
+    """Also where a ledger that was restored came to the epoch of the stores by an abort: the owner is another one."""
+    other = ("copier",) if route.owner == side else ("application", "free")
+    return fence.epoch > route.epoch or (fence.epoch == route.epoch and fence.writer in other)
 
 
 # Doubts that a person has ------------------------------------------------------------------------------------

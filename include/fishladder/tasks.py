@@ -667,6 +667,15 @@ def abort(desk: Desk, attempt: int, why: str, *, actor: str) -> Attempt:
     return desk.ledger.abort(found, why, actor=actor) if found.outcome is None and found.step == "verify" else found
 
 
+def abort_by_hand(desk: Desk, attempt: int, why: str, *, actor: str) -> Attempt:
+    """At any step before the switch. Raises StaleError past it, and LedgerError where a store knows a newer epoch."""
+    found = desk.ledger.attempt(attempt)
+    if found.step != "verify":
+        with desk.stores() as (source, target):
+            flip.check_newest({"source": source, "target": target}, found)
+    return desk.ledger.abort(found, why, actor=actor)
+
+
 def finish(desk: Desk, *, actor: str) -> bool:
     """Remove every trace of fishladder from both stores once every cohort is complete; whether it did.
 

@@ -362,10 +362,13 @@ def test_installed_again_every_change_is_recorded(place: Place, statements: list
     if "DISABLE" in statements[0]:
         place.needs("disabled triggers")
     store, found = shared_table(place, column("v", "string(9)"))
+    assert store.has_triggers([Triggers(relation=found)])
     for statement in statements:
         place.administrator().execute(statement)
     store = place.open()
+    assert not store.has_triggers([Triggers(relation=found)])
     store.install_triggers([Triggers(relation=found)])
+    assert store.has_triggers([Triggers(relation=found)])
     db = place.user()
     for statement in ("INSERT INTO t (id, v) VALUES (1, 'x')", "UPDATE t SET v = 'y'", "DELETE FROM t"):
         db.execute(statement)

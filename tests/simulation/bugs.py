@@ -239,7 +239,7 @@ def target_without_triggers() -> AbstractContextManager[Any]:
     real = load.close_load
 
     def broken(plan: Any, table: Any, target: Any, ledger: Any) -> None:
-        real(plan, table, Instead(target, install_triggers=lambda *_: None), ledger)
+        real(plan, table, Instead(target, install_triggers=lambda *_: None, has_triggers=lambda *_: True), ledger)
 
     return patch.object(load, "close_load", broken)
 

@@ -212,7 +212,7 @@ def applied_keys_stay_behind() -> AbstractContextManager[Any]:
     def broken(self: Any, found: Any) -> None:
         real(self, [table for table in found if table.relation.table != APPLIED_TABLE])
 
-    return patch.object(SqliteStore, "install_triggers", broken)
+    return patch.multiple(SqliteStore, install_triggers=broken, has_triggers=lambda *_: True)
 
 
 @planted()

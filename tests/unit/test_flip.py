@@ -432,7 +432,8 @@ def test_a_person_looks_at_the_queue_and_decides(
 ) -> None:
     file = flips.small.folder / "small.yaml"
     file.write_text(SPEC)
-    monkeypatch.setenv("FISHLADDER_LEDGER", flips.small.url("ledger"))
+    for name in ("ledger", "source", "target"):
+        monkeypatch.setenv(f"FISHLADDER_{name.upper()}", flips.small.url(name))
     number = flips.verified()
     flips.until(number, "drain")
     for key, amount in (("bad", 666), ("good", 2)):

@@ -242,6 +242,31 @@ def test_what_was_missed_without_a_trigger_is_found_after_prepare(loaded: Small)
     assert independent.compare(loaded.url("source"), loaded.url("target"), TABLES) == []
 
 
+def test_a_trigger_that_is_dropped_while_prepare_installs_it_is_missed(
+    loaded: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taken for what must be, its absence would never show again."""
+    install_triggers = loaded.source.install_triggers
+
+    def install_and_lose(tables: Sequence[Triggers]) -> None:
+        install_triggers(tables)
+        loaded.application("DROP TRIGGER fishladder_item_delete")
+
+    def prepare() -> None:
+        install.install(loaded.spec, loaded.plan, loaded.source, loaded.target, loaded.ledger, actor="operator")
+
+    monkeypatch.setattr(loaded.source, "install_triggers", install_and_lose)
+    with pytest.raises(TransientError, match="triggers in the source are dropped or changed while they are installed"):
+        prepare()
+    loaded.application("DELETE FROM line WHERE item_id = 10", "DELETE FROM item WHERE id = 10")
+    with pytest.raises(CoverageError, match="run prepare"):
+        loaded.follow()
+    monkeypatch.setattr(loaded.source, "install_triggers", install_triggers)
+    prepare()
+    loaded.follow()
+    assert found(check(loaded, "item")) == (0, 1, 0)
+
+
 def test_a_pass_that_begins_while_a_lost_trigger_is_put_back_is_not_clean(
     loaded: Small, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -241,7 +241,9 @@ class Router:
             return str(error)
         if known is not None:
             return _repeated(wanted, known)
-        if fence is not None and fence.epoch > route.epoch:
+        if fence is not None and (
+            fence.epoch > route.epoch or (fence.epoch == route.epoch and fence.writer == "copier")
+        ):
             return OLD  # if the ledger knows no newer one, it was restored: it takes nothing
         try:
             found = self.ledger.enqueue(
@@ -481,6 +483,8 @@ class Router:
             known = self._routes.get(cohort)
             if known is not None and known[0].epoch > route.epoch:
                 return known[0]
+            if known is not None and known[0].epoch == route.epoch and known[0].owner != route.owner:
+                return known[0]  # a ledger that was restored came to this epoch by another way
             self._routes[cohort] = (route, time.monotonic())
             return route
 

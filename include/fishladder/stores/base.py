@@ -450,6 +450,10 @@ class Fenced(Protocol):
         """Replace the triggers of these tables; nobody queues behind it for longer than a second."""
         ...
 
+    def has_triggers(self, tables: Sequence[Triggers]) -> bool:
+        """Whether all of them are there at this moment, as ``install_triggers`` makes them."""
+        ...
+
     def backfill_homes(
         self, root: Relation, after: bytes | None, limit: int, *, elsewhere: Elsewhere | None = None
     ) -> bytes | None:

@@ -426,7 +426,7 @@ class MySqlStore(WholeTables):
             relation = table.relation
             check_engine(self.run, relation.name)
             wanted = list(trigger_texts(self.dialect, table, user))
-            if all(installed.get(name) == (relation.name, folded(body)) for name, _, body in wanted):
+            if _are_among(installed, relation, wanted):
                 continue
             on, there = self.dialect.quote(relation.name), [name for name, _, _ in wanted if name in installed]
             # All, and if they exist: a try that lost its connection may have made or dropped any of them.
@@ -438,6 +438,10 @@ class MySqlStore(WholeTables):
             # A table that was renamed took its triggers along.
             strangers = {installed[name][0] for name in there} - {relation.name}
             self._alone_with([relation.name, *sorted(strangers)], statements)
+
+    def has_triggers(self, tables: Sequence[Triggers]) -> bool:
+        user, installed = self.account(), installed_triggers(self.run)
+        return all(_are_among(installed, one.relation, trigger_texts(self.dialect, one, user)) for one in tables)
 
     def _alone_with(self, tables: Sequence[str], statements: Sequence[str]) -> None:
         """Run statements while nobody changes the tables, so that no change slips between two triggers.
@@ -534,6 +538,12 @@ _NUMBERS = {
     FIELD_TYPE.DECIMAL, FIELD_TYPE.NEWDECIMAL, FIELD_TYPE.TINY, FIELD_TYPE.SHORT, FIELD_TYPE.LONG,
     FIELD_TYPE.LONGLONG, FIELD_TYPE.INT24, FIELD_TYPE.FLOAT, FIELD_TYPE.DOUBLE,
 }  # fmt: skip
+
+
+def _are_among(
+    installed: Mapping[str, tuple[str, str]], relation: Relation, wanted: Iterable[tuple[str, str, str]]
+) -> bool:
+    return all(installed.get(name) == (relation.name, folded(body)) for name, _, body in wanted)
 
 
 def _without_waiting(dialect: MySqlDialect) -> MySqlDialect:

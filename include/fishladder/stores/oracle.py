@@ -563,6 +563,14 @@ class OracleStore(WholeTables):
             # Whoever changed the table before the triggers were there has ended when this lock is had.
             self._patiently(own, f"LOCK TABLE {on} IN SHARE MODE WAIT {INSTALL_WAIT}")
 
+    def has_triggers(self, tables: Sequence[Triggers]) -> bool:
+        user, installed = self._user(), installed_triggers(self.run)
+        return all(
+            installed.get(dictionary_name(name)) == (table.relation.name, folded(body), True)
+            for table in tables
+            for name, _, body in trigger_texts(self.dialect, table, user)
+        )
+
     def _patiently(self, table: str, statement: str) -> None:
         """Run a statement that waits for every open transaction on the table, for no longer than a second."""
         for _ in range(self.install_tries):

@@ -430,10 +430,20 @@ class SqliteStore(WholeTables):
 
     def install_triggers(self, tables: Sequence[Triggers]) -> None:
         with self._changing():
-            for table in tables:
-                for name, body in trigger_texts(self.dialect, table, list(self._uniques(table.relation.name))):
-                    self.run(f"DROP TRIGGER IF EXISTS {self.dialect.quote(name)}")
-                    self.run(f"CREATE TRIGGER {self.dialect.quote(name)} {body}")
+            for name, sql in self._triggers(tables):
+                self.run(f"DROP TRIGGER IF EXISTS {self.dialect.quote(name)}")
+                self.run(sql)
+
+    def has_triggers(self, tables: Sequence[Triggers]) -> bool:
+        found = self.run("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'")
+        there = {name.decode(): sql.decode() for name, sql in found}
+        return all(there.get(name) == sql for name, sql in self._triggers(tables))
+
+    def _triggers(self, tables: Sequence[Triggers]) -> Iterator[tuple[str, str]]:
+        """Each one's name and the statement that makes it."""
+        for table in tables:
+            for name, body in trigger_texts(self.dialect, table, list(self._uniques(table.relation.name))):
+                yield name, f"CREATE TRIGGER {self.dialect.quote(name)} {body}"
 
     def backfill_homes(
         self, root: Relation, after: bytes | None, limit: int, *, elsewhere: Elsewhere | None = None
