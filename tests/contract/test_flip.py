@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from billing.database import connect, settle
 from billing.service import change_price, charge, delete_customer
 from fishladder import tasks
 from fishladder.errors import InputError
+from fishladder.flip import Cutover
 from fishladder.ledger import Attempt, Kind
 from fishladder.plan import Side
 from fishladder.verdict import caught_up
@@ -104,15 +105,19 @@ def move(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Move]:
         yield made
 
 
-def shared_out(move: Move) -> tuple[list[int], dict[Side, list[int]]]:
+def countries(move: Move) -> dict[int, str]:
+    """Customers and where they are at home, before anybody moves."""
+    with closing(connect(move.source.admin)) as db:
+        return dict(db.rows("SELECT id, country_code FROM customer ORDER BY id"))
+
+
+def shared_out(homes: Mapping[int, str]) -> tuple[list[int], dict[Side, list[int]]]:
     """Customers for the routers' clients, half of whose calls are for those that move, and some for a batch job in each
     store: of those that move, and of others."""
-    with closing(connect(move.source.admin)) as db:
-        found = db.rows("SELECT id, country_code FROM customer ORDER BY id")
-    moving = [customer for customer, country in found if country in ("NZ", "AU", "IE")]
-    others = [customer for customer, _ in found if customer not in moving]
+    moving = [customer for customer, country in homes.items() if country in ("NZ", "AU", "IE")]
+    others = [customer for customer in homes if customer not in moving]
     jobs: dict[Side, list[int]] = {"source": moving[0::4] + others[0::8], "target": moving[1::4] + others[1::8]}
-    routed = [customer for customer, _ in found if customer not in jobs["source"] + jobs["target"]]
+    routed = [customer for customer in homes if customer not in jobs["source"] + jobs["target"]]
     busy = [customer for customer in routed if customer in moving]
     return routed + busy * (len(routed) // len(busy)), jobs
 
@@ -157,13 +162,54 @@ def end(*processes: subprocess.Popen[str]) -> list[dict[str, Any]]:
     return [json.loads(summary) for summary in said]
 
 
+def lines(log: Path) -> list[dict[str, Any]]:
+    """What is in it; it may not be there yet."""
+    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+
+
 def told(log: Path) -> int:
-    """How many lines are in it."""
-    return len(log.read_text(encoding="utf-8").splitlines()) if log.exists() else 0
+    return len(lines(log))
 
 
+BORN = {
+    "sign_up": ("customer", "subscription"),
+    "charge": ("invoice",),
+    "change_plan": ("subscription",),
+    "redeem": ("entry",),
+}
+"""What an operation makes whose id the store generates, and its client is told."""
+
+
+@pytest.fixture
+def queueing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NZ moves no further than its queue before one waits that makes such a row, and that no business refuses."""
+    drained = Cutover._drained
+
+    def held(cutover: Cutover, attempt: Attempt) -> bool:
+        waiting = {queued.operation for queued in cutover.ledger.next_queued(attempt.cohort, 100)}
+        wanted = attempt.cohort != "NZ" or waiting & {"sign_up", "change_plan"}
+        return drained(cutover, attempt) and bool(wanted)
+
+    monkeypatch.setattr(Cutover, "_drained", held)
+
+
+def replayed(move: Move) -> dict[str, dict[str, Any]]:
+    """What the writes came to that were queued, by their keys."""
+    with closing(connect(move.environment["FISHLADDER_LEDGER"])) as db:
+        done = db.rows("SELECT idempotency_key, operation, result FROM ledger_queue WHERE state = 'done'")
+    return {key: {"operation": operation, **json.loads(result)} for key, operation, result in done}
+
+
+def born(said: Iterable[dict[str, Any]]) -> list[tuple[str, int]]:
+    """The rows of which clients were told the ids; those of queued writes they were not."""
+    made = [(name, line.get(f"{name}_id")) for line in said for name in BORN.get(line["operation"], ())]
+    return [(name, number) for name, number in made if number is not None]
+
+
+@pytest.mark.usefixtures("queueing")
 def test_countries_move_and_one_moves_back_while_customers_go_on(move: Move) -> None:
-    customers, batches = shared_out(move)
+    homes = countries(move)
+    customers, batches = shared_out(homes)
     before = independent.counts(move.source.admin)
     rate = 3 if move.source.kind == "oracle" else 30  # the wire emulator follows some fifty changes a second
     logs = [move.folder / "r0.jsonl", move.folder / "r1.jsonl"]
@@ -179,18 +225,36 @@ def test_countries_move_and_one_moves_back_while_customers_go_on(move: Move) -> 
         assert (moved.outcome, moved.error, move.stage("NZ")) == ("done", None, ("live", "target"))
         others = move.move("flip", "AU", "IE")
         assert [attempt.outcome for attempt in others] == ["done", "done"], others
+        there = replayed(move)
         (back,) = move.move("rollback", "NZ")
         assert (back.outcome, back.error, move.stage("NZ")) == ("done", None, ("off", "source"))
-        wanted = {log: told(log) + 10 for log in logs}
-        until(lambda: all(told(log) >= more for log, more in wanted.items()), "customers to be served")
+        since = {log: told(log) + 1 for log in logs}  # of the next one nobody knows when it was asked for
+
+        def served(*owners: str) -> list[dict[str, Any]]:
+            """What customers of these countries were told since."""
+            later = [line for log in logs for line in lines(log)[since[log] :]]
+            return [line for line in later if homes.get(line.get("customer_id", 0)) in owners]
+
+        until(lambda: all(told(log) >= since[log] + 10 for log in logs), "customers to be served")
+        until(lambda: bool(born(served("NZ")) and born(served("AU", "IE"))), "rows to be born in both stores")
         *felt, source_job, target_job = end(*routed, *jobs)
     for log, summary in zip(logs, felt, strict=True):
         assert summary["failed"] == {}, summary
         accepted = Counter(summary["done"]) + Counter(summary["queued"])
         assert accepted.total() - accepted["account"] == told(log) > 20
+    assert sum(sum(summary["queued"].values()) for summary in felt) >= 2  # one on the way there, one on the way back
     for log, summary in zip(batch_logs, (source_job, target_job), strict=True):
         assert summary["failed"] == summary["unknown"] == {}, summary
         assert summary["refused"] and summary["total"] == told(log) > 0, summary
+    back_again = {key: said for key, said in replayed(move).items() if key not in there}
+    source_born = [*lines(batch_logs[0]), *back_again.values(), *served(*{*homes.values()} - {"AU", "IE"})]
+    target_born = [*lines(batch_logs[1]), *there.values(), *served("AU", "IE")]
+    # ids: {interleaved: true}
+    assert born(there.values()) and {number % 2 for _, number in born(target_born)} == {0}
+    assert born(back_again.values()) and {number % 2 for _, number in born(source_born)} == {1}
+    by_key = {line["key"]: line for log in logs for line in lines(log)} | replayed(move)
+    every = Counter(born([*by_key.values(), *(line for log in batch_logs for line in lines(log))]))
+    assert [row for row, times in every.items() if times > 1] == []
     ends_equal(move)
     assert independent.acknowledged(move.source.admin, batch_logs) == []
     for place in (move.source, move.target):

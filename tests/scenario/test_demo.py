@@ -31,6 +31,7 @@ SUMMARY = rf"""billing: {CUSTOMERS} customers from {{way}}, \d+ s in all
   what they felt     (?P<reads>[\d,]+) reads and (?P<writes>[\d,]+) writes served, \d+ writes queued.+, 0 failed
   changes followed   (?P<followed>[\d,]+), lag [\d.]+ s at the end
   compared           every row, by code that shares nothing with fishladder: equal, totals per country too
+  answers            (?P<told>[\d,]+) writes were told done or queued: each is there once, in its customer's order
   audit              the chain is whole
 """
 #: What other tests of the same run, and whoever runs them, have set for themselves.

@@ -21,6 +21,7 @@ from sqlalchemy import text
 from billing.operations import operations
 from billing.routed import Customers
 from fishladder import tasks
+from fishladder.clock import SystemClock
 from fishladder.errors import AmbiguousError, InputError, TransientError
 from fishladder.ledger import Attempt, open_ledger
 from fishladder.operate import Order
@@ -107,16 +108,26 @@ def at_home(billing: Billing, where: str) -> list[int]:
 
 def ask(billing: Billing) -> Attempt:
     """A verified attempt to move NZ to where it is not."""
-    at = billing.desk()
-    gates = at.spec.gates.model_copy(update={"deadline": timedelta(seconds=LONG)})
-    at = replace(at, spec=at.spec.model_copy(update={"gates": gates}))
+    at = patient(billing)
     kind = "flip" if at.ledger.route("NZ").stage == "off" else "rollback"
     (asked,) = tasks.ask(at, kind, ["NZ"], actor="test", reason="an outage")
+    return verified(billing, asked)
+
+
+def patient(billing: Billing) -> tasks.Desk:
+    """Whose attempts have time."""
+    at = billing.desk()
+    gates = at.spec.gates.model_copy(update={"deadline": timedelta(seconds=LONG)})
+    return replace(at, spec=at.spec.model_copy(update={"gates": gates}))
+
+
+def verified(billing: Billing, asked: Attempt) -> Attempt:
+    at = patient(billing)
     tasks.replicate(billing.desk(), seconds=1)  # else no applier may be at work
     approve(billing.desk(), asked)
-    verified = tasks.verify_cohort(at, asked.id)
-    assert verified.outcome is None, verified.error
-    return verified
+    found = tasks.verify_cohort(at, asked.id)
+    assert found.outcome is None, found.error
+    return found
 
 
 def advance(billing: Billing, attempt: Attempt, step: str) -> None:
@@ -149,11 +160,11 @@ def journaled(billing: Billing, side: str) -> int:
 # Customers -----------------------------------------------------------------------------------------------------------
 
 
-def router(billing: Billing) -> Router:
+def router(billing: Billing, patience: float = DEADLINE) -> Router:
     """With a ledger of its own, as another process would have, and patient: outages take as long as they take."""
     source, target = (open_application(*connect_url(side.application)) for side in (billing.source, billing.target))
     ledger = open_ledger(billing.environment["FISHLADDER_LEDGER"], migration="billing")
-    return Router(ledger, operations, source=source, target=target, patience=DEADLINE)
+    return Router(ledger, operations, source=source, target=target, patience=patience)
 
 
 @contextmanager
@@ -192,6 +203,51 @@ def started(billing: Billing, folder: Path, name: str, ids: Sequence[int], *mome
 def killed(process: subprocess.Popen[bytes]) -> bool:
     """Whether its end is that it was killed."""
     return process.wait(DEADLINE) == -signal.SIGKILL
+
+
+# The way back --------------------------------------------------------------------------------------------------------
+
+
+class Seen(SystemClock):
+    """Which says that somebody has begun to wait."""
+
+    def __init__(self) -> None:
+        self.waited = threading.Event()
+
+    def sleep(self, seconds: float) -> None:
+        self.waited.set()
+        super().sleep(seconds)
+
+
+@pytest.mark.slow
+def test_a_rollback_is_asked_for_while_the_flip_replays(busy: Billing, tmp_path: Path) -> None:
+    """It waits for the flip's end, and both move all that customers were told."""
+    witness, log, ledger, clock = Witness(busy), tmp_path / "log.jsonl", busy.desk().ledger, Seen()
+    if ledger.route("NZ").stage == "live":
+        cut_over(busy, ask(busy))
+    with crowd(busy, of_nz(busy), log) as clients, ThreadPoolExecutor(1) as pool:
+        flip = ask(busy)
+        advance(busy, flip, "drain")
+        until(lambda: clients.felt.queued.total() > 20, "writes to queue")
+        advance(busy, flip, "replay")
+        at = replace(patient(busy), clock=clock)
+        asking = pool.submit(lambda: tasks.ask(at, "rollback", ["NZ"], actor="test", reason="at once"))
+        until(lambda: clock.waited.is_set() or asking.done(), "it to wait")
+        served(clients, 10)
+        assert len(ledger.next_queued("NZ", 100)) > 20 and not asking.done()
+        assert [attempt.kind for attempt in ledger.attempts(only_open=True)] == ["flip"]
+        cut_over(busy, flip)
+        assert ledger.attempt(flip.id).outcome == "done"
+        (asked,) = asking.result(DEADLINE)
+        assert (asked.kind, asked.outcome, ledger.route("NZ").stage) == ("rollback", None, "live")
+        back = verified(busy, asked)
+        advance(busy, back, "drain")
+        queued = clients.felt.queued.total()
+        until(lambda: clients.felt.queued.total() > queued, "a write to queue")
+        cut_over(busy, back)
+        served(clients, 10)
+    assert has_moved(busy, back)
+    witness.judge(log)
 
 
 # A router ------------------------------------------------------------------------------------------------------------

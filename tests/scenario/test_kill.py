@@ -19,6 +19,7 @@ from sqlalchemy import select
 
 from billing import invariants, schema
 from fishladder import tasks
+from fishladder.cells import row_key
 from fishladder.ledger import tables as ledger_tables
 from fishladder.ledger import upgrade, verify
 from tests import independent
@@ -34,6 +35,9 @@ ROWS_PER_SECOND = 50
 """Of each lane while lanes are killed: else one would load everything while the other is starting."""
 INTERRUPTED = 5
 """Lanes that have to die with a chunk in hand."""
+DEAD_PASSES = 3
+"""Passes that have to die when they have found something, and not all of it."""
+LINES = "invoice_line"
 DEADLINE = 120.0
 
 Claim: TypeAlias = tuple[str, int, int]
@@ -58,6 +62,7 @@ class Scenario:
             "FISHLADDER_BILLING_TARGET": target,
         }
         self.application = applications[0]
+        self.acknowledged = folder / "acknowledged.jsonl"
         self.processes = ExitStack()
 
     def start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
@@ -125,24 +130,46 @@ def until(done: Callable[[], bool], what: str, *, pause: float = 0.05) -> None:
 
 @pytest.mark.timeout(900)  # on a busy machine the Oracle wire emulator takes minutes
 def test_killed_lanes_and_appliers_lose_nothing(scenario: Scenario, monkeypatch: pytest.MonkeyPatch) -> None:
+    at, traffic = _begin(scenario, monkeypatch)
+    _kill_lanes(scenario, at)
+    for table in tasks.cut(at):
+        tasks.close_table(at, table)
+    _kill_appliers(scenario, at)
+    _end(scenario, at, traffic)
+    assert {at.ledger.clean_passes(table) for table in tasks.cut(at)} == {1}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_reconciliations_lose_nothing(scenario: Scenario, monkeypatch: pytest.MonkeyPatch) -> None:
+    at, traffic = _begin(scenario, monkeypatch)
+    for table in tasks.cut(at):
+        tasks.load_table(at, table, "1")
+        tasks.close_table(at, table)
+    _kill_passes(scenario, at)
+    for table in tasks.cut(at):
+        tasks.reconcile_table(at, table)
+    _end(scenario, at, traffic)
+
+
+def _begin(scenario: Scenario, monkeypatch: pytest.MonkeyPatch) -> tuple[tasks.Desk, subprocess.Popen[bytes]]:
+    """Customers at work on a migration that is prepared."""
     for name, value in scenario.environment.items():
         monkeypatch.setenv(name, value)
     seed = scenario.start("billing.seed", scenario.source, "--customers", str(CUSTOMERS), "--seed", "3")
     assert seed.wait(DEADLINE) == 0
     upgrade(scenario.environment["FISHLADDER_LEDGER"])
     at = desk(scenario.file)
-    traffic_log = scenario.folder / "acknowledged.jsonl"
+    log = scenario.acknowledged
     traffic = scenario.start(
-        "billing.traffic", scenario.application, "--rate", "60", "--seconds", "600", "--log", str(traffic_log)
+        "billing.traffic", scenario.application, "--rate", "60", "--seconds", "600", "--log", str(log)
     )
-    until(traffic_log.exists, "the first customer")
+    until(log.exists, "the first customer")
     tasks.prepare(at, actor="scenario")
+    return at, traffic
 
-    _kill_lanes(scenario, at)
-    for table in tasks.cut(at):
-        tasks.close_table(at, table)
-    _kill_appliers(scenario, at)
 
+def _end(scenario: Scenario, at: tasks.Desk, traffic: subprocess.Popen[bytes]) -> None:
     traffic.send_signal(signal.SIGTERM)
     assert traffic.wait(DEADLINE) == 0
     summary = json.loads(scenario.log("billing.traffic"))
@@ -151,14 +178,14 @@ def test_killed_lanes_and_appliers_lose_nothing(scenario: Scenario, monkeypatch:
     tasks.replicate(at, seconds=DEADLINE, until_idle=True)
 
     assert independent.compare(scenario.source, scenario.target, schema.TABLES) == []
-    assert independent.acknowledged(scenario.target, [traffic_log]) == []
+    assert independent.acknowledged(scenario.target, [scenario.acknowledged]) == []
     assert invariants.check(scenario.target) == []
     for table in tasks.cut(at):
         result = tasks.reconcile_table(at, table)
         assert (result.missing, result.extra, result.differs, result.deferred, result.rejected) == (0, 0, 0, 0, 0), (
             table
         )
-        assert at.ledger.clean_passes(table) == 1
+        assert at.ledger.checks(table, limit=1)[0].clean
     assert at.ledger.count_rejects() == 0
     assert verify(at.ledger.engine, "billing") == []
 
@@ -217,3 +244,35 @@ def _kill_appliers(scenario: Scenario, at: tasks.Desk) -> None:
         time.sleep(rng.uniform(0.0, 0.3))
         applier.kill()
         assert applier.wait() == -signal.SIGKILL, scenario.log("tests.scenario.worker")
+
+
+def _kill_passes(scenario: Scenario, at: tasks.Desk) -> None:
+    """Rows of the target are lost behind everybody's back, and who looks for them is killed on finding the first."""
+    rng = random.Random(3)
+    dead = last = 0
+
+    def found() -> bool:
+        newest = at.ledger.checks(LINES, limit=1)
+        return bool(newest) and newest[0].id > last and newest[0].clean is False
+
+    while dead < DEAD_PASSES:
+        _lose_rows(at)
+        worker = scenario.worker("reconcile")
+        until(lambda worker=worker: found() or worker.poll() is not None, "a mismatch", pause=0.001)  # type: ignore[misc]
+        time.sleep(rng.uniform(0.0, 0.03))
+        worker.kill()
+        assert worker.wait() == -signal.SIGKILL, scenario.log("tests.scenario.worker")
+        (newest,) = at.ledger.checks(LINES, limit=1)
+        assert newest.clean is False
+        dead, last = dead + (newest.finished_at is None), newest.id
+
+
+def _lose_rows(at: tasks.Desk) -> None:
+    """One in five."""
+    with at.ends() as (plan, (ends,)):
+        lines = plan.table(LINES).target
+        with ends.destination.read() as copy:
+            keys = [row_key(row, lines.key) for rows in copy.stream(lines, None, None) for row in rows]
+        with ends.destination.begin() as copy:
+            copy.delete(lines, keys[::5])
+            copy.commit()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import json
 import os
 import re
 import subprocess
@@ -12,12 +13,15 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from fishladder import tasks
-from fishladder.errors import LedgerError
+from fishladder.errors import LedgerError, TransientError
 from fishladder.operate import Order
+from tests import independent
 from tests.conftest import not_tested
-from tests.scenario.migration import DEADLINE, ROOT, Billing, migration, until
+from tests.scenario.migration import DEADLINE, ROOT, Billing, Witness, migration, until
+from tests.scenario.test_flip_outages import advance, ask, begun, crowd, cut_over, has_moved, of_nz, router, served
 from tests.servers import Unavailable, postgres
 
 LOADED = ("fishladder_home", "fishladder_applied", "plan", "customer", "subscription")
@@ -140,3 +144,84 @@ def chunks(billing: Billing) -> int:
 
 def copied(billing: Billing) -> list[tuple[int, ...]]:
     return billing.rows("target", "SELECT (SELECT count(*) FROM invoice), (SELECT count(*) FROM customer)")
+
+
+# In the middle of a flip ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(600)
+def test_a_ledger_from_before_the_switch_freezes_the_cohort_until_a_later_backup_is_restored(billing: Billing) -> None:
+    witness, ids = Witness(begun(billing)), of_nz(billing)
+    first, second = (billing.folder / f"{name}.jsonl" for name in ("first", "second"))
+    with crowd(billing, ids[:20], first) as customers:
+        attempt = ask(billing)
+        advance(billing, attempt, "drain")
+        until(lambda: customers.felt.queued.total() > 10, "writes to queue")
+        done(billing, command("pg_dump"))
+        served(customers, 10)  # of these the backup knows nothing
+        cut_over(billing, attempt)
+        assert has_moved(billing, attempt)
+        served(customers, 10)
+        refused = keys_refused(billing)
+        done(billing, later("pg_dump"))
+        billing.follow()
+
+        done(billing, command("pg_restore"))
+        is_frozen(billing, attempt.id, ids[0])
+        served(customers, 20)  # by a router that knows where they are
+    assert independent.accepted(billing.target.admin, [first], before=witness.before, refused=refused) == []
+
+    done(billing, later("pg_restore"))
+    done(billing, command("python -m fishladder ledger adopt"))
+    with crowd(billing, ids[20:], second) as newcomers:
+        served(newcomers, 20)
+    assert has_moved(billing, attempt)
+    witness.judge(first, second)
+    assert "is whole" in done(billing, f"python -m fishladder audit verify {billing.file}")
+
+
+def later(beginning: str) -> str:
+    """The command of the page for another backup."""
+    return command(beginning).replace("ledger.dump", "later.dump")
+
+
+def keys_refused(billing: Billing) -> set[str]:
+    """Of queued writes that the business refused."""
+    with billing.desk().ledger.engine.connect() as connection:
+        return set(connection.scalars(text("SELECT idempotency_key FROM ledger_queue WHERE state = 'refused'")))
+
+
+def is_frozen(billing: Billing, attempt: int, customer: int) -> None:
+    """As the page says: neither forward nor back, no new router serves it, no command decides it."""
+    ledger = billing.desk().ledger
+    waiting = len(ledger.next_queued("NZ", 1000))
+    assert waiting > 10
+    starting = router(billing, patience=1.0)
+    plan = {"customer_id": customer, "plan_id": 1, "billing_cycle": "yearly", "at": "2026-02-01T00:00:00"}
+    with pytest.raises(TransientError, match="repeat it with the same key"):
+        starting.write("change_plan", plan, key="a router that starts", entity=customer)
+    with pytest.raises(TransientError, match="could not be read"):
+        starting.read("account", {"customer_id": customer}, entity=customer)
+    starting.close()
+    frozen: tuple[Callable[[], object], ...] = (
+        lambda: tasks.cut_over(billing.desk(), attempt),
+        lambda: tasks.replicate(billing.desk(), seconds=1),
+        lambda: tasks.advance_attempts(billing.desk()),
+        lambda: tasks.ask(billing.desk(), "rollback", ["NZ"], actor="ada", reason="back"),
+    )
+    for task in frozen:
+        with pytest.raises(LedgerError, match="restored from a backup"):
+            task()
+    refused = shell(billing, command("python -m fishladder ledger adopt"))
+    assert refused.returncode and "the source's fences of NZ are ahead of the ledger" in refused.stderr, refused
+
+    # What the page says to compare
+    status = json.loads(done(billing, f"python -m fishladder status {billing.file} --json"))["cohorts"]["NZ"]
+    assert (status["stage"], status["owner"], status["epoch"]) == ("queue", "source", 2)
+    with billing.desk().stores() as pair:
+        fences = [store.fences()["NZ"] for store in pair]  # type: ignore[attr-defined]
+    assert [(fence.writer, fence.epoch) for fence in fences] == [("copier", 3), ("application", 3)]
+    verified = shell(billing, f"python -m fishladder audit verify {billing.file}")
+    assert verified.returncode and "which is not in it any more" in verified.stdout, verified
+    assert len(ledger.next_queued("NZ", 1000)) == waiting
+    assert ledger.attempt(attempt).step == "drain"

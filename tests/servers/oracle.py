@@ -189,6 +189,8 @@ def _ensure_accounts(cursor: Cursor, password: str) -> None:
         except oracledb.DatabaseError as error:
             if error.args[0].code != _EXISTS:
                 raise
+            # The password of a server that has come back on another port is another one.
+            cursor.execute(f'ALTER USER {account} IDENTIFIED BY "{password}"')
         cursor.execute(f"GRANT {rights} TO {account}")
 
 

@@ -1,4 +1,4 @@
-"""One planted bug for each rule of design §9 and §10, as in ``bugs``: a cohort moves without it."""
+"""A planted bug for each rule of design §9 and §10 but those in ELSEWHERE, as in ``bugs``: a cohort moves without."""
 
 from __future__ import annotations
 
@@ -300,6 +300,7 @@ _FLIP, _ATTACKS = "unit/test_flip.py::test_", "unit/test_flip_attacks.py::test_"
 _SERVING = "unit/test_serving.py::test_"
 _APPROVALS, _COMPLETED = "unit/test_approvals.py::test_", "unit/test_completed.py::test_"
 ELSEWHERE: dict[str, str] = {
+    "homes are copied before all rows": "unit/test_plan.py::test_parents_come_before_children_and_homes_before_all",
     "one open attempt for each cohort": _FLIP + "two_attempts_for_one_cohort",
     "a flip starts from off or shadow, a rollback from live": _FLIP + "who_cannot_go",
     "waves in their order, shared tables last, first back and completed last": _FLIP

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from fishladder import install
-from fishladder.apply import Dirty, _Batch, apply_batch, follow, read_dirty
+from fishladder import apply, install
+from fishladder.apply import Dirty, Followed, _Batch, apply_batch, follow, read_dirty
 from fishladder.clock import SystemClock
 from fishladder.errors import CoverageError, FishladderError, TransientError
 from fishladder.fence import set_fence
@@ -172,6 +172,26 @@ def test_a_pause_is_honoured(loaded: Small) -> None:
     assert not _equal(loaded)
     loaded.ledger.set_control(paused=False, actor="operator")
     loaded.follow()
+    assert _equal(loaded)
+
+
+def test_a_pause_in_mid_work_ends_the_batch_it_comes_in(loaded: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apply, "BATCH", 2)
+    left = []
+
+    class Paused(SystemClock):
+        """The applier waits for the first time: it is paused, and may go on."""
+
+        def sleep(self, seconds: float) -> None:
+            left.append(len(loaded.rows("source", "SELECT * FROM fishladder_journal")))
+            loaded.ledger.set_control(paused=False, actor="operator")
+
+    def pause(report: Followed) -> None:
+        loaded.ledger.set_control(paused=report.applied == 2, actor="operator")
+
+    loaded.application("UPDATE item SET amount = 100", "UPDATE line SET text = 'new'")
+    follow(loaded.plan, [loaded.ends], loaded.ledger, Paused(), seconds=60, until_idle=True, progress=pause)
+    assert left == [4]
     assert _equal(loaded)
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -169,6 +171,33 @@ def test_start_is_idempotent_survives_a_kill_and_stop_leaves_nothing(
     assert server.running() is None
     assert not server.home.exists()
     assert _processes(server.home) == []
+
+
+def test_an_oracle_that_comes_back_on_another_port_lets_the_accounts_in(
+    pytestconfig: pytest.Config, folder: Path
+) -> None:
+    if os.environ.get(oracle.OracleEmulator.variable):
+        pytest.skip("the server of this run is not one that tests.servers started")
+    server = oracle.OracleEmulator(home=folder / "server")
+    try:
+        try:
+            before = server.start()
+        except Unavailable as reason:
+            not_tested(pytestconfig, "Oracle wire emulator", reason)
+        with oracle.database(before):
+            pass
+        pid = server.pid()
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        _wait_until(lambda: server.running() is None)
+        with socket.create_server(("127.0.0.1", urlsplit(before).port or 0)):
+            after = server.start()
+        assert after != before
+        with oracle.database(after) as database:
+            for url in (database.copier, database.application):
+                assert _execute(url, "SELECT 1 FROM dual", oracle.connect) == [(1,)]
+    finally:
+        server.stop()
 
 
 @pytest.mark.mysql

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -14,11 +15,12 @@ from fishladder.cli import main
 from fishladder.clock import SystemClock
 from fishladder.errors import FatalError, InputError, LedgerError
 from fishladder.fence import set_fence
-from fishladder.ledger import Ledger, Told
+from fishladder.ledger import Ledger, Told, open_ledger
 from fishladder.operate import Order
 from fishladder.restored import check_ledger, tell_target
 from fishladder.stores import connect_url, open_store
-from tests import independent
+from tests import independent, ledgers
+from tests.docs.test_docs import DOCS, blocks
 from tests.unit.small import SPEC, Small
 
 TABLES = ["price", "customer", "item", "line"]
@@ -280,3 +282,36 @@ def test_the_command_adopts(
     assert main(["ledger", "adopt", str(file)]) == 0
     assert "run small_load" in capsys.readouterr().out
     assert main(["ledger", "adopt", str(file)]) == 2
+
+
+@pytest.mark.parametrize("flip_was_begun", [True, False])
+def test_a_lost_ledger_is_a_new_migration(
+    small: Small, desk: tasks.Desk, monkeypatch: pytest.MonkeyPatch, flip_was_begun: bool
+) -> None:
+    """As docs/disaster-recovery.md says; its own lines take fishladder out of the stores."""
+    load_all(small, desk)
+    replicate(desk)
+    if flip_was_begun:  # and given up
+        for epoch, writer in enumerate(("nobody", "application"), 2):
+            set_fence(small.source, SystemClock(), "NZ", writer, epoch, head="9 of the chain that is lost")
+    ledgers.create(url := f"sqlite:///{small.folder / 'new.db'}")
+    with closing(open_ledger(url, migration="small")) as ledger:
+        anew = replace(desk, ledger=ledger)
+        small.damage(*(f"DELETE FROM {table}" for table in reversed(TABLES)))
+        with pytest.raises(LedgerError, match="restored from a backup"):
+            tasks.prepare(anew, actor="ada")
+        with pytest.raises(FatalError, match="ahead of the ledger"):
+            tasks.adopt_ledger(anew, actor="ada")
+
+        monkeypatch.setenv("FISHLADDER_SHOP_NEW", small.url("target"))
+        monkeypatch.setenv("FISHLADDER_SHOP_OLD", small.url("source" if flip_was_begun else "target"))
+        (lines,) = blocks(DOCS / "disaster-recovery.md", "python")
+        exec(lines, {})
+        small.application("UPDATE item SET amount = amount + 1")
+        tasks.prepare(anew, actor="ada")
+        small.application("UPDATE item SET amount = amount + 1")
+        load_all(small, anew)
+        replicate(anew)
+        assert independent.compare(small.url("source"), small.url("target"), TABLES) == []
+        assert all(tasks.reconcile_table(anew, table).missing == 0 for table in TABLES)
+        assert tasks.ask_stores(anew) == []
