@@ -128,7 +128,8 @@ def check_installed(migration: str, source: Store, target: Store) -> None:
         if other not in (None, migration):
             raise InputError(
                 f"the {side} is installed for {other}: two migrations would take each other's changes from its journal;"
-                f" end that one with {other}_finish, or give {migration} another {side}"
+                f" end that one with {other}_finish, or, while no cohort of it has moved, take fishladder out of both"
+                f" stores as docs/disaster-recovery.md says, or give {migration} another {side}"
             )
 
 
