@@ -45,7 +45,7 @@ def main() -> int:
         prog="python -m benchmarks",
         description=__doc__,
         epilog=f"Set in the environment: ROWS=n, the size; CASES=a,b out of {', '.join(CASES)}; PEERS=1 to install"
-        " and run other tools beside fishladder.",
+        " and run other tools beside fishladder; NICE=n, the priority of copiers in the case flip.",
     ).parse_args()
     size = os.environ.get("ROWS") or "1000000"
     if not size.isdecimal() or not SMALLEST <= int(size) <= LARGEST:

@@ -52,9 +52,10 @@ BEFORE_SECONDS = 2.0
 """How long reads are timed before each move, while nothing compares or moves."""
 REST_SECONDS = 0.5
 """What a move has held up is answered in this time, and counts for nothing that comes later."""
-NICE = 10
+NICE = int(os.environ.get("NICE") or "10")
 """The priority of what copies and cuts over, below the customers' and the server's: in use, Airflow's workers have
-machines of their own, and here they would take the processors that answer customers.
+machines of their own, and here they would take the processors that answer customers. On a machine that is busy with
+other things they get nowhere by it.
 """
 START_SECONDS = 120.0
 CALLS = 300
