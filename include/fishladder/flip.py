@@ -97,18 +97,19 @@ def check_loads(plan: Plan, target: Store) -> None:
         )
 
 
-def check_newest(stores: Mapping[Side, Store], attempt: Attempt) -> None:
+def check_newest(ledger: Ledger, stores: Mapping[Side, Store], attempt: Attempt) -> None:
     """Raises LedgerError where a store knows a newer epoch of the cohort than this ledger, which was restored then.
 
     Before an abort: its epoch would be the one that the stores have, and nothing would look restored any more. A store
-    that does not answer is not asked: it must not keep customers waiting at the other one.
+    that does not answer is not asked: it must not keep customers waiting at the other one. Raises StaleError when
+    somebody else has taken the attempt further.
     """
     for side, store in stores.items():
         assert isinstance(store, Fenced)
         with suppress(TransientError, AmbiguousError):
             found = store.fences().get(attempt.cohort)
             if found is not None and found.epoch > attempt.epoch:
-                raise _frozen(attempt, side, found)
+                raise _ahead(ledger, attempt, side, found)
 
 
 def _wave(spec: Migration, cohort: str) -> int:
@@ -237,12 +238,13 @@ class Cutover:
         return (self.clock.now() - attempt.fenced_at).total_seconds() > attempt.deadline
 
     def _abort(self, attempt: Attempt, why: str) -> Attempt:
-        check_newest(self.stores, attempt)
-        self.say(f"{attempt.cohort}: aborted: {why}")
         try:
-            return self.ledger.abort(attempt, why)
+            check_newest(self.ledger, self.stores, attempt)
+            aborted = self.ledger.abort(attempt, why)
         except StaleError:
             return self.ledger.attempt(attempt.id)
+        self.say(f"{attempt.cohort}: aborted: {why}")
+        return aborted
 
     # The steps
 
@@ -300,9 +302,7 @@ class Cutover:
         found = set_fence(store, self.clock, attempt.cohort, writer, wanted.epoch, deadline=patience, head=attempt.head)
         if found == wanted:
             return
-        if self.ledger.attempt(attempt.id) != attempt:
-            raise StaleError(f"{attempt.cohort}: somebody else has taken attempt no. {attempt.id} further")
-        raise _frozen(attempt, side, found)
+        raise _ahead(self.ledger, attempt, side, found)
 
     def _check_fenced(self, attempt: Attempt) -> None:
         """Whether the fence is still as it was raised. Raises LedgerError."""
@@ -508,7 +508,10 @@ class _Frozen(LedgerError):
     """Neither forward nor back: what the stores say and what the ledger says cannot both be true."""
 
 
-def _frozen(attempt: Attempt, side: Side, found: Fence) -> _Frozen:
+def _ahead(ledger: Ledger, attempt: Attempt, side: Side, found: Fence) -> FishladderError:
+    """What it means that a fence is not of the epoch in which its caller believes the attempt."""
+    if ledger.attempt(attempt.id) != attempt:
+        return StaleError(f"{attempt.cohort}: somebody else has taken attempt no. {attempt.id} further")
     return _Frozen(
         f"{attempt.cohort}: the {side}'s fence says {found.writer} in epoch {found.epoch}, the ledger is in epoch"
         f" {attempt.epoch}: the ledger was restored from a backup, or another ledger moves this cohort. It stays as it"

@@ -672,7 +672,7 @@ def abort_by_hand(desk: Desk, attempt: int, why: str, *, actor: str) -> Attempt:
     found = desk.ledger.attempt(attempt)
     if found.step != "verify":
         with desk.stores() as (source, target):
-            flip.check_newest({"source": source, "target": target}, found)
+            flip.check_newest(desk.ledger, {"source": source, "target": target}, found)
     return desk.ledger.abort(found, why, actor=actor)
 
 

@@ -21,7 +21,7 @@ from fishladder.clock import SystemClock
 from fishladder.errors import InputError, LedgerError, StaleError
 from fishladder.fence import set_fence
 from fishladder.flip import Stalled, check_ids, wave_needs
-from fishladder.ledger import DirtyKey, Mismatch, Queued, Reject, Route, open_ledger
+from fishladder.ledger import Attempt, DirtyKey, Mismatch, Queued, Reject, Route, open_ledger
 from fishladder.serving import Refused, Replayer
 from fishladder.serving.replay import TURN
 from fishladder.spec import loads
@@ -97,6 +97,19 @@ def test_every_step_may_be_repeated_by_another_at_any_time(flips: Flips) -> None
             break
     assert seen == ["verify", "fence", "drain", "compare", "open", "close", "replay"]
     assert flips.cutover.advance(number).outcome == "done"
+
+
+def test_who_slept_until_others_were_done_freezes_nothing(flips: Flips) -> None:
+    """It finds fences of an epoch that is newer than the one in which it went to sleep."""
+    number = flips.verified()
+    flips.until(number, "compare")
+
+    def sleeps(attempt: Attempt, fenced: bool) -> Sequence[str]:
+        flips.cutover.run(number)
+        return ()
+
+    assert replace(flips.cutover, gates=sleeps).advance(number).outcome == "done"
+    assert flips.fences() == [("copier", 3), ("application", 3)]
 
 
 # What waits, and what aborts ---------------------------------------------------------------------------------------
