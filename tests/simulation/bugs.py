@@ -903,7 +903,7 @@ FOUND_AT: dict[str, int] = {
     "chunk_done_before_its_rows": 5,
     "chunk_without_token": 5,
     "closed_by_the_generation_before": 157,
-    "closed_with_chunks_missing": 10,
+    "closed_with_chunks_missing": 2,
     "compares_keys_only": 27,
     "copier_with_foreign_keys": 4,
     "coverage_unchecked_by_the_applier": 248,

@@ -15,6 +15,7 @@ from unittest.mock import patch
 import pytest
 
 from fishladder import apply
+from fishladder.serving import replay
 from fishladder.stores import sql
 from tests.simulation import run
 from tests.simulation.bugs import Bug, Plant
@@ -127,8 +128,9 @@ def test_a_planted_bug_is_found(bug: str, searches: dict[str, Future[int | None]
 
 
 def test_routers_that_believe_for_a_minute_do_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the bug ``epochs_not_compared`` has them believe: it alone is what is found there."""
+    """As with the bug ``epochs_not_compared``, and no faster a replay: it alone is what is found there."""
     monkeypatch.setattr(run, "ROUTE_SECONDS", 60.0)
+    monkeypatch.setattr(replay, "TURN", 1e-6)
     assert attempt(FOUND_AT["epochs_not_compared"])[2] is None
 
 
